@@ -1,0 +1,56 @@
+"""Every exception that dtrain raises for its users.
+
+::
+
+    DtrainError                  exit code 1
+    ├── UsageError               2    an option or argument that cannot be
+    ├── NotRunnable              127  a command, script or package that is not there
+    │   └── MissingDependency    127  ... an optional package; says which command installs it
+    ├── RankError                1    the rank variables are absent, or contradict each other or the world
+    ├── WorkspaceError           1    a workspace or run folder that cannot be found, read or written
+    ├── CommunicationError       1    ranks that do not agree on what they exchange
+    ├── CheckpointError          1    a checkpoint that cannot be written whole, or does not verify
+    └── RegistryError            1    a model or version that cannot be registered, found or trusted
+
+A message says what was asked, what is allowed, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class DtrainError(Exception):
+    """Base of all of dtrain's exceptions; ``exit_code`` is what the command line returns for it."""
+
+    exit_code: int = 1
+
+
+class UsageError(DtrainError):
+    exit_code = 2
+
+
+class NotRunnable(DtrainError):
+    exit_code = 127
+
+
+class MissingDependency(NotRunnable):
+    pass
+
+
+class RankError(DtrainError):
+    pass
+
+
+class WorkspaceError(DtrainError):
+    pass
+
+
+class CommunicationError(DtrainError):
+    pass
+
+
+class CheckpointError(DtrainError):
+    pass
+
+
+class RegistryError(DtrainError):
+    pass

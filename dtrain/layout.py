@@ -1,0 +1,247 @@
+"""Every path that dtrain reads or writes, and how a file is written whole.
+
+A workspace holds runs and the registry; a run folder holds what one job was asked to do, what it did and what came out of
+it. Nothing else in dtrain joins path names.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from dtrain.errors import UsageError, WorkspaceError
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def check_name(kind: str, name: str) -> str:
+    """Return ``name`` when it may be a path component and part of ``name:version``, else raise UsageError."""
+    if not NAME_PATTERN.fullmatch(name):
+        raise UsageError(
+            f"{kind} name {name!r} is not allowed; use 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit"
+        )
+    return name
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the folder's own entries (a rename, a new file) durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data``, whole and durable: a reader sees the old file or the new one, also after a crash.
+
+    Raises OSError (disk full, no permission); the old file is then untouched and no temporary file is left.
+    """
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+    fsync_folder(path.parent)
+
+
+def _umask() -> int:
+    # mkstemp makes files private (0600); a run folder is as open as any other file of its user.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` (of JSON's types, and NumPy scalars and paths) to ``path`` atomically; raises OSError."""
+    atomic_write(path, orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY, default=str) + b"\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a file that :func:`write_json` wrote.
+
+    Raises FileNotFoundError when it is absent (the one thing that readers forgive) and WorkspaceError when it is damaged.
+    """
+    data = path.read_bytes()
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise WorkspaceError(
+            f"{path} is damaged ({error}); dtrain writes it in one piece, so something else changed it"
+        ) from error
+
+
+@dataclass(frozen=True)
+class RankLayout:
+    """The files of one rank: ``ranks/00000/``."""
+
+    root: Path
+
+    @property
+    def output_log(self) -> Path:
+        """What the rank wrote to its standard output and error, raw."""
+        return self.root / "output.log"
+
+    @property
+    def process(self) -> Path:
+        """Host, process ids and start of the rank's process."""
+        return self.root / "process.json"
+
+    @property
+    def error(self) -> Path:
+        """How the rank failed; absent while it has not."""
+        return self.root / "error.json"
+
+    @property
+    def done(self) -> Path:
+        """The rank's completion record; a run without one from every rank did not succeed."""
+        return self.root / "done.json"
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """One run folder: ``runs/<experiment>-<utc>-<4 hex>/``."""
+
+    root: Path
+
+    @property
+    def id(self) -> str:
+        return self.root.name
+
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace(self.root.parent.parent)
+
+    @property
+    def spec(self) -> Path:
+        return self.root / "spec.json"
+
+    @property
+    def status(self) -> Path:
+        return self.root / "status.json"
+
+    @property
+    def tags(self) -> Path:
+        return self.root / "tags.json"
+
+    @property
+    def code(self) -> Path:
+        return self.root / "code"
+
+    @property
+    def outputs(self) -> Path:
+        return self.root / "outputs"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def metrics(self) -> Path:
+        return self.outputs / "metrics"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.outputs / "checkpoints"
+
+    @property
+    def launcher_log(self) -> Path:
+        """What the launcher itself (mpirun) printed, raw: its own complaints, and ranks that died before they began."""
+        return self.root / "launcher.log"
+
+    @property
+    def ranks(self) -> Path:
+        return self.root / "ranks"
+
+    def rank(self, rank: int) -> RankLayout:
+        return RankLayout(self.ranks / f"{rank:05d}")
+
+    def metrics_file(self, rank: int) -> Path:
+        return self.metrics / f"rank-{rank:05d}.jsonl"
+
+    def make_folders(self, size: int) -> None:
+        """Make the folders of a run of ``size`` ranks and the links by which a script's ./outputs and ./logs lead here."""
+        for folder in (self.code, self.metrics, self.checkpoints, self.logs, *(self.rank(r).root for r in range(size))):
+            folder.mkdir(parents=True, exist_ok=True)
+        for name in ("outputs", "logs"):
+            link = self.code / name
+            if not link.is_symlink():
+                link.symlink_to(Path("..") / name)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folder that holds runs and the registry."""
+
+    root: Path
+
+    @property
+    def registry(self) -> Path:
+        return self.root / "registry"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    def create_run(self, experiment: str) -> RunLayout:
+        """Make a new, empty run folder. Raises UsageError for a bad name, WorkspaceError when it cannot be written."""
+        check_name("experiment", experiment)
+        while True:
+            stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+            run = RunLayout((self.runs / f"{experiment}-{stamp}-{secrets.token_hex(2)}").absolute())
+            try:
+                self.runs.mkdir(parents=True, exist_ok=True)
+                run.root.mkdir()
+            except FileExistsError as error:
+                if self.runs.is_dir():
+                    continue
+                raise WorkspaceError(f"workspace {self.root} cannot be used: {error.filename} is not a folder") from error
+            except OSError as error:
+                raise WorkspaceError(
+                    f"workspace {self.root} cannot be written: {error.strerror}; "
+                    "choose another with --workspace or DTRAIN_WORKSPACE"
+                ) from error
+            return run
+
+    def list_runs(self) -> list[RunLayout]:
+        """All run folders, oldest first (by the time in their names, then by their folder's time)."""
+        if not self.runs.is_dir():
+            return []
+        found = [RunLayout(path.absolute()) for path in self.runs.iterdir() if (path / "spec.json").is_file()]
+        return sorted(found, key=lambda run: (run.id.split("-")[-2:-1], run.spec.stat().st_mtime_ns))
+
+    def find_run(self, reference: str) -> RunLayout:
+        """The run that ``reference`` means: a run id, a unique beginning of one, ``latest``, or the path of a run folder."""
+        if "/" in reference:
+            run = RunLayout(Path(reference).absolute())
+            if run.spec.is_file():
+                return run
+            raise WorkspaceError(f"{reference} is not a run folder (it has no {run.spec.name})")
+        runs = self.list_runs()
+        if not runs:
+            raise WorkspaceError(
+                f"no run in workspace {self.root}; `dtrain run` makes one, and --workspace chooses another workspace"
+            )
+        if reference == "latest":
+            return runs[-1]
+        matches = [run for run in runs if run.id == reference] or [run for run in runs if run.id.startswith(reference)]
+        if len(matches) == 1:
+            return matches[0]
+        some = ", ".join(run.id for run in (matches or runs)[-5:])
+        if matches:
+            raise WorkspaceError(f"run {reference!r} is not unique: {len(matches)} runs begin so, the newest are {some}")
+        raise WorkspaceError(f"no run {reference!r} in workspace {self.root}; the newest are {some}")

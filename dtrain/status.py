@@ -1,0 +1,145 @@
+"""What is recorded about a run's processes and its outcome: written by ranks and supervisor, read by everybody.
+
+``ranks/N/process.json`` when a rank starts, ``done.json`` when it ended well, ``error.json`` when it did not;
+``status.json`` for the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import orjson
+
+from dtrain.errors import WorkspaceError
+from dtrain.layout import RunLayout, read_json, write_json
+from dtrain.processes import ProcessRecord
+
+State = Literal["running", "completed", "failed", "canceled"]
+T = TypeVar("T")
+
+# A line with this beginning on a rank's own stderr carries its error record when its files cannot be written (disk full).
+ERROR_LINE = "dtrain-rank-error "
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankFailure:
+    """How one rank failed.
+
+    ``kind``: ``exception`` (uncaught), ``exit`` (a code other than 0), ``signal`` (killed by one that dtrain did not send),
+    ``ended`` (by the launcher or dtrain, because of something else).
+    """
+
+    rank: int
+    host: str
+    time: float
+    exit_code: int
+    kind: Literal["exception", "exit", "signal", "ended"]
+    message: str
+    traceback: str = ""
+
+    def describe(self) -> str:
+        return f"rank {self.rank} on {self.host}: {self.message}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus:
+    """The outcome of a run so far; times in Unix seconds; ``cause`` is one sentence, empty when there is nothing to say."""
+
+    state: State
+    size: int
+    started: float
+    ended: float | None = None
+    exit_code: int | None = None
+    cause: str = ""
+    failure: RankFailure | None = None
+    supervisor: ProcessRecord | None = None
+
+    @property
+    def duration_s(self) -> float | None:
+        return None if self.ended is None else self.ended - self.started
+
+
+def write_record(path: Path, record: Any) -> None:
+    """Write one of this module's records atomically; raises OSError."""
+    write_json(path, dataclasses.asdict(record))
+
+
+def failure_to_line(failure: RankFailure) -> str:
+    return ERROR_LINE + orjson.dumps(dataclasses.asdict(failure)).decode()
+
+
+def failure_from_line(line: str) -> RankFailure:
+    return RankFailure(**orjson.loads(line.removeprefix(ERROR_LINE)))
+
+
+def _read_record(path: Path, kind: type[T]) -> T | None:
+    try:
+        return kind(**read_json(path))
+    except FileNotFoundError:
+        return None
+    except TypeError as error:
+        raise WorkspaceError(f"{path} does not hold what this dtrain writes ({error}); it may be of another version") from error
+
+
+def read_failure(run: RunLayout, rank: int) -> RankFailure | None:
+    return _read_record(run.rank(rank).error, RankFailure)
+
+
+def read_process(run: RunLayout, rank: int) -> ProcessRecord | None:
+    return _read_record(run.rank(rank).process, ProcessRecord)
+
+
+def first_failure(failures: list[RankFailure]) -> RankFailure | None:
+    """The earliest failure that was not the consequence of another."""
+    own = [failure for failure in failures if failure.kind != "ended"]
+    return min(own, key=lambda failure: (failure.time, failure.rank), default=None)
+
+
+def read_status(run: RunLayout) -> RunStatus:
+    """The run's status, judged from the ranks' records where nobody supervises it, or no longer does.
+
+    Raises WorkspaceError when the folder holds no run or a damaged one.
+    """
+    try:
+        values = read_json(run.status)
+    except FileNotFoundError:
+        raise WorkspaceError(f"{run.root} holds no started run: there is no {run.status.name}") from None
+    for name, kind in (("failure", RankFailure), ("supervisor", ProcessRecord)):
+        if values.get(name) is not None:
+            values[name] = kind(**values[name])
+    status = RunStatus(**values)
+    if status.state != "running":
+        return status
+    if status.supervisor is not None:
+        if not status.supervisor.vanished():
+            return status
+        return dataclasses.replace(
+            status, state="failed", exit_code=1, cause="its supervisor (dtrain run) was killed or its host restarted"
+        )
+    return _judge(run, status)
+
+
+def _judge(run: RunLayout, status: RunStatus) -> RunStatus:
+    """The status of a run that mpirun or a person started, from what its ranks left."""
+    ranks = range(status.size)
+    failure = first_failure([found for rank in ranks if (found := read_failure(run, rank)) is not None])
+    if failure is not None:
+        state: State = "canceled" if failure.exit_code == 128 + signal.SIGINT else "failed"
+        return dataclasses.replace(
+            status, state=state, exit_code=failure.exit_code, ended=failure.time, cause=failure.describe(), failure=failure
+        )
+    done = {rank: run.rank(rank).done for rank in ranks if run.rank(rank).done.is_file()}
+    if len(done) == status.size:
+        return dataclasses.replace(
+            status, state="completed", exit_code=0, ended=max(path.stat().st_mtime for path in done.values())
+        )
+    for rank in ranks:
+        process = read_process(run, rank)
+        if rank not in done and process is not None and process.vanished():
+            cause = f"rank {rank} on {process.host} vanished without a word: it was killed, or its host restarted"
+            return dataclasses.replace(status, state="failed", exit_code=1, cause=cause)
+    return status
