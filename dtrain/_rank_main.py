@@ -1,0 +1,251 @@
+"""The first code in every rank that dtrain launches: ``python -m dtrain._rank_main SCRIPT ARGS...`` (or ``-m MODULE``).
+
+Two processes a rank. The *guard* is what the launcher started; it forks the *script*'s process, waits for it, and records how it
+ended, so that also a rank that is killed or crashes in native code leaves a record with its time and signal. Guard and
+script die together: each is told by the kernel when its parent is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.abc
+import importlib.machinery
+import os
+import re
+import runpy
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType, ModuleType, TracebackType
+from typing import Literal, NoReturn
+
+from dtrain.env import RankEnv
+from dtrain.errors import RankError
+from dtrain.layout import RankLayout, RunLayout, write_json
+from dtrain.processes import ProcessRecord, die_with_parent, signal_name
+from dtrain.status import RankFailure, failure_to_line, write_record
+
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Recorder:
+    """Writes the rank's own records; falls back to the launcher's pipe when the rank's files cannot be written."""
+
+    def __init__(self, rank_env: RankEnv, files: RankLayout) -> None:
+        self.env, self.files = rank_env, files
+        # The pipe to the launcher, before the rank's output goes to its file.
+        self._pipe = os.dup(2)
+
+    def failure(
+        self, kind: Literal["exception", "exit", "signal", "ended"], exit_code: int, message: str, trace: str = ""
+    ) -> None:
+        """Record how the rank failed, unless it is recorded already."""
+        if self.files.error.exists():
+            return
+        record = RankFailure(
+            rank=self.env.rank,
+            host=socket.gethostname(),
+            time=time.time(),
+            exit_code=exit_code,
+            kind=kind,
+            message=message,
+            traceback=trace,
+        )
+        try:
+            write_record(self.files.error, record)
+        except OSError:
+            os.write(self._pipe, f"{failure_to_line(record)}\n".encode())
+
+    def done(self) -> int:
+        """Record that the rank ended well, and return its exit code."""
+        try:
+            write_json(self.files.done, {"time": time.time()})
+        except OSError as error:
+            self.failure(
+                "exit", 1, f"finished, but its completion record cannot be written: {error.strerror} ({self.files.done})"
+            )
+            return 1
+        return 0
+
+
+def main() -> NoReturn:
+    rank_env = RankEnv.read()
+    if rank_env.run_dir is None:
+        raise RankError("dtrain._rank_main is started by `dtrain run`, which says in DTRAIN_RUN_DIR where the run lies")
+    files = RunLayout(rank_env.run_dir).rank(rank_env.rank)
+    files.root.mkdir(parents=True, exist_ok=True)
+    recorder = Recorder(rank_env, files)
+    if rank_env.supervised:
+        _send_output_to(files.output_log)
+    die_with_parent(signal.SIGKILL)
+    # The script's process waits until its record is written: then whoever ends the rank finds both processes.
+    ready_read, ready_write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        die_with_parent(signal.SIGKILL)
+        os.close(ready_write)
+        os.read(ready_read, 1)
+        os.close(ready_read)
+        _run_script(recorder, sys.argv[1:])
+    os.close(ready_read)
+    with contextlib.suppress(OSError):  # a full disk is reported by what the script then cannot write
+        write_record(files.process, ProcessRecord.of(child))
+    _guard(recorder, child, ready_write)
+
+
+def _send_output_to(path: Path) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+
+def _guard(recorder: Recorder, child: int, ready: int) -> NoReturn:
+    """Wait for the script's process, pass signals on to it, record its end, and end alike."""
+    told_to_end: list[int] = []
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        if number in (signal.SIGTERM, signal.SIGINT):
+            told_to_end.append(number)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number)
+
+    for number in _FORWARDED:
+        signal.signal(number, forward)
+    os.close(ready)
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code == 0:
+        os._exit(recorder.done())
+    exit_code = 128 - code if code < 0 else code
+    if told_to_end:
+        recorder.failure("ended", exit_code, f"ended by {signal_name(told_to_end[0])}")
+    elif code < 0:
+        recorder.failure("signal", exit_code, f"killed by {signal_name(-code)}")
+    else:
+        recorder.failure("exit", exit_code, f"exited with code {exit_code}")
+    os._exit(exit_code)
+
+
+def _run_script(recorder: Recorder, argv: Sequence[str]) -> NoReturn:
+    """Run the user's script or module as ``__main__``, as Python itself would, and leave with its exit code."""
+    _check_worlds(recorder.env)
+    try:
+        if argv[0] == "-m":
+            sys.argv = list(argv[1:])
+            sys.path[0] = os.getcwd()
+            runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = list(argv)
+            sys.path[0] = str(Path(argv[0]).absolute().parent)
+            runpy.run_path(argv[0], run_name="__main__")
+    except SystemExit as error:
+        _leave(_exit_code(recorder, error))
+    except BaseException as error:
+        error = error.with_traceback(_own_frames(error.__traceback__))
+        sys.excepthook(type(error), error, error.__traceback__)
+        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        exit_code = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+        summary = "".join(traceback.format_exception_only(type(error), error)).strip()
+        recorder.failure("exception", exit_code, summary, text)
+        _leave(exit_code)
+    _leave(0)
+
+
+def _exit_code(recorder: Recorder, error: SystemExit) -> int:
+    """The exit code that Python gives a SystemExit; anything but 0 is recorded with the place it came from."""
+    if error.code is None or error.code == 0:
+        return 0
+    exit_code = error.code & 0xFF if isinstance(error.code, int) else 1
+    if not isinstance(error.code, int):
+        print(error.code, file=sys.stderr)
+    trace = "".join(traceback.format_tb(_own_frames(error.__traceback__)))
+    recorder.failure(
+        "exit",
+        exit_code,
+        f"called sys.exit({error.code!r})",
+        f"Traceback (most recent call last):\n{trace}SystemExit: {error.code}",
+    )
+    return exit_code
+
+
+def _own_frames(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback without the frames of this module and of runpy, which are not the user's."""
+    while trace is not None and trace.tb_frame.f_code.co_filename in (__file__, runpy.__file__, "<frozen runpy>"):
+        trace = trace.tb_next
+    return trace
+
+
+def _leave(exit_code: int) -> NoReturn:
+    """End the script's process.
+
+    A failed rank of several must not reach MPI_Finalize, which mpi4py calls at exit: it waits there for ranks that wait for it.
+    """
+    mpi = sys.modules.get("mpi4py.MPI")
+    if exit_code != 0 and mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized() and mpi.COMM_WORLD.Get_size() > 1:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(exit_code)
+    sys.exit(exit_code)
+
+
+class _WorldCheck(importlib.abc.MetaPathFinder):
+    """Compares mpi4py's world with the launcher's when the script imports mpi4py, whether or not it knows of dtrain.
+
+    An mpirun and an mpi4py of different MPIs make N worlds of one rank, each of which trains everything and exits with 0.
+    """
+
+    def __init__(self, rank_env: RankEnv) -> None:
+        self._env = rank_env
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        after = {"mpi4py": self._come_first, "mpi4py.MPI": self._check}.get(fullname)
+        if after is None:
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next((found for finder in others if (found := finder.find_spec(fullname, path, target))), None)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _LoadThen(spec.loader, after)
+        return spec
+
+    def _come_first(self, _module: ModuleType) -> None:
+        # mpi4py's package puts a finder of its own, which picks the build for the MPI it found, in front of us.
+        sys.meta_path.remove(self)
+        sys.meta_path.insert(0, self)
+
+    def _check(self, module: ModuleType) -> None:
+        if module.Is_initialized():
+            self._env.check_world_size(module.COMM_WORLD.Get_size(), re.split(r"[,\n]", module.Get_library_version())[0])
+
+
+class _LoadThen(importlib.abc.Loader):
+    """Another loader, and what to do once it has executed the module."""
+
+    def __init__(self, loader: importlib.abc.Loader, then: Callable[[ModuleType], None]) -> None:
+        self._loader, self._then = loader, then
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        self._then(module)
+
+
+def _check_worlds(rank_env: RankEnv) -> None:
+    if rank_env.size > 1:
+        sys.meta_path.insert(0, _WorldCheck(rank_env))
+
+
+if __name__ == "__main__":
+    main()

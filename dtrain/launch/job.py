@@ -1,0 +1,111 @@
+"""The submit side in three steps: make the run folder, plan, supervise."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from dtrain.errors import UsageError, WorkspaceError
+from dtrain.launch import local, mpi
+from dtrain.launch.console import Console
+from dtrain.launch.plan import LaunchPlan
+from dtrain.launch.supervise import Limits, Supervisor
+from dtrain.layout import RunLayout, Workspace, write_json
+from dtrain.snapshot import take_snapshot
+from dtrain.spec import JobSpec
+from dtrain.status import RunStatus
+
+_SHOWN_LINES = 20
+
+
+def planner(spec: JobSpec) -> Callable[[RunLayout, Path], LaunchPlan]:
+    """Ask the machine, once, for what the launcher of ``spec`` needs to know (which MPI); planning itself is then pure.
+
+    Raises MissingDependency and NotRunnable when the launcher cannot run here.
+    """
+    if spec.launcher_name == "local":
+        return functools.partial(local.plan, spec)
+    return functools.partial(mpi.plan, spec, mpi=mpi.find_mpi())
+
+
+def dry_run(spec: JobSpec, workspace: Workspace) -> LaunchPlan:
+    """The plan of a job that is not to be run: in place of a snapshot it works in the source folder itself. Writes nothing."""
+    return planner(spec)(RunLayout(workspace.runs / f"{spec.experiment_name}-dry-run"), spec.source_folder)
+
+
+def run_job(spec: JobSpec, workspace: Workspace, console: Console) -> tuple[RunLayout, RunStatus]:
+    """Run a job to its end, and return its folder and status.
+
+    Blocks. Raises UsageError and NotRunnable for what cannot be started, WorkspaceError when the run folder cannot be written;
+    no run folder is left of a job that was not started.
+    """
+    plan_for = planner(spec)
+    run = workspace.create_run(spec.experiment_name)
+    try:
+        _fill(run, spec, workspace)
+    except BaseException as error:
+        shutil.rmtree(run.root)
+        if isinstance(error, OSError):
+            raise WorkspaceError(f"run folder {run.root} cannot be written: {error}") from error
+        raise
+    plan = plan_for(run, run.code)
+    console.say(
+        f"dtrain: run {run.id} · {plan.size} {'rank' if plan.size == 1 else 'ranks'} · launcher {plan.launcher} · {run.root}"
+    )
+    status = Supervisor(plan, run, Limits(timeout_s=spec.timeout_s, grace_s=spec.grace_s), console).run()
+    _report(run, status, console)
+    return run, status
+
+
+def _fill(run: RunLayout, spec: JobSpec, workspace: Workspace) -> None:
+    run.make_folders(spec.workers)
+    files = take_snapshot(spec.source_folder, run.code, excluded=workspace.root)
+    if not spec.is_module and spec.script_in_source not in {file.path for file in files}:
+        raise UsageError(
+            f"script {spec.target} is not in the copy of {spec.source_folder}: an ignore file, or its folder's name, keeps it out"
+        )
+    write_json(run.spec, spec.to_json())
+
+
+def _report(run: RunLayout, status: RunStatus, console: Console) -> None:
+    """Say how the run ended; of a failed one the cause comes last, where it is looked for."""
+    duration = f"{status.duration_s:.1f} s"
+    if status.state == "completed":
+        console.say(f"dtrain: run {run.id} completed in {duration}; outputs in {run.outputs}")
+        return
+    console.say(f"dtrain: run {run.id} {status.state} after {duration} with exit code {status.exit_code}", bad=True)
+    failure = status.failure
+    if failure is None:
+        console.say(f"dtrain: {status.cause}", bad=True)
+        return
+    log = run.rank(failure.rank).output_log
+    if status.size > 1:
+        others = "1 other rank was" if status.size == 2 else f"{status.size - 1} other ranks were"
+        console.say(f"dtrain: {others} ended because of it, or failed after it")
+    console.say(f"dtrain: first to fail was {failure.describe()}", bad=True)
+    detail = failure.traceback.rstrip().splitlines() or _last_lines(log)
+    for line in detail:
+        console.say(f"    {line}")
+    console.say(f"dtrain: its whole output is in {log}")
+
+
+def _last_lines(log: Path) -> list[str]:
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, log.stat().st_size - 64_000))
+            return file.read().decode(errors="replace").splitlines()[-_SHOWN_LINES:]
+    except FileNotFoundError:
+        return []
+
+
+def resume_folder(reference: str, workspace: Workspace) -> Path:
+    """The folder of the run that ``--resume`` names.
+
+    Raises WorkspaceError when there is none, UsageError when it has no checkpoint to start from.
+    """
+    run = workspace.find_run(reference)
+    if not any(run.checkpoints.glob("step-*/manifest.json")):
+        raise UsageError(f"run {run.id} cannot be resumed: it has no whole checkpoint in {run.checkpoints}")
+    return run.root

@@ -1,0 +1,45 @@
+"""What the ranks of a run wrote, afterwards or while it goes on."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from dtrain.errors import UsageError, WorkspaceError
+from dtrain.launch.console import Console, LineReader
+from dtrain.layout import RunLayout
+from dtrain.status import read_process, read_status
+
+_POLL_S = 0.1
+
+
+def print_logs(run: RunLayout, *, rank: int | None, follow: bool) -> None:
+    """Print the output of one rank, raw, or of all, each line with its host and rank in front.
+
+    With ``follow`` it blocks until the run has ended. Raises UsageError for a rank that the run does not have, WorkspaceError
+    when nothing was kept: who starts ranks by hand has their output in the terminal.
+    """
+    size = read_status(run).size
+    if rank is not None and not 0 <= rank < size:
+        raise UsageError(f"--rank {rank}: run {run.id} has ranks 0 to {size - 1}")
+    ranks = range(size) if rank is None else (rank,)
+    if not follow and not any(run.rank(each).output_log.is_file() for each in ranks) and not run.launcher_log.is_file():
+        raise WorkspaceError(f"run {run.id} kept no output: it was not started by `dtrain run`, or its ranks never began")
+    readers = {each: LineReader(run.rank(each).output_log) for each in ranks}
+    launcher = LineReader(run.launcher_log) if rank is None else None
+    console = Console()
+    while True:
+        ended = not follow or read_status(run).state != "running"
+        for each, reader in readers.items():
+            data = reader.read()
+            if rank is not None:
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
+            else:
+                process = read_process(run, each)
+                console.rank_lines(process.host if process else "?", each, reader.lines(data, final=ended))
+        if launcher is not None:
+            console.rank_lines("launcher", "", launcher.lines(launcher.read(), final=ended))
+        if ended:
+            return
+        time.sleep(_POLL_S)

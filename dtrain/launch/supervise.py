@@ -1,0 +1,292 @@
+"""One supervisor for every plan: starts it, shows its output, finds the first failure, ends the rest, records the outcome."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+
+import psutil
+
+from dtrain import env
+from dtrain.launch.console import Console, LineReader
+from dtrain.launch.plan import LaunchPlan
+from dtrain.layout import RunLayout
+from dtrain.processes import ProcessRecord, die_with_parent, signal_name
+from dtrain.status import (
+    ERROR_LINE,
+    RankFailure,
+    RunStatus,
+    failure_from_line,
+    first_failure,
+    read_failure,
+    read_process,
+    write_record,
+)
+
+TIME_LIMIT = 124  # the exit code of timeout(1)
+_CAUSE_LINES = 20
+_POLL_S = 0.03
+_CHECK_S = 0.1
+# After a failure the launcher ends the other ranks by itself, as a rule at once; it says more when it may.
+_LAUNCHER_REACTION_S = 0.3
+# The launcher's words are shown this much later, to know by then whether they are about a rank that failed.
+_LAUNCHER_HOLD_S = 0.5
+# How long to insist on SIGKILL: a process in uninterruptible sleep (a dead network file system) does not die of it.
+_KILL_S = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """``timeout_s``: seconds that the job may take, None for no limit; ``grace_s``: from being told to end to being killed."""
+
+    timeout_s: float | None = None
+    grace_s: float = 10.0
+
+
+class Supervisor:
+    """Runs one plan to its end. Made and used by the submit side's one process; :meth:`run` blocks until nothing is left."""
+
+    def __init__(self, plan: LaunchPlan, run: RunLayout, limits: Limits, console: Console) -> None:
+        self._plan, self._run, self._limits, self._console = plan, run, limits, console
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._readers = {rank: LineReader(run.rank(rank).output_log) for rank in range(plan.size)}
+        self._pipe, self._pipe_end = os.pipe()
+        self._launcher_reader = LineReader(self._pipe)
+        self._launcher_lines: list[tuple[float, str]] = []
+        self._launcher_shown = 0
+        self._ending = False
+        self._hosts: dict[int, str] = {}
+        self._failures: dict[int, RankFailure] = {}
+        self._signals: list[int] = []
+        self._timed_out = False
+        self._started = time.time()
+        self._next_check = 0.0
+
+    def run(self) -> RunStatus:
+        """Start the plan's processes, wait for the job's end, and return its status, which is also in ``status.json``.
+
+        SIGINT and SIGTERM to this process end the job as canceled; a second one does not wait for the grace time.
+        """
+        running = RunStatus(
+            state="running", size=self._plan.size, started=self._started, supervisor=ProcessRecord.of(os.getpid())
+        )
+        write_record(self._run.status, running)
+        with self._catching_signals():
+            try:
+                self._start()
+                self._watch()
+            finally:
+                self._end_everything()
+                self._show(final=True)
+                self._close()
+        status = self._verdict(running)
+        try:
+            write_record(self._run.status, status)
+        except OSError as error:
+            self._console.say(f"dtrain: the outcome cannot be recorded in {self._run.status}: {error.strerror}", bad=True)
+        return status
+
+    @contextlib.contextmanager
+    def _catching_signals(self) -> Iterator[None]:
+        def note(number: int, _frame: FrameType | None) -> None:
+            self._signals.append(number)
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _start(self) -> None:
+        base = env.inherited()
+        for planned in self._plan.processes:
+            process = subprocess.Popen(
+                planned.argv,
+                cwd=planned.cwd,
+                env={**base, **planned.environment, **env.supervised_variables()},
+                stdin=subprocess.DEVNULL,
+                stdout=self._pipe_end,
+                stderr=self._pipe_end,
+                start_new_session=True,  # a Ctrl-C reaches this process alone, which then ends the job in order
+                preexec_fn=functools.partial(die_with_parent, signal.SIGTERM),  # also when this one is killed
+            )
+            self._processes.append(process)
+
+    def _watch(self) -> None:
+        """Return when every process ended by itself, or when there is a reason to end them."""
+        limit = self._limits.timeout_s
+        failed_at: float | None = None
+        while any(process.poll() is None for process in self._processes):
+            time.sleep(_POLL_S)
+            self._show()
+            self._collect()
+            now = time.time()
+            if self._signals:
+                return
+            if limit is not None and now - self._started > limit:
+                self._timed_out = True
+                return
+            if self._failures and failed_at is None:
+                failed_at = now
+            if failed_at is not None and now - failed_at > _LAUNCHER_REACTION_S:
+                return
+
+    def _collect(self, *, now: bool = False) -> None:
+        """Read the records that ranks left since the last time."""
+        if not now and time.monotonic() < self._next_check:
+            return
+        self._next_check = time.monotonic() + _CHECK_S
+        for rank in range(self._plan.size):
+            if rank not in self._failures and (failure := read_failure(self._run, rank)) is not None:
+                self._failures[rank] = failure
+
+    def _show(self, *, final: bool = False) -> None:
+        for rank, reader in self._readers.items():
+            lines = reader.lines(reader.read(), final=final)
+            if lines:
+                self._console.rank_lines(self._host(rank), rank, lines)
+        data = self._launcher_reader.read()
+        if data:
+            with contextlib.suppress(OSError), open(self._run.launcher_log, "ab") as log:  # a full disk: shown, though not kept
+                log.write(data)
+        for line in self._launcher_reader.lines(data, final=final):
+            if line.startswith(ERROR_LINE):
+                failure = failure_from_line(line)
+                self._failures.setdefault(failure.rank, failure)
+            else:
+                self._launcher_lines.append((time.monotonic(), line))
+        self._show_launcher(final)
+
+    def _show_launcher(self, final: bool) -> None:
+        """Show the launcher's own words, but not those about a rank's failure: they would bury what the rank itself said."""
+        if self._failures or self._ending:
+            return
+        shown_until = time.monotonic() - (0 if final else _LAUNCHER_HOLD_S)
+        lines = [line for came, line in self._launcher_lines[self._launcher_shown :] if came <= shown_until]
+        self._launcher_shown += len(lines)
+        self._console.rank_lines(socket.gethostname(), self._plan.launcher, lines)
+
+    def _host(self, rank: int) -> str:
+        if rank not in self._hosts:
+            record = read_process(self._run, rank)
+            if record is None:
+                return socket.gethostname()
+            self._hosts[rank] = record.host
+        return self._hosts[rank]
+
+    def _end_everything(self) -> None:
+        """Leave no process of this job: TERM, the grace time, then KILL; also what daemonised or lost its parent."""
+        if any(process.poll() is None for process in self._processes):
+            self._ending = True
+            self._signal_all(signal.SIGTERM)
+            heard = len(self._signals)
+            deadline = time.monotonic() + self._limits.grace_s
+            while time.monotonic() < deadline and len(self._signals) == heard:
+                if all(process.poll() is not None for process in self._processes) and not self._leftovers():
+                    break
+                time.sleep(_POLL_S)
+                self._show()
+        # Nobody whose record could still come is alive after this: what is read below is final.
+        deadline = time.monotonic() + _KILL_S
+        while (leftovers := self._leftovers()) and time.monotonic() < deadline:
+            for left in leftovers:
+                with contextlib.suppress(psutil.Error):
+                    left.kill()
+            psutil.wait_procs(leftovers, timeout=1)
+        if leftovers:
+            self._console.say(
+                f"dtrain: cannot end process {', '.join(str(left.pid) for left in leftovers)} of this run", bad=True
+            )
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        self._collect(now=True)
+
+    def _close(self) -> None:
+        for reader in (*self._readers.values(), self._launcher_reader):
+            reader.close()
+        os.close(self._pipe_end)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        # The launcher passes the signal on to its ranks, and their guards to the scripts; without a launcher they get it here.
+        for process in self._processes:
+            if process.poll() is None:
+                os.killpg(process.pid, number)
+        if all(process.poll() is not None for process in self._processes):
+            for left in self._leftovers():
+                with contextlib.suppress(psutil.Error):
+                    left.send_signal(number)
+
+    def _leftovers(self) -> list[psutil.Process]:
+        """All processes of this host that belong to the run: they carry its folder in their environment."""
+        marker, found = str(self._run.root), []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(env.RUN_DIR) == marker and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def _verdict(self, running: RunStatus) -> RunStatus:
+        missing = [rank for rank in range(self._plan.size) if not self._run.rank(rank).done.is_file()]
+        launcher_code = next((code for process in self._processes if (code := process.returncode) != 0), 0)
+        vanished = self._vanished(missing, launcher_code)
+        failure = first_failure(list(self._failures.values())) or (vanished[0] if len(vanished) == 1 else None)
+        if self._signals:
+            state, code, cause = "canceled", 128 + self._signals[0], f"canceled by {signal_name(self._signals[0])}"
+            failure = None
+        elif self._timed_out:
+            state, code, cause = "failed", TIME_LIMIT, f"time limit of {self._limits.timeout_s:g} s reached"
+            failure = None
+        elif failure is not None:
+            state, code, cause = "failed", failure.exit_code, failure.describe()
+        elif vanished:
+            state, code, cause = "failed", vanished[0].exit_code, "; ".join(each.describe() for each in vanished)
+        elif launcher_code != 0:
+            state, code, cause = "failed", _exit_code(launcher_code), self._launcher_cause(launcher_code)
+        elif missing:
+            ranks = ", ".join(map(str, missing))
+            state, code, cause = "failed", 1, f"the launcher ended with 0, but rank {ranks} left no completion record"
+        else:
+            state, code, cause = "completed", 0, ""
+        return RunStatus(
+            state=state,  # type: ignore[arg-type]
+            size=running.size,
+            started=running.started,
+            ended=time.time(),
+            exit_code=code,
+            cause=cause,
+            failure=failure,
+            supervisor=running.supervisor,
+        )
+
+    def _vanished(self, missing: list[int], launcher_code: int) -> list[RankFailure]:
+        """Ranks that began and left no record: they were killed, each with its guard, since any other end leaves one.
+
+        Of several nobody can say which was the first: MPICH kills the others before they can leave a record, and names any.
+        """
+        silent = [rank for rank in missing if rank not in self._failures and self._run.rank(rank).process.is_file()]
+        killed = 128 + signal.SIGKILL
+        message = "vanished without a record: it was killed together with the process that watched it"
+        return [
+            RankFailure(rank=rank, host=self._host(rank), time=time.time(), exit_code=killed, kind="signal", message=message)
+            for rank in (silent if launcher_code != 0 else [])
+        ]
+
+    def _launcher_cause(self, code: int) -> str:
+        name = self._plan.processes[0].name
+        how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with code {code}"
+        said = "".join(f"\n  {line}" for _, line in self._launcher_lines[-_CAUSE_LINES:] if line.strip())
+        return f"{name} {how} without any rank failing by itself{'; it said:' + said if said else ''}"
+
+
+def _exit_code(returncode: int) -> int:
+    return 128 - returncode if returncode < 0 else returncode
