@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
 from typing import Literal, NoReturn
 
-from dtrain.env import RankEnv
+from dtrain.env import RankEnv, other_world
 from dtrain.errors import RankError
 from dtrain.layout import RankLayout, RunLayout, write_json
 from dtrain.processes import ProcessRecord, die_with_parent, signal_name
@@ -224,8 +224,8 @@ class _WorldCheck(importlib.abc.MetaPathFinder):
         sys.meta_path.insert(0, self)
 
     def _check(self, module: ModuleType) -> None:
-        if module.Is_initialized():
-            self._env.check_world_size(module.COMM_WORLD.Get_size(), re.split(r"[,\n]", module.Get_library_version())[0])
+        if module.Is_initialized() and (found := module.COMM_WORLD.Get_size()) != self._env.size:
+            raise other_world(self._env.size, found, re.split(r"[,\n]", module.Get_library_version())[0])
 
 
 class _LoadThen(importlib.abc.Loader):

