@@ -1,0 +1,341 @@
+"""Checkpoints of a job of any number of ranks: whole or absent at every instant, and verified before they are used.
+
+How a step is saved (all ranks, in the foreground):
+
+1. The ranks exchange what they are about to save; a rank that cannot save its part makes all of them refuse.
+2. Rank 0 clears what an interrupted save of the same step left behind.
+3. Every rank writes its shard under a temporary name, syncs it, renames it; the exchange of the results is the barrier.
+4. Rank 0 writes ``manifest.json``: the step exists. Then older steps beyond ``keep`` are deleted.
+
+Whatever fails on whichever rank before 4 is told to all, the step's files are removed, and older steps are as they were.
+A step that is saved again (a restarted job passes a step whose checkpoint was damaged, or a script saves twice) is written
+under new file names beside the old ones; replacing the manifest changes from all of the old to all of the new at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from dtrain import _shards
+from dtrain._shards import Array, FileRecord, Manifest, StepFolder, Written
+from dtrain.comm.base import Communicator
+from dtrain.errors import CheckpointError, UsageError
+from dtrain.layout import fsync_folder
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+VISIBLE_WITHIN_S = 10.0
+"""How long rank 0 looks for the other ranks' files: a network file system may show them late."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """What a checkpoint held. Arrays are new and writable."""
+
+    step: int
+    world_size: int
+    """Of the job that saved it."""
+    shared: dict[str, Array]
+    """The same on all ranks, in the order in which rank 0 gave them."""
+    own: dict[str, Array] | None
+    """What this rank saved for itself; None when the number of ranks differs, for nobody's share is this rank's then."""
+    meta: Any
+    own_meta: Any
+    """None when the number of ranks differs."""
+    path: Path
+
+
+class Checkpointer:
+    """Saves and restores the state of a job in one folder. All ranks make one, over folders that they share."""
+
+    def __init__(
+        self, folder: Path, comm: Communicator, *, keep: int = 3, resume_from: Path | None = None, attempt: int = 0
+    ) -> None:
+        """``keep`` steps are kept; ``resume_from`` is the checkpoints folder of an earlier run, which is only read."""
+        if keep < 1:
+            raise UsageError(f"keep={keep} checkpoints cannot be; keep 1 or more")
+        self.folder = folder
+        self._comm = comm
+        self._keep = keep
+        self._resume_from = resume_from
+        self._attempt = attempt
+
+    def save(
+        self,
+        step: int,
+        shared: Mapping[str, Array],
+        own: Mapping[str, Array] | None = None,
+        meta: Any = None,
+        own_meta: Any = None,
+    ) -> Path:
+        """Save a step and return its folder. Collective; blocks until the step is committed on disk.
+
+        ``shared`` holds what is the same on all ranks (each tensor is written once, by one of them; the values are not
+        compared), ``own`` what is this rank's. ``meta`` (rank 0's counts) and ``own_meta`` are values that JSON can hold,
+        NaN, infinity and long integers included. Raises CheckpointError on all ranks, with older checkpoints untouched.
+        """
+        comm = self._comm
+        tensors, own_tensors, metas = self._agree(step, shared, own or {}, (meta, own_meta))
+        folder = StepFolder.of(self.folder, step)
+        generation = self._on_all(step, lambda: _prepare(folder) if comm.rank == 0 else 0)[0]
+        assigned = _shards.assign_tensors({name: tensor.nbytes for name, tensor in tensors.items()}, comm.size)
+        mine = {name: tensor for name, tensor in tensors.items() if assigned[name] == comm.rank}
+
+        def write() -> Written:
+            folder.root.mkdir(parents=True, exist_ok=True)  # where rank 0's folder is not visible here yet
+            return _shards.write_shard(folder.shard(comm.rank, generation), comm.rank, mine, own_tensors)
+
+        written = self._on_all(step, write, undo=folder)
+
+        def commit() -> None:
+            if comm.rank == 0:
+                _wait_visible(folder, [file for file, _ in written])
+                fsync_folder(self.folder)
+                _shards.write_manifest(folder, self._manifest(step, list(tensors), written, metas))
+
+        self._on_all(step, commit, undo=folder)
+        if comm.rank == 0:
+            self._clean_up(step, folder)
+        return folder.root
+
+    def restore(self, which: Literal["newest"] | int = "newest") -> Restored | None:
+        """Read the newest step that verifies, or step ``which``. Collective; all ranks get the same step.
+
+        This run's folder is searched first, then ``resume_from``. A newest step that is damaged is warned about and the next
+        older one taken. Returns None when there is no checkpoint at all; raises CheckpointError when there are some and none
+        verifies (to begin from nothing must be somebody's decision), or when there is no step ``which``. Any number of
+        ranks restores what any other saved.
+        """
+        comm = self._comm
+        candidates: list[Path] = comm.bcast_obj(self._candidates() if comm.rank == 0 else None)
+        if which == "newest":
+            chosen = candidates
+        elif isinstance(which, (int, np.integer)):
+            chosen = [path for path in candidates if path == StepFolder.of(path.parent, which).root]
+        else:
+            raise UsageError(f"restore({which!r}) is not known; use 'newest' or the number of a step")
+        if not chosen and which == "newest":
+            return None
+        problems = []
+        for path in chosen:
+            try:
+                return self._load(StepFolder(path))
+            except CheckpointError as error:
+                problems.append(str(error))
+                if comm.rank == 0:
+                    logger.warning("checkpoint %s is not used: %s", path, error)
+        existing = ", ".join(str(path) for path in candidates) or "none"
+        if not problems:
+            raise CheckpointError(f"there is no checkpoint of step {which}; there is: {existing}")
+        raise CheckpointError(
+            f"no checkpoint verifies that could be restored ({'; '.join(problems)}); there is: {existing}; restore another step, "
+            "or move these folders away to begin without a checkpoint"
+        )
+
+    def steps(self) -> list[int]:
+        """The steps that this run's folder holds now, rising. Not collective; they are not verified."""
+        return list(committed_steps(self.folder))
+
+    def _agree(
+        self, step: int, shared: Mapping[str, Array], own: Mapping[str, Array], metas: tuple[Any, Any]
+    ) -> tuple[dict[str, Array], dict[str, Array], list[tuple[str, str]]]:
+        """Check this rank's part, and that all ranks save the same step and the same shared tensors.
+
+        Returns both kinds of tensors, checked, and (meta, own_meta) of all ranks as text.
+        """
+        tensors: dict[str, Array] = {}
+        own_tensors: dict[str, Array] = {}
+
+        def check() -> tuple[int, str, tuple[str, str]]:
+            if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or step < 0:
+                raise CheckpointError(f"step {step!r} is not allowed; steps are whole numbers from 0")
+            tensors.update(_shards.check_tensors("shared", shared))
+            own_tensors.update(_shards.check_tensors("own", own))
+            texts = _shards.encode_meta("meta", metas[0]), _shards.encode_meta("own_meta", metas[1])
+            described = sorted((name, tensor.dtype.name, tensor.shape) for name, tensor in tensors.items())
+            return int(step), hashlib.blake2b(json.dumps(described).encode(), digest_size=16).hexdigest(), texts
+
+        seen = self._on_all(step, check)
+        numbers = [number for number, _, _ in seen]
+        if len(set(numbers)) > 1:
+            raise CheckpointError(f"the ranks save different steps: {numbers} by rank; save at the same step")
+        if len({digest for _, digest, _ in seen}) > 1:
+            by_rank = self._comm.allgather_obj({name: (tensor.shape, tensor.dtype.name) for name, tensor in tensors.items()})
+            raise CheckpointError(_explain_difference(step, by_rank))
+        return tensors, own_tensors, [texts for _, _, texts in seen]
+
+    def _on_all(self, step: int, action: Callable[[], T], *, undo: StepFolder | None = None) -> list[T]:
+        """Run ``action`` on every rank and return all results by rank; when it fails on any, all raise. Collective.
+
+        ``undo`` is the folder that rank 0 then clears of this save, before any rank goes on.
+        """
+        cause: Exception | None = None
+        outcome: tuple[T | None, str | None]
+        try:
+            outcome = (action(), None)
+        except (OSError, MemoryError, CheckpointError) as error:
+            cause = error
+            outcome = (None, str(error) or type(error).__name__)
+        outcomes = self._comm.allgather_obj(outcome)
+        failed = [f"rank {rank}: {reason}" for rank, (_, reason) in enumerate(outcomes) if reason is not None]
+        if not failed:
+            return [result for result, _ in outcomes]
+        if undo is not None:
+            if self._comm.rank == 0:
+                _undo(undo)
+            self._comm.barrier()
+        raise CheckpointError(
+            f"the checkpoint of step {step} was not saved: {'; '.join(failed)}; older checkpoints in {self.folder} are untouched"
+        ) from cause
+
+    def _manifest(self, step: int, shared_order: list[str], written: list[Written], metas: list[tuple[str, str]]) -> Manifest:
+        tensors = [tensor for _, members in written for tensor in members]
+        place = {name: index for index, name in enumerate(shared_order)}
+        shared = sorted((t for t in tensors if t.kind == "shared"), key=lambda t: place[t.name])
+        return Manifest(
+            step=int(step),
+            world_size=self._comm.size,
+            attempt=self._attempt,
+            time=time.time(),
+            tensors=shared + [t for t in tensors if t.kind == "own"],
+            files=[file for file, _ in written],
+            meta=metas[0][0],
+            own_meta=[own for _, own in metas],
+        )
+
+    def _clean_up(self, step: int, folder: StepFolder) -> None:
+        """Delete, on rank 0, what the new commit makes superfluous. It is saved: trouble here is only warned about.
+
+        Only steps before this one count for ``keep``: after going back to an older step by hand, the newer ones stay.
+        """
+        superfluous = [path for other, path in committed_steps(self.folder).items() if other < step]
+        superfluous = superfluous[: len(superfluous) - (self._keep - 1)] if len(superfluous) >= self._keep else []
+        interrupted = [other for other in StepFolder.list(self.folder).values() if other.retired.is_file()]
+        try:
+            _shards.clear_leftovers(folder)
+        except OSError as error:
+            logger.warning("files of an earlier save of step %d stay in %s: %s", step, folder.root, error)
+        for old in [*interrupted, *(StepFolder(path) for path in superfluous)]:
+            try:
+                _shards.remove_step(old)
+            except (OSError, CheckpointError) as error:
+                logger.warning("old checkpoint %s is not deleted: %s", old.root, error)
+        for other, old in StepFolder.list(self.folder).items():
+            if other < step and not old.manifest.is_file():
+                _shards.remove_if_empty(old)  # a deletion was interrupted at its last moment
+
+    def _candidates(self) -> list[Path]:
+        folders = [self.folder] if self._resume_from is None else [self.folder, self._resume_from]
+        return [path for folder in folders for path in reversed(committed_steps(folder).values())]
+
+    def _load(self, folder: StepFolder) -> Restored:
+        """Verify a step, its files shared out over the ranks, and read it. Raises CheckpointError on all ranks or on none."""
+        comm = self._comm
+        manifest = self._all_or_none(lambda: _shards.read_manifest(folder.manifest) if comm.rank == 0 else None)[0]
+        assert manifest is not None
+        by_size = sorted(manifest.files, key=lambda file: -file.size_bytes)
+        self._all_or_none(lambda: _check_files(folder, by_size[comm.rank :: comm.size]))
+        same_size = manifest.world_size == comm.size
+        mine = [t for t in manifest.tensors if t.kind == "own" and same_size and t.rank == comm.rank]
+        loaded: list[tuple[dict[str, Array], dict[str, Array]]] = []
+
+        def load() -> None:
+            shared = _shards.read_tensors(folder, (t for t in manifest.tensors if t.kind == "shared"))
+            own = _shards.read_tensors(folder, mine)
+            loaded.append((shared, own))
+
+        self._all_or_none(load)
+        shared, own = loaded[0]
+        return Restored(
+            step=manifest.step,
+            world_size=manifest.world_size,
+            shared=shared,
+            own=own if same_size else None,
+            meta=json.loads(manifest.meta),
+            own_meta=json.loads(manifest.own_meta[comm.rank]) if same_size else None,
+            path=folder.root,
+        )
+
+    def _all_or_none(self, action: Callable[[], T]) -> list[T]:
+        outcome: tuple[T | None, str | None]
+        try:
+            outcome = (action(), None)
+        except (OSError, MemoryError, CheckpointError) as error:
+            outcome = (None, str(error) or type(error).__name__)
+        outcomes = self._comm.allgather_obj(outcome)
+        problems = list(dict.fromkeys(reason for _, reason in outcomes if reason is not None))
+        if problems:
+            raise CheckpointError("; ".join(problems))
+        return [result for result, _ in outcomes]
+
+
+def committed_steps(checkpoints: Path) -> dict[int, Path]:
+    """The steps in a checkpoints folder that have a manifest, rising, and their folders. They are not verified."""
+    return {step: folder.root for step, folder in StepFolder.list(checkpoints).items() if folder.manifest.is_file()}
+
+
+def verify_step(folder: Path) -> list[str]:
+    """What is wrong with the checkpoint in ``folder``: a line for each file, and [] when it is whole. Needs no communicator."""
+    step = StepFolder(folder)
+    try:
+        manifest = _shards.read_manifest(step.manifest)
+    except CheckpointError as error:
+        return [str(error)]
+    except OSError as error:
+        return [f"{step.manifest}: {error.strerror}"]
+    return [problem for file in manifest.files if (problem := _shards.check_file(folder / file.name, file))]
+
+
+def _check_files(folder: StepFolder, files: list[FileRecord]) -> None:
+    problems = [problem for file in files if (problem := _shards.check_file(folder.root / file.name, file))]
+    if problems:
+        raise CheckpointError("; ".join(problems))
+
+
+def _prepare(folder: StepFolder) -> int:
+    folder.root.mkdir(parents=True, exist_ok=True)
+    return _shards.clear_leftovers(folder)
+
+
+def _undo(folder: StepFolder) -> None:
+    try:
+        _shards.clear_leftovers(folder)
+        _shards.remove_if_empty(folder)
+    except OSError as error:  # the step has no manifest: it does not exist, and the next save of it clears the folder
+        logger.warning("files of an incomplete checkpoint stay in %s: %s", folder.root, error)
+
+
+def _wait_visible(folder: StepFolder, files: list[FileRecord]) -> None:
+    """Raise CheckpointError unless rank 0 sees the files that the ranks say they wrote, whole."""
+    give_up = time.monotonic() + VISIBLE_WITHIN_S
+    while missing := [f.name for f in files if not _has_size(folder.root / f.name, f.size_bytes)]:
+        if time.monotonic() > give_up:
+            raise CheckpointError(f"rank 0 does not see {', '.join(missing)} in {folder.root}; all ranks must share that folder")
+        time.sleep(0.1)
+
+
+def _has_size(path: Path, size_bytes: int) -> bool:
+    try:
+        return path.stat().st_size == size_bytes
+    except FileNotFoundError:
+        return False
+
+
+def _explain_difference(step: int, by_rank: list[dict[str, tuple[tuple[int, ...], str]]]) -> str:
+    for name in dict.fromkeys(name for tensors in by_rank for name in tensors):
+        seen = [tensors.get(name) for tensors in by_rank]
+        if len(set(seen)) > 1:
+            told = ", ".join(f"rank {rank}: {'absent' if s is None else f'{s[0]} {s[1]}'}" for rank, s in enumerate(seen))
+            return f"step {step} is not saved: shared tensor {name!r} is not the same on all ranks ({told}); pass it as own"
+    raise AssertionError("the ranks' tensors have different digests, but are the same")
