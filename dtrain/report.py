@@ -1,0 +1,222 @@
+"""A run, as data and as a table: what ``dtrain show``, ``runs`` and ``metrics`` print."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import time
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from rich.table import Table
+
+from dtrain.layout import RunLayout, read_json
+from dtrain.metrics import RunMetrics, Value, read_metrics
+from dtrain.status import read_process, read_status
+
+# Shown first where a run has them; what a trainer of ours records. A run with other names shows its first ones.
+_COLUMNS = ("samples_per_s", "loss", "accuracy", "validation/loss", "validation/accuracy")
+_STATE_STYLES = {"completed": "green", "failed": "red", "canceled": "yellow", "running": "cyan"}
+
+
+def run_to_json(run: RunLayout) -> dict[str, Any]:
+    """Everything that is known of a run; times in Unix seconds, metrics as each rank logged them last."""
+    status = read_status(run)
+    metrics = read_metrics(run)
+    spec = read_json(run.spec)
+    over_ranks = {name: reduced for name in metrics.names() if (reduced := metrics.over_ranks(name)) is not None}
+    return {
+        "id": run.id,
+        **{name: value for name, value in dataclasses.asdict(status).items() if name != "supervisor"},
+        "duration_s": status.duration_s,
+        "launcher": spec["launcher"],
+        "spec": spec,
+        "tags": _tags(run),
+        "ranks": [_rank_to_json(run, metrics, rank) for rank in range(status.size)],
+        "over_ranks": {name: dataclasses.asdict(reduced) for name, reduced in over_ranks.items()},
+        "checkpoints": sorted(
+            int(path.parent.name.removeprefix("step-")) for path in run.checkpoints.glob("step-*/manifest.json")
+        ),
+        "paths": {
+            name: str(getattr(run, name)) for name in ("root", "outputs", "logs", "code", "checkpoints", "metrics", "ranks")
+        },
+    }
+
+
+def _tags(run: RunLayout) -> dict[str, str]:
+    try:
+        tags: dict[str, str] = read_json(run.tags)
+    except FileNotFoundError:
+        return {}
+    return tags
+
+
+def _rank_to_json(run: RunLayout, metrics: RunMetrics, rank: int) -> dict[str, Any]:
+    process = read_process(run, rank)
+    known = rank in metrics.rows
+    return {
+        "rank": rank,
+        "host": process.host if process else None,
+        "steps": metrics.steps(rank) if known else 0,
+        "metrics": metrics.last(rank) if known else {},
+    }
+
+
+def ranks_table(data: dict[str, Any]) -> Table:
+    """The table of a run's ranks (as from :func:`run_to_json`), closed by mean, min and max over them."""
+    names = list({name: None for rank in data["ranks"] for name in rank["metrics"]})
+    columns = [name for name in _COLUMNS if name in names] or names[:5]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("rank", "host", "steps", *columns):
+        table.add_column(column, justify="left" if column == "host" else "right")
+    for rank in data["ranks"]:
+        values = (rank["metrics"].get(name) for name in columns)
+        table.add_row(str(rank["rank"]), rank["host"] or "?", str(rank["steps"]), *map(format_value, values))
+    if len(data["ranks"]) > 1:
+        table.add_section()
+        for kind in ("mean", "min", "max"):
+            reduced = (data["over_ranks"].get(name, {}).get(kind) for name in columns)
+            table.add_row(kind, "", "", *map(format_value, reduced), style="dim")
+    return table
+
+
+def runs_table(runs: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("run", "state", "ranks", "started", "seconds", "cause"):
+        table.add_column(column, justify="right" if column in ("ranks", "seconds") else "left", no_wrap=column == "run")
+    for run in runs:
+        state = run["state"]
+        seconds = "" if run["duration_s"] is None else f"{run['duration_s']:.1f}"
+        cause = run["cause"].splitlines()[0] if run["cause"] else ""
+        table.add_row(
+            run["id"],
+            f"[{_STATE_STYLES.get(state, '')}]{state}",
+            str(run["size"]),
+            format_time(run["started"]),
+            seconds,
+            cause[:100],
+        )
+    return table
+
+
+def run_summary(run: RunLayout) -> dict[str, Any]:
+    """A line's worth of a run, without reading its metrics. A damaged run is shown as such, not raised."""
+    status = read_status(run)
+    return {
+        "id": run.id,
+        "state": status.state,
+        "size": status.size,
+        "started": status.started,
+        "duration_s": status.duration_s,
+        "exit_code": status.exit_code,
+        "cause": status.cause,
+        "path": str(run.root),
+    }
+
+
+def metric_rows(metrics: RunMetrics, *, by_rank: bool) -> Iterator[dict[str, Any]]:
+    """Rows of ``dtrain metrics``: a row a rank and step as logged, or a row a step and metric with its figures over the ranks."""
+    if by_rank:
+        for rank, rows in metrics.rows.items():
+            yield from ({"rank": rank, **row} for row in rows)
+    else:
+        for step, values in metrics.by_step().items():
+            yield from ({"step": step, "name": name, **dataclasses.asdict(reduced)} for name, reduced in values.items())
+
+
+def write_csv(rows: list[dict[str, Any]], out: TextIO) -> None:
+    columns = list({name: None for row in rows for name in row})
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def rows_table(rows: list[dict[str, Any]]) -> Table:
+    """Any rows as a table, a column a key, in the order of first appearance."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    columns = list({name: None for row in rows for name in row if name != "t"})
+    for column in columns:
+        table.add_column(column, justify="left" if any(isinstance(row.get(column), str) for row in rows) else "right")
+    for row in rows:
+        table.add_row(*(format_value(row.get(column)) for column in columns))
+    return table
+
+
+def format_value(value: Value | None) -> str:
+    if isinstance(value, float):
+        return f"{value:.5g}" if abs(value) < 10_000 else f"{value:,.0f}"
+    return "" if value is None else str(value)
+
+
+def format_time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def heading(data: dict[str, Any]) -> list[str]:
+    """What was run and how it ended, in a few lines."""
+    spec = data["spec"]
+    seconds = "" if data["duration_s"] is None else f" after {data['duration_s']:.1f} s"
+    ended = "" if data["exit_code"] in (None, 0) else f" with exit code {data['exit_code']}"
+    command = " ".join([*(["-m"] if spec["is_module"] else []), spec["target"], *spec["args"]])
+    lines = [
+        f"run      {data['id']}",
+        f"state    {data['state']}{seconds}{ended}",
+        f"command  {command}",
+        f"ranks    {data['size']}, launcher {data['launcher']}, started {format_time(data['started'])}",
+    ]
+    if spec["resume_from"]:
+        lines.append(f"resumed  from {spec['resume_from']}")
+    if data["cause"]:
+        lines.append(f"cause    {data['cause']}")
+    if data["tags"]:
+        lines.append("tags     " + ", ".join(f"{key}={value}" for key, value in data["tags"].items()))
+    return lines
+
+
+def places(data: dict[str, Any]) -> list[str]:
+    """Where everything lies."""
+    checkpoints = data["checkpoints"]
+    kept = f" (steps {', '.join(map(str, checkpoints))})" if checkpoints else " (none)"
+    return [
+        f"models       {', '.join(data['models']) or 'none registered from this run'}",
+        f"outputs      {data['paths']['outputs']}",
+        f"checkpoints  {data['paths']['checkpoints']}{kept}",
+        f"metrics      {data['paths']['metrics']}",
+        f"output       {data['paths']['ranks']}/*/output.log",
+        f"source       {data['paths']['code']}",
+    ]
+
+
+def models_table(versions: list[dict[str, Any]]) -> Table:
+    rows = [
+        {
+            "model": f"{version['name']}:{version['version']}",
+            "created": version["created"],
+            "files": len(version["files"]),
+            "bytes": sum(file["size_bytes"] for file in version["files"]),
+            "run": version["run"],
+            "tags": ", ".join(f"{key}={value}" for key, value in version["tags"].items()),
+            "description": version["description"],
+        }
+        for version in versions
+    ]
+    return rows_table(rows)
+
+
+def machine_lines(data: dict[str, Any]) -> list[str]:
+    """``dtrain env`` in words; what is missing has the command that installs it."""
+    lines = [
+        f"dtrain   {data['dtrain']}",
+        f"python   {data['python']}  {data['executable']}",
+        f"machine  {data['platform']}, {data['cores']} cores",
+    ]
+    for package in data["packages"]:
+        have = package["version"] or f"missing (for {package['for']}): {package['install']}"
+        lines.append(f"{package['name']:<15}{have}")
+    mpi = data["mpi"]
+    if mpi["mpirun"]:
+        lines.append(f"{'MPI':<15}{mpi['family']} {mpi['version']}  {mpi['mpirun']}; mpi4py uses {mpi['mpi4py_library']}")
+    if "problem" in mpi:
+        lines.append(f"{'MPI problem':<15}{mpi['problem']}")
+    lines += [f"{'GPU':<15}{gpu}" for gpu in data["gpus"]] or [f"{'GPU':<15}none found (nvidia-smi shows none)"]
+    return lines

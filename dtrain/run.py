@@ -1,0 +1,274 @@
+"""A rank's own view of its run: ``run = dtrain.init()``."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, MutableMapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
+
+from dtrain import env
+from dtrain.checkpoint import Checkpointer
+from dtrain.comm import create_communicator
+from dtrain.comm.base import Communicator
+from dtrain.env import RankEnv
+from dtrain.errors import DtrainError, UsageError, WorkspaceError
+from dtrain.layout import RunLayout, read_json, write_json
+from dtrain.metrics import MetricWriter
+from dtrain.processes import ProcessRecord
+from dtrain.snapshot import take_snapshot
+from dtrain.spec import experiment_from
+from dtrain.status import RankFailure, RunStatus, write_record
+
+logger = logging.getLogger(__name__)
+
+_current: Run | None = None
+
+
+def init(
+    *, experiment: str | None = None, workspace: str | Path | None = None, comm: str = "auto", keep_checkpoints: int = 3
+) -> Run:
+    """Join the run that this process is a rank of, and return it; a second call returns the same Run.
+
+    Called by all ranks; blocks until all have. Works alike when ``dtrain run``, mpirun or nobody launched the process; unless
+    ``dtrain run`` did, rank 0 makes the run folder, named by ``experiment`` (default: the script's name), in ``workspace``
+    (default: ``$DTRAIN_WORKSPACE``, else ``./workspace``), and a failing rank aborts the others, which would else wait for it.
+    ``comm`` is a key of :data:`dtrain.comm.COMMUNICATORS` or ``auto``.
+
+    Raises RankError (which rank this is cannot be told, or mpirun and mpi4py are of different MPIs), MissingDependency (mpi4py),
+    WorkspaceError (the folder cannot be written) and UsageError (a name that is not allowed), on every rank.
+    """
+    global _current
+    if _current is not None:
+        if experiment is not None and _current.layout.id.rsplit("-", 2)[0] != experiment:
+            raise UsageError(f"dtrain.init(experiment={experiment!r}): this process is in run {_current.id} already")
+        return _current
+    rank_env = RankEnv.read()
+    communicator = create_communicator(rank_env, comm)
+    by_hand = rank_env.run_dir is None
+    answer: RunLayout | DtrainError | None = None
+    if communicator.rank == 0:
+        try:
+            answer = _open_folder(rank_env, experiment, workspace)
+        except DtrainError as error:
+            answer = error
+        except OSError as error:
+            answer = WorkspaceError(f"the run folder cannot be written: {error}")
+    answer = communicator.bcast_obj(answer)
+    if isinstance(answer, DtrainError):
+        raise answer
+    assert isinstance(answer, RunLayout)
+    _current = Run(rank_env, communicator, answer, keep_checkpoints=keep_checkpoints)
+    if by_hand:
+        _Ending(_current).watch()
+    return _current
+
+
+def _open_folder(rank_env: RankEnv, experiment: str | None, workspace: str | Path | None) -> RunLayout:
+    """Rank 0: the run's folder, made and described unless a launcher did so."""
+    if rank_env.run_dir is not None:
+        layout = RunLayout(rank_env.run_dir)
+    else:
+        layout = env.workspace(workspace).create_run(experiment or experiment_from(_script()[0]))
+    if not layout.spec.is_file():
+        layout.make_folders(rank_env.size)
+        _describe(layout, rank_env)
+    return layout
+
+
+def _script() -> tuple[str, bool]:
+    """What was started: a script's path, or a module's name (then True); ``interactive`` without either."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None and spec.name != "__main__":
+        return spec.name.removesuffix(".__main__"), True
+    return getattr(main, "__file__", None) or "interactive", False
+
+
+def _describe(layout: RunLayout, rank_env: RankEnv) -> None:
+    """Write what a launcher writes before it starts: the source's copy, ``spec.json`` and a first ``status.json``."""
+    target, is_module = _script()
+    source = Path.cwd() if is_module else Path(target).absolute().parent
+    if target != "interactive":
+        try:
+            take_snapshot(source, layout.code, excluded=layout.workspace.root)
+        except UsageError as error:
+            logger.warning("this run keeps no copy of its source: %s", error)
+    spec = {
+        "target": target,
+        "is_module": is_module,
+        "args": sys.argv[1:],
+        "source": source,
+        "workers": rank_env.size,
+        "launcher": rank_env.vocabulary,
+        "experiment": layout.id.rsplit("-", 2)[0],
+        "resume_from": rank_env.resume_from,
+    }
+    write_json(layout.spec, spec)
+    write_record(layout.status, RunStatus(state="running", size=rank_env.size, started=time.time()))
+    logger.info("run %s in %s", layout.id, layout.root)
+
+
+class Run:
+    """One rank's handle on its run. Made by :func:`init`."""
+
+    def __init__(self, rank_env: RankEnv, communicator: Communicator, layout: RunLayout, *, keep_checkpoints: int) -> None:
+        self.comm = communicator
+        """The run's communicator; every method of it is collective."""
+        self.layout = layout
+        self.resume_from = RunLayout(rank_env.resume_from) if rank_env.resume_from is not None else None
+        """The run whose checkpoint this one was asked to start from, or None."""
+        self.checkpoints = Checkpointer(
+            layout.checkpoints,
+            communicator,
+            keep=keep_checkpoints,
+            resume_from=self.resume_from.checkpoints if self.resume_from is not None else None,
+            attempt=rank_env.attempt,
+        )
+        """Saves and restores checkpoints; collective."""
+        self.tags: MutableMapping[str, str] = Tags(layout.tags, writes=communicator.rank == 0)
+        """The run's tags; what rank 0 sets is kept."""
+        self._metrics = MetricWriter(layout.metrics_file(communicator.rank))
+        self._counts: dict[str, int] = {}
+
+    @property
+    def id(self) -> str:
+        return self.layout.id
+
+    @property
+    def rank(self) -> int:
+        """This process's rank in the job, 0 to ``size - 1``."""
+        return self.comm.rank
+
+    @property
+    def size(self) -> int:
+        return self.comm.size
+
+    @property
+    def local_rank(self) -> int:
+        """This process's rank among those on its host."""
+        return self.comm.local_rank
+
+    @property
+    def local_size(self) -> int:
+        return self.comm.local_size
+
+    @property
+    def outputs(self) -> Path:
+        """The folder of what the run produces, shared by all ranks; a registry takes models from here."""
+        return self.layout.outputs
+
+    @property
+    def logs(self) -> Path:
+        """The folder of logs of the script's own (TensorBoard events), shared by all ranks."""
+        return self.layout.logs
+
+    def log(self, name: str, value: Any, step: int | None = None) -> None:
+        """Record one metric of this rank; any rank, at any time; takes microseconds and waits for nobody.
+
+        ``step`` None counts the values of this name: 0, 1, 2... Raises UsageError for what is no number, WorkspaceError when
+        it cannot be written.
+        """
+        if step is None:
+            step = self._counts.get(name, 0)
+            self._counts[name] = step + 1
+        self._metrics.write(step, {name: value})
+
+    def log_row(self, step: int, **values: Any) -> None:
+        """Record several metrics of one step of this rank; as :meth:`log`. Names may hold any characters: ``**{"a/b": 1}``."""
+        self._metrics.write(step, values)
+
+
+class Tags(MutableMapping[str, str]):
+    """Words about a run, kept in its folder by rank 0; other ranks see what they set themselves."""
+
+    def __init__(self, path: Path, *, writes: bool) -> None:
+        self._path, self._writes = path, writes
+        try:
+            self._tags: dict[str, str] = read_json(path)
+        except FileNotFoundError:
+            self._tags = {}
+
+    def __getitem__(self, key: str) -> str:
+        return self._tags[key]
+
+    def __setitem__(self, key: str, value: str) -> None:
+        self._tags[str(key)] = str(value)
+        self._write()
+
+    def __delitem__(self, key: str) -> None:
+        del self._tags[key]
+        self._write()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tags)
+
+    def __len__(self) -> int:
+        return len(self._tags)
+
+    def _write(self) -> None:
+        if self._writes:
+            write_json(self._path, self._tags)
+
+
+class _Ending:
+    """Records how this rank ends when no guard of dtrain's watches it, and does not let the other ranks wait for a failed one."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._files = run.layout.rank(run.rank)
+        self._pid = os.getpid()
+        self._exit_code = 0
+        self._excepthook: Callable[..., Any] = sys.excepthook
+        self._exit = sys.exit
+
+    def watch(self) -> None:
+        write_record(self._files.process, ProcessRecord.of(self._pid))
+        sys.excepthook = self._on_exception
+        # Neither excepthook nor atexit learns of a SystemExit's code, and a run must not count as completed after sys.exit(3).
+        sys.exit = self._on_exit
+        atexit.register(self._at_exit)
+
+    def _on_exception(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        self._excepthook(kind, error, trace)
+        if os.getpid() != self._pid:
+            return
+        self._exit_code = 130 if issubclass(kind, KeyboardInterrupt) else 1
+        text = "".join(traceback.format_exception(kind, error, trace))
+        self._fail("exception", "".join(traceback.format_exception_only(kind, error)).strip(), text)
+
+    def _on_exit(self, code: Any = None, /) -> NoReturn:
+        if os.getpid() == self._pid:
+            self._exit_code = 0 if code is None else code & 0xFF if isinstance(code, int) else 1
+        self._exit(code)
+
+    def _at_exit(self) -> None:
+        if os.getpid() != self._pid:
+            return
+        if self._exit_code == 0:
+            write_json(self._files.done, {"time": time.time()})
+        elif not self._files.error.exists():
+            self._fail("exit", f"called sys.exit with code {self._exit_code}", "")
+
+    def _fail(self, kind: Any, message: str, text: str) -> None:
+        failure = RankFailure(
+            rank=self._run.rank,
+            host=socket.gethostname(),
+            time=time.time(),
+            exit_code=self._exit_code,
+            kind=kind,
+            message=message,
+            traceback=text,
+        )
+        write_record(self._files.error, failure)
+        if self._run.size > 1:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            self._run.comm.abort(self._exit_code)

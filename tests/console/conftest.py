@@ -1,0 +1,92 @@
+"""The command line as a user has it: real processes in a folder of their own, and a look at what they leave behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psutil
+import pytest
+
+from dtrain.layout import RunLayout, Workspace
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Project:
+    """A user's folder with scripts in it."""
+
+    folder: Path
+    env: dict[str, str] = field(default_factory=dict)
+
+    def script(self, text: str, name: str = "train.py") -> str:
+        (self.folder / name).write_text(text)
+        return name
+
+    def environ(self) -> dict[str, str]:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), **self.env}
+
+    def dtrain(self, *args: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "dtrain.cli", *args]
+        return subprocess.run(
+            argv, cwd=self.folder, env=self.environ(), capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+    def start(self, *args: str) -> subprocess.Popen[str]:
+        argv = [sys.executable, "-m", "dtrain.cli", *args]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(argv, cwd=self.folder, env=self.environ(), stdout=pipe, stderr=pipe, text=True)
+
+    def json(self, *args: str) -> Any:
+        done = self.dtrain(*args, "--json")
+        assert done.returncode == 0, done.stderr
+        return orjson.loads(done.stdout)
+
+    @property
+    def latest(self) -> RunLayout:
+        return Workspace(self.folder / "workspace").find_run("latest")
+
+    def processes(self) -> list[psutil.Process]:
+        """Processes that any run of this project started and that are still there."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                environment = process.environ()
+            except psutil.Error:
+                continue
+            if environment.get("DTRAIN_RUN_DIR", "").startswith(str(self.folder)) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        return found
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Project]:
+    """A project folder; when the test ends, no process of any of its runs may be left."""
+    project = Project(tmp_path)
+    yield project
+    left = project.processes()
+    for process in left:
+        process.kill()
+    assert not left, f"left behind: {left}"
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., None]:
+    """Waits for a condition, and fails when it does not come true in time."""
+
+    def wait(condition: Callable[[], bool], timeout: float = 20) -> None:
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < deadline, "did not happen in time"
+            time.sleep(0.05)
+
+    return wait

@@ -1,0 +1,108 @@
+"""Scripts that nobody's `dtrain run` started: plain python, and mpirun of Open MPI and MPICH."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import Project
+
+SCRIPT = """
+import os, sys
+import dtrain
+run = dtrain.init(experiment="mine")
+assert dtrain.init() is run
+run.log("rank", run.rank, step=1)
+run.log("rank", run.rank + 0.5)
+run.tags["by"] = "hand"
+assert run.comm.allgather_obj(run.rank) == list(range(run.size))
+(run.outputs / f"{run.rank}.txt").write_text(str(run.size))
+if sys.argv[1:] and run.rank == run.size - 1:
+    exec(sys.argv[1])
+run.comm.barrier()
+"""
+
+WAYS = [
+    pytest.param("alone", 1),
+    pytest.param("openmpi", 2, marks=pytest.mark.needs("mpi")),
+    pytest.param("mpich", 2, marks=pytest.mark.needs("mpich")),
+]
+
+
+def start(project: Project, way: str, *args: str) -> subprocess.CompletedProcess[str]:
+    project.script(SCRIPT)
+    python, mpirun = sys.executable, []
+    if way == "openmpi":
+        mpirun = ["mpirun", "--allow-run-as-root", "--bind-to", "none", "--map-by", "slot:OVERSUBSCRIBE", "-n", "2"]
+    elif way == "mpich":
+        python = os.environ["DTRAIN_TEST_MPICH_PYTHON"]
+        mpirun = [str(Path(python).parent / "mpirun"), "-n", "2"]
+    argv = [*mpirun, python, "train.py", *args]
+    return subprocess.run(
+        argv, cwd=project.folder, env=project.environ(), capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize(("way", "size"), WAYS)
+def test_makes_the_same_run_folder(project: Project, way: str, size: int) -> None:
+    done = start(project, way)
+    assert done.returncode == 0, done.stderr
+    data = project.json("show", "latest")
+    assert (data["state"], data["size"], data["tags"]) == ("completed", size, {"by": "hand"})
+    assert data["id"].startswith("mine-")
+    assert [rank["metrics"]["rank"] for rank in data["ranks"]] == [rank + 0.5 for rank in range(size)]
+    run = project.latest
+    assert (run.code / "train.py").read_text() == SCRIPT
+    assert sorted(path.name for path in run.outputs.glob("*.txt")) == [f"{rank}.txt" for rank in range(size)]
+    assert len(list(run.root.parent.iterdir())) == 1
+    assert project.dtrain("register", "latest", "--name", "net").returncode == 0
+
+
+@pytest.mark.parametrize(("way", "size"), WAYS)
+@pytest.mark.parametrize(
+    ("how", "code", "words"), [("raise KeyError('lost')", 1, "KeyError: 'lost'"), ("sys.exit(3)", 3, "sys.exit with code 3")]
+)
+def test_failure_is_recorded_and_nobody_waits(project: Project, way: str, size: int, how: str, code: int, words: str) -> None:
+    done = start(project, way, how)
+    assert done.returncode == code
+    data = project.json("show", "latest")
+    assert (data["state"], data["exit_code"], data["failure"]["rank"]) == ("failed", code, size - 1)
+    assert words in data["cause"]
+
+
+@pytest.mark.parametrize(("way", "size"), WAYS[:2])
+def test_killed_rank(project: Project, way: str, size: int) -> None:
+    start(project, way, "os.kill(os.getpid(), 9)")
+    data = project.json("show", "latest")
+    assert data["state"] == "failed"
+    assert f"rank {size - 1}" in data["cause"] or "vanished" in data["cause"]
+
+
+@pytest.mark.needs("mpi")
+def test_workspace_that_cannot_be_written_is_said_by_all_ranks(project: Project) -> None:
+    project.env["DTRAIN_WORKSPACE"] = "/proc/dtrain"
+    done = start(project, "openmpi")
+    assert done.returncode != 0
+    assert "WorkspaceError: workspace /proc/dtrain cannot be written" in done.stderr
+
+
+@pytest.mark.needs("mpi", "mpich")
+def test_mpirun_of_another_mpi(project: Project) -> None:
+    project.script(SCRIPT)
+    mpirun = str(Path(os.environ["DTRAIN_TEST_MPICH_PYTHON"]).parent / "mpirun")
+    done = subprocess.run(
+        [mpirun, "-n", "2", sys.executable, "train.py"],
+        cwd=project.folder,
+        env=project.environ(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "sees a world of 1" in done.stderr
+    assert not (project.folder / "workspace").exists()

@@ -1,0 +1,173 @@
+"""The commands that read: their data, their --json, their help, and what they say of what is not there."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+
+import orjson
+import pytest
+
+from .conftest import Project
+
+COMMANDS = ["run", "runs", "show", "logs", "metrics", "register", "models", "pull", "verify", "env"]
+
+TRAIN = """
+import sys, dtrain
+run = dtrain.init()
+for step in range(3):
+    run.log_row(step, loss=1.0 / (step + 1) + run.rank)
+run.log("loss", float("nan"), step=3)
+print("trained")
+(run.outputs / "model.bin").write_bytes(b"weights" + sys.argv[-1].encode())
+"""
+
+
+@pytest.fixture
+def trained(project: Project) -> Project:
+    assert project.dtrain("run", project.script(TRAIN), "1").returncode == 0
+    return project
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(project: Project, command: str) -> None:
+    text = project.dtrain(command, "--help").stdout
+    assert f"  dtrain {command}" in text.split("Example:")[1]
+    assert command in project.dtrain("--help").stdout
+
+
+def test_show_and_runs(trained: Project) -> None:
+    run = trained.latest
+    text = trained.dtrain("show", run.id[:-2]).stdout
+    assert run.id in text
+    assert "completed" in text
+    assert str(run.outputs) in text
+    data = trained.json("show", "latest")
+    assert data["ranks"][0]["steps"] == 3
+    assert data["spec"]["args"] == ["1"]
+    assert [each["id"] for each in trained.json("runs")] == [run.id]
+    assert run.id in trained.dtrain("runs").stdout
+
+
+def test_metrics(trained: Project) -> None:
+    rows = trained.json("metrics", "latest")
+    assert [(row["step"], row["mean"]) for row in rows[:3]] == [(0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3))]
+    by_rank = trained.json("metrics", "latest", "--by-rank")
+    assert [row["step"] for row in by_rank] == [0, 1, 2, 3]
+    text = trained.dtrain("metrics", "latest", "--by-rank", "--csv").stdout
+    read = list(csv.DictReader(io.StringIO(text)))
+    assert [row["loss"] for row in read] == ["1.0", "0.5", str(1 / 3), "nan"]
+    assert trained.dtrain("metrics", "latest", "--csv", "--json").returncode == 2
+
+
+def test_logs(trained: Project) -> None:
+    assert trained.dtrain("logs", "latest").stdout.endswith(":0] trained\n")
+    assert trained.dtrain("logs", "latest", "--rank", "0").stdout == "trained\n"
+    refused = trained.dtrain("logs", "latest", "--rank", "1")
+    assert (refused.returncode, "has ranks 0 to 0" in refused.stderr) == (2, True)
+
+
+def test_logs_follow_a_running_job_to_its_end(project: Project, wait_until: Callable[..., None]) -> None:
+    script = project.script(
+        "import os, time\nprint('first', flush=True)\n"
+        "while not os.path.exists('outputs/go'):\n    time.sleep(0.05)\nprint('last')\n"
+    )
+    job = project.start("run", script)
+    wait_until(lambda: any((project.folder / "workspace" / "runs").glob("*/ranks/00000/output.log")))
+    follower = project.start("logs", "latest", "--follow")
+    assert follower.stdout is not None
+    assert follower.stdout.readline().endswith("first\n")
+    assert project.json("show", "latest")["state"] == "running"
+    (project.latest.outputs / "go").touch()
+    assert follower.communicate(timeout=20)[0].endswith("last\n")
+    job.communicate(timeout=20)
+
+
+def test_register_pull_verify(trained: Project) -> None:
+    registered = trained.json("register", "latest", "--name", "net", "--path", "outputs/model.bin", "--tag", "stage=test")
+    assert (registered["name"], registered["version"], registered["tags"]) == ("net", 1, {"stage": "test"})
+    assert trained.dtrain("run", trained.script(TRAIN), "2").returncode == 0
+    assert "net:2" in trained.dtrain("register", "latest", "--name", "net").stdout
+    assert [each["version"] for each in trained.json("models", "net")] == [1, 2]
+    assert [each["version"] for each in trained.json("models")] == [2]
+    assert trained.json("show", "latest")["models"] == ["net:2"]
+    for reference, data in (("net:1", b"weights1"), ("net", b"weights2")):
+        folder = trained.folder / reference
+        assert trained.dtrain("pull", reference, str(folder)).returncode == 0
+        assert (folder / "model.bin").read_bytes() == data
+    assert trained.dtrain("verify").returncode == 0
+
+
+def test_flipped_bit_in_the_registry(trained: Project) -> None:
+    registered = trained.json("register", "latest", "--name", "net")
+    blake3 = registered["files"][0]["blake3"]
+    (blob,) = (trained.folder / "workspace" / "registry").glob(f"blobs/*/{blake3}")
+    blob.chmod(0o644)
+    data = bytearray(blob.read_bytes())
+    data[3] ^= 1
+    blob.write_bytes(data)
+
+    verified = trained.dtrain("verify", "net:1")
+    assert verified.returncode == 1
+    assert "net:1  model.bin" in verified.stdout
+    assert orjson.loads(trained.dtrain("verify", "--json").stdout)[0]["path"] == "model.bin"
+    pulled = trained.dtrain("pull", "net", str(trained.folder / "there"))
+    assert pulled.returncode == 1
+    assert "model.bin" in pulled.stderr
+    assert not (trained.folder / "there").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (("register", "latest", "--name", "a/b"), 2, "model name 'a/b' is not allowed"),
+        (("register", "latest", "--name", "net", "--path", "outputs/nothing"), 1, "model.bin"),
+        (("pull", "net", "there"), 1, "net"),
+        (("models", "net"), 1, "net"),
+        (("show", "nothing"), 1, "no run 'nothing'"),
+        (("verify", "net"), 1, "net"),
+        (("verfy",), 2, "verfy"),
+    ],
+)
+def test_bad_input(trained: Project, args: tuple[str, ...], code: int, words: str) -> None:
+    done = trained.dtrain(*args)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_registering_a_failed_run_is_refused(project: Project) -> None:
+    project.dtrain("run", project.script("open('outputs/model.bin', 'w').write('half'); raise SystemExit(1)"))
+    refused = project.dtrain("register", "latest", "--name", "net")
+    assert refused.returncode == 1
+    assert "--any-state" in refused.stderr
+    assert project.dtrain("register", "latest", "--name", "net", "--any-state").returncode == 0
+
+
+def test_colours_only_on_a_terminal(trained: Project) -> None:
+    import os
+    import pty
+    import subprocess
+    import sys
+
+    def on_terminal(**env: str) -> bytes:
+        master, slave = pty.openpty()
+        argv = [sys.executable, "-m", "dtrain.cli", "run", "train.py", "1"]
+        environ = {**trained.environ(), "TERM": "xterm", **env}
+        job = subprocess.Popen(argv, cwd=trained.folder, env=environ, stdout=slave, stderr=slave, stdin=slave)
+        job.wait(30)
+        os.close(slave)
+        return os.read(master, 100_000)
+
+    assert b"\x1b[" in on_terminal()
+    assert b"\x1b[" not in on_terminal(NO_COLOR="1")
+    assert "\x1b[" not in trained.dtrain("run", "train.py", "1").stdout
+
+
+def test_env(project: Project) -> None:
+    data = project.json("env")
+    packages = {package["name"]: package for package in data["packages"]}
+    assert packages["numpy"]["version"]
+    assert all(package["version"] or package["install"] for package in packages.values())
+    assert data["python"] in project.dtrain("env").stdout

@@ -1,0 +1,326 @@
+"""`dtrain run`: what reaches the script, what it leaves, and every way in which a rank can fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+import psutil
+import pytest
+
+from .conftest import ROOT, Project
+
+LAUNCHES = [pytest.param(("-n", "1"), id="one rank"), pytest.param(("-n", "2"), id="two ranks", marks=pytest.mark.needs("mpi"))]
+
+REPORT = """
+import json, os, sys
+from pathlib import Path
+import dtrain
+run = dtrain.init()
+print("rank", run.rank, "of", run.size)
+Path("outputs", f"report-{run.rank}.json").write_text(json.dumps({
+    "argv": sys.argv, "name": __name__, "cwd": os.getcwd(), "first_path": sys.path[0], "threads": os.environ["OMP_NUM_THREADS"],
+    "mine": os.environ.get("MINE"), "local": [run.local_rank, run.local_size]}))
+run.log("loss", 0.5 + run.rank, step=7)
+run.tags["who"] = "me"
+"""
+
+FAILURES = {
+    # how rank 1 fails → (exit code, what the console says of it)
+    "raise ValueError('bad batch')": (1, "ValueError: bad batch"),
+    "sys.exit(3)": (3, "called sys.exit(3)"),
+    "raise SystemExit('no data')": (1, "called sys.exit('no data')"),
+    "os._exit(5)": (5, "exited with code 5"),
+    "os.kill(os.getpid(), signal.SIGKILL)": (137, "killed by SIGKILL"),
+    "os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)": (137, "killed together with the process that watched it"),
+    "os.abort()": (134, "killed by SIGABRT"),
+}
+
+FAIL_LAST = """
+import os, signal, sys, time
+rank = int(os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", os.environ.get("DTRAIN_RANK"))))
+size = int(os.environ["DTRAIN_SIZE"])
+print("before", rank)
+if rank == size - 1:
+    {how}
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("ranks", LAUNCHES)
+def test_what_reaches_the_script_and_what_it_leaves(project: Project, ranks: tuple[str, ...]) -> None:
+    project.env.pop("OMP_NUM_THREADS", None)
+    script = project.script(REPORT)
+    size = int(ranks[1])
+
+    done = project.dtrain(
+        "run", *ranks, "--env", "MINE=a=b", "--experiment", "first", script, "--epochs", "3", "-n", "x y", "--", "--help"
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert {f"rank {rank} of {size}" for rank in range(size)} == {line.split("] ")[1] for line in done.stdout.splitlines()}
+    run = project.latest
+    assert run.id.startswith("first-")
+    for rank in range(size):
+        report = orjson.loads((run.outputs / f"report-{rank}.json").read_bytes())
+        assert report["argv"] == [script, "--epochs", "3", "-n", "x y", "--", "--help"]
+        assert report["name"] == "__main__"
+        assert report["cwd"] == report["first_path"] == str(run.code)
+        assert report["mine"] == "a=b"
+        assert report["local"] == [rank, size]
+        assert run.rank(rank).done.is_file()
+        assert run.rank(rank).output_log.read_text() == f"rank {rank} of {size}\n"
+    data = project.json("show", "latest")
+    assert (data["state"], data["exit_code"], data["tags"]) == ("completed", 0, {"who": "me"})
+    assert [rank["metrics"] for rank in data["ranks"]] == [{"loss": 0.5 + rank} for rank in range(size)]
+    assert data["over_ranks"]["loss"]["mean"] == pytest.approx(0.5 + (size - 1) / 2)
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param("openmpi", marks=pytest.mark.needs("mpi")), pytest.param("mpich", marks=pytest.mark.needs("mpich"))]
+)
+@pytest.mark.parametrize("how", FAILURES)
+def test_first_failure_is_named_and_ends_the_job(project: Project, how: str, family: str) -> None:
+    if family == "mpich":
+        project.env["DTRAIN_MPIRUN"] = str(Path(os.environ["DTRAIN_TEST_MPICH_PYTHON"]).parent / "mpirun")
+    script = project.script(FAIL_LAST.format(how=how))
+    code, words = FAILURES[how]
+
+    began = time.monotonic()
+    done = project.dtrain("run", "-n", "2", "--grace", "5", script)
+
+    assert done.returncode == code, done.stderr
+    assert time.monotonic() - began < 20  # the other rank would sleep for 60 s
+    assert words in done.stderr
+    if not ("getppid" in how and family == "mpich"):  # MPICH kills all ranks before one can tell which was the first
+        assert done.stderr.splitlines()[-1].endswith("ranks/00001/output.log")
+        assert f"first to fail was rank 1 on {os.uname().nodename}" in done.stderr
+    assert project.json("show", "latest")["exit_code"] == code
+    if "ValueError" in how:
+        tail = done.stderr[done.stderr.index("first to fail") :]
+        assert "Traceback" in tail
+        assert "train.py" in tail
+        assert "runpy" not in tail
+    assert "prterun" not in done.stdout  # what the launcher says of it would bury the cause
+
+
+@pytest.mark.parametrize("how", [how for how in FAILURES if "getppid" not in how])
+def test_failure_of_a_single_rank(project: Project, how: str) -> None:
+    code, words = FAILURES[how]
+    done = project.dtrain("run", project.script(FAIL_LAST.format(how=how)))
+    assert done.returncode == code
+    assert words in done.stderr
+
+
+@pytest.mark.needs("mpi")
+def test_failure_while_the_other_waits_in_a_collective(project: Project) -> None:
+    """mpi4py calls MPI_Finalize at exit, which would wait for the rank that waits in the barrier."""
+    script = project.script(
+        "from mpi4py import MPI\nif MPI.COMM_WORLD.rank == 0:\n    raise KeyError('lost')\nMPI.COMM_WORLD.Barrier()\n"
+    )
+    done = project.dtrain("run", "-n", "2", script)
+    assert done.returncode == 1
+    assert "first to fail was rank 0" in done.stderr
+    assert "KeyError: 'lost'" in done.stderr
+
+
+@pytest.mark.parametrize("ranks", LAUNCHES)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted(project: Project, ranks: tuple[str, ...], number: int, code: int, wait_until: Callable[..., None]) -> None:
+    size = int(ranks[1])
+    script = project.script("import time\nprint('ready')\ntime.sleep(60)\n")
+    job = project.start("run", *ranks, script)
+    wait_until(lambda: bool(project.processes()) and all(_printed(project, rank) for rank in range(size)))
+
+    job.send_signal(number)
+    _, err = job.communicate(timeout=20)
+
+    assert job.returncode == code
+    assert f"canceled by {signal.Signals(number).name}" in err
+    assert project.json("show", "latest")["state"] == "canceled"
+
+
+def _printed(project: Project, rank: int) -> bool:
+    log = project.latest.rank(rank).output_log
+    return log.is_file() and log.stat().st_size > 0
+
+
+@pytest.mark.needs("mpi")
+def test_rank_that_will_not_end_is_killed_after_the_grace_time(project: Project) -> None:
+    script = project.script(
+        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf', flush=True)\ntime.sleep(60)\n"
+    )
+    began = time.monotonic()
+    done = project.dtrain("run", "-n", "2", "--timeout", "2", "--grace", "1", script)
+    assert done.returncode == 124
+    assert "time limit of 2 s reached" in done.stderr
+    assert time.monotonic() - began < 20
+
+
+def test_daemon_of_a_script_is_ended_with_the_run(project: Project) -> None:
+    script = project.script(
+        "import subprocess, sys\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True)\n"
+    )
+    done = project.dtrain("run", script)
+    assert done.returncode == 0  # and the fixture sees that nothing is left
+
+
+@pytest.mark.needs("mpi")
+def test_killed_dtrain_leaves_no_rank(project: Project, wait_until: Callable[..., None]) -> None:
+    job = project.start("run", "-n", "2", project.script("import time\nprint('ready')\ntime.sleep(60)\n"))
+    wait_until(lambda: bool(project.processes()) and all(_printed(project, rank) for rank in range(2)))
+    job.kill()
+    job.communicate()
+    wait_until(lambda: not project.processes())
+    data = project.json("show", "latest")
+    assert data["state"] == "failed"
+    assert "supervisor" in data["cause"]
+
+
+@pytest.mark.needs("mpi")
+def test_killed_mpirun_ends_the_run(project: Project, wait_until: Callable[..., None]) -> None:
+    job = project.start("run", "-n", "2", project.script("import time\nprint('ready')\ntime.sleep(60)\n"))
+    wait_until(lambda: bool(project.processes()) and all(_printed(project, rank) for rank in range(2)))
+    psutil.Process(job.pid).children()[0].kill()
+    _, err = job.communicate(timeout=20)
+    assert job.returncode == 137
+    assert "mpirun was killed by SIGKILL" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (("nothing.py",), 127, "no such script: nothing.py"),
+        (("trian.py",), 127, "did you mean train.py?"),
+        (("-n", "0", "train.py"), 2, "a job has at least 1 rank"),
+        (("-n", "5", "--max-ranks", "4", "train.py"), 2, "-n 5 exceeds --max-ranks 4"),
+        (("--launcher", "mpy", "train.py"), 2, "unknown launcher 'mpy' (did you mean mpi?)"),
+        (("--launcher", "local", "-n", "2", "train.py"), 2, "launcher 'local' runs one rank"),
+        (("--experiment", "a/b", "train.py"), 2, "experiment name 'a/b' is not allowed"),
+        (("--env", "nothing", "train.py"), 2, "'nothing' is not KEY=VALUE"),
+        (("--env", "a-b=1", "train.py"), 2, "not a variable's name"),
+        (("--timeout", "-1", "train.py"), 2, "--timeout=-1 is not a number of seconds above 0"),
+        (("--resume", "latest", "train.py"), 1, "no run in workspace"),
+        (("--workspace", "/proc/dtrain", "train.py"), 1, "workspace /proc/dtrain cannot be written"),
+        (("--json", "train.py"), 2, "--json goes with --dry-run"),
+        (("-m", "no such"), 2, "not a module's name"),
+        (("ignored.py",), 2, "is not in the copy"),
+    ],
+)
+def test_what_cannot_be_run_is_said_at_once(project: Project, args: tuple[str, ...], code: int, words: str) -> None:
+    project.script("")
+    project.script("", "ignored.py")
+    project.script("ignored.py\n", ".gitignore")
+    done = project.dtrain("run", *args)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(project.folder.glob("workspace/runs/*"))
+
+
+@pytest.mark.needs("mpi")
+def test_no_mpirun_says_what_installs_it(project: Project, tmp_path: Path) -> None:
+    """A Python without mpirun beside it and none on PATH."""
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    (bin_folder / "python").symlink_to(sys.executable)
+    environment = {**project.environ(), "PATH": str(bin_folder)}
+    site = [path for path in sys.path if path.endswith("site-packages")]
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *site])
+    argv = [str(bin_folder / "python"), "-m", "dtrain.cli", "run", "-n", "2", project.script("")]
+    done = subprocess.run(argv, cwd=project.folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 127
+    assert "MPI is not installed" in done.stderr
+    assert "pip install 'dtrain[mpi]'" in done.stderr
+
+
+def test_unknown_mpirun_is_refused(project: Project) -> None:
+    fake = project.folder / "mpirun"
+    fake.write_text("#!/bin/sh\necho 'Some MPI 1.0'\n")
+    fake.chmod(0o755)
+    project.env["DTRAIN_MPIRUN"] = str(fake)
+    done = project.dtrain("run", "-n", "2", project.script(""))
+    assert done.returncode == 127
+    assert "Some MPI 1.0" in done.stderr
+
+
+@pytest.mark.needs("mpi", "mpich")
+@pytest.mark.parametrize(
+    "script", ["from mpi4py import MPI\nprint('trains')\n", "import dtrain\ndtrain.init()\nprint('trains')\n"]
+)
+def test_mpirun_and_mpi4py_of_different_mpis_are_found_out(project: Project, script: str) -> None:
+    project.env["DTRAIN_MPIRUN"] = str(Path(os.environ["DTRAIN_TEST_MPICH_PYTHON"]).parent / "mpirun")
+    done = project.dtrain("run", "-n", "2", project.script(script))
+    assert done.returncode == 1
+    assert "sees a world of 1" in done.stderr
+    assert "trains" not in done.stdout
+
+
+@pytest.mark.parametrize("ranks", LAUNCHES)
+def test_dry_run_starts_nothing_and_its_lines_work_in_a_shell(project: Project, ranks: tuple[str, ...]) -> None:
+    script = project.script("import sys\nprint('ran', sys.argv[1:])\n")
+    done = project.dtrain("run", "--dry-run", *ranks, script, "a b", "$HOME")
+    assert done.returncode == 0
+    assert not (project.folder / "workspace").exists()
+    pasted = subprocess.run(done.stdout, shell=True, env=project.environ(), capture_output=True, text=True, check=False)
+    assert pasted.stdout.splitlines() == ["ran ['a b', '$HOME']"] * int(ranks[1])
+    plan = orjson.loads(project.dtrain("run", "--dry-run", "--json", *ranks, script).stdout)
+    assert plan["size"] == int(ranks[1])
+
+
+def test_module(project: Project) -> None:
+    package = project.folder / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "train.py").write_text("import sys\nprint(__name__, sys.argv[1:])\n")
+    done = project.dtrain("run", "-m", "package.train", "--x")
+    assert done.returncode == 0, done.stderr
+    assert "__main__ ['--x']" in done.stdout
+
+
+def test_script_sees_siblings_and_processes_it_spawns(project: Project) -> None:
+    """multiprocessing's spawn imports the main script again, by its path."""
+    project.script("VALUE = 42\n", "sibling.py")
+    script = project.script(
+        "import multiprocessing as mp\nfrom sibling import VALUE\n"
+        "def f(x):\n    return x + VALUE\n"
+        "if __name__ == '__main__':\n    with mp.get_context('spawn').Pool(1) as pool:\n        print(pool.map(f, [1]))\n"
+    )
+    done = project.dtrain("run", script)
+    assert done.returncode == 0, done.stderr
+    assert "[43]" in done.stdout
+
+
+def test_disk_full_is_named(project: Project) -> None:
+    """Neither the record of the failure nor the rank's output can be written then; the cause must be told all the same."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    small = project.folder / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], check=True)
+    try:
+        script = project.script(
+            "import dtrain\nrun = dtrain.init()\nfor step in range(100000):\n    run.log_row(step, text='x' * 100)\n"
+        )
+        done = project.dtrain("run", "--workspace", str(small), script)
+        assert done.returncode == 1
+        assert "metrics cannot be written" in done.stderr
+        assert "space" in done.stderr
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_output_without_line_end_and_progress_bars(project: Project) -> None:
+    script = project.script("import sys\nfor i in range(3):\n    sys.stdout.write(f'\\r{i}/3')\nsys.stdout.write('\\nrest')\n")
+    done = project.dtrain("run", script)
+    assert [line.split("] ")[1] for line in done.stdout.splitlines()] == ["2/3", "rest"]
+    raw = [sys.executable, "-m", "dtrain.cli", "logs", "latest", "--rank", "0"]
+    log = subprocess.run(raw, cwd=project.folder, env=project.environ(), capture_output=True, check=False).stdout
+    assert log == b"\r0/3\r1/3\r2/3\nrest"

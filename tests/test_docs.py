@@ -1,0 +1,90 @@
+"""What the documents say is so: links lead somewhere, commands and options exist, launch scripts do what they claim."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from dtrain import cli, machine
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+LAUNCHERS = sorted((ROOT / "launchers").glob("*"))
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    lines += [line.removeprefix("$ ") for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
+    return [line.split("  #")[0].split(" > ")[0].strip() for line in lines if line.strip()]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text()):
+        assert (ROOT / target).exists(), f"{document} links to {target}"
+
+
+@pytest.mark.parametrize("command", [command for command in commands() if command.startswith("dtrain ")])
+def test_commands_and_their_options_exist(command: str) -> None:
+    _, verb, *args = shlex.split(command)
+    assert verb in cli.main.commands
+    # Parses options as the real command does, and runs nothing.
+    with click.Context(cli.main) as parent:
+        cli.main.commands[verb].make_context(verb, args, parent=parent, resilient_parsing=True)
+
+
+@pytest.mark.parametrize("target", re.findall(r"^make ([\w-]+)", "\n".join(commands()), re.MULTILINE))
+def test_make_targets_exist(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_python_blocks_are_python_and_use_what_exists() -> None:
+    for block in blocks("python"):
+        compile(block, "README.md", "exec")
+
+
+def test_every_command_of_the_command_line_is_in_the_readme() -> None:
+    for verb in cli.main.commands:
+        assert f"dtrain {verb}" in README
+
+
+def test_install_lines_for_chainer_are_the_same_everywhere() -> None:
+    for line in machine.INSTALL_CHAINER.split(" && "):
+        assert line.removesuffix(" wheel") in README
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS, ids=lambda path: path.name)
+def test_launch_scripts_are_short_and_say_what_dtrain_run_says(launcher: Path, tmp_path: Path) -> None:
+    assert len(launcher.read_text().splitlines()) <= 30
+    (tmp_path / "train.py").write_text("")
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    dtrain = bin_folder / "dtrain"
+    dtrain.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m dtrain.cli "$@"\n')
+    dtrain.chmod(0o755)
+    path = os.pathsep.join([str(bin_folder), str(Path(sys.executable).parent), os.environ["PATH"]])
+    environ = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "RANKS": "3"}
+    told = subprocess.run(
+        [str(launcher), "--dry-run", "train.py", "--epochs", "3"],
+        cwd=tmp_path,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    asked = ["dtrain", "run", "-n", "3", "--dry-run", "train.py", "--epochs", "3"]
+    expected = subprocess.run(asked, cwd=tmp_path, env=environ, capture_output=True, text=True, check=True)
+    assert told.stdout == expected.stdout
+    assert "-n 3" in told.stdout
