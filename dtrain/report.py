@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from rich.table import Table
 
-from dtrain.layout import RunLayout, read_json
+from dtrain.layout import RunLayout, StepFolder, read_json
 from dtrain.metrics import RunMetrics, Value, read_metrics
 from dtrain.status import read_process, read_status
 
@@ -34,9 +34,7 @@ def run_to_json(run: RunLayout) -> dict[str, Any]:
         "tags": _tags(run),
         "ranks": [_rank_to_json(run, metrics, rank) for rank in range(status.size)],
         "over_ranks": {name: dataclasses.asdict(reduced) for name, reduced in over_ranks.items()},
-        "checkpoints": sorted(
-            int(path.parent.name.removeprefix("step-")) for path in run.checkpoints.glob("step-*/manifest.json")
-        ),
+        "checkpoints": list(StepFolder.committed(run.checkpoints)),
         "paths": {
             name: str(getattr(run, name)) for name in ("root", "outputs", "logs", "code", "checkpoints", "metrics", "ranks")
         },

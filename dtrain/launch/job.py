@@ -12,7 +12,7 @@ from dtrain.launch import local, mpi
 from dtrain.launch.console import Console
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.supervise import Limits, Supervisor
-from dtrain.layout import RunLayout, Workspace, write_json
+from dtrain.layout import RunLayout, StepFolder, Workspace, write_json
 from dtrain.snapshot import take_snapshot
 from dtrain.spec import JobSpec
 from dtrain.status import RunStatus
@@ -106,6 +106,6 @@ def resume_folder(reference: str, workspace: Workspace) -> Path:
     Raises WorkspaceError when there is none, UsageError when it has no checkpoint to start from.
     """
     run = workspace.find_run(reference)
-    if not any(run.checkpoints.glob("step-*/manifest.json")):
+    if not StepFolder.committed(run.checkpoints):
         raise UsageError(f"run {run.id} cannot be resumed: it has no whole checkpoint in {run.checkpoints}")
     return run.root
