@@ -9,26 +9,22 @@ import subprocess
 import sys
 from typing import Any
 
-import dtrain
+from dtrain import __version__, install
 from dtrain.errors import NotRunnable
-from dtrain.launch.mpi import INSTALL, find_mpi
+from dtrain.launch.mpi import find_mpi
 from dtrain.spec import available_cores
-
-# Chainer's source distribution is built with a module that setuptools 81 took away.
-INSTALL_CHAINER = "pip install 'setuptools<81' wheel && pip install --no-build-isolation chainer==7.8.1"
-_HOROVOD = "HOROVOD_WITH_TENSORFLOW=1 pip install --no-build-isolation horovod==0.28.1"
 
 # Distribution → what it is for, and the command that installs it. Of several in one entry any one will do.
 _PACKAGES: dict[tuple[str, ...], tuple[str, str]] = {
     ("numpy",): ("arrays", "pip install numpy"),
-    ("mpi4py",): ("several ranks", INSTALL),
-    ("chainer",): ("Chainer training", INSTALL_CHAINER),
+    ("mpi4py",): ("several ranks", install.MPI),
+    ("chainer",): ("Chainer training", install.CHAINER),
     ("cupy-cuda12x", "cupy-cuda13x", "cupy"): (
         "Chainer on GPUs",
-        "pip install 'dtrain[cuda12]' (or cuda13, as `nvidia-smi` says)",
+        install.CUPY,
     ),
-    ("tensorflow", "tensorflow-cpu"): ("TensorFlow training", "pip install 'dtrain[tensorflow]'"),
-    ("horovod",): ("Horovod's allreduce", _HOROVOD),
+    ("tensorflow", "tensorflow-cpu"): ("TensorFlow training", install.TENSORFLOW),
+    ("horovod",): ("Horovod's allreduce", install.HOROVOD),
 }
 
 
@@ -42,7 +38,7 @@ def _output(*argv: str) -> str | None:
 
 def _packages() -> list[dict[str, Any]]:
     rows = []
-    for names, (purpose, install) in _PACKAGES.items():
+    for names, (purpose, command) in _PACKAGES.items():
         version = None
         for name in names:
             try:
@@ -51,7 +47,7 @@ def _packages() -> list[dict[str, Any]]:
                 continue
             break
         row = {"name": names[0] if version is None else name, "version": version, "for": purpose}
-        rows.append(row if version else {**row, "install": install})
+        rows.append(row if version else {**row, "install": command})
     return rows
 
 
@@ -82,7 +78,7 @@ def describe() -> dict[str, Any]:
         else None
     )
     return {
-        "dtrain": dtrain.__version__,
+        "dtrain": __version__,
         "python": platform.python_version(),
         "executable": sys.executable,
         "platform": platform.platform(),

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMUNICATORS", "Array", "Communicator", "create_communicator"]
 
-COMMUNICATORS: dict[str, tuple[str, str | None]] = {
-    "local": ("dtrain.comm.local:LocalCommunicator", None),
-    "mpi": ("dtrain.comm.mpi:MpiCommunicator", "pip install 'dtrain[mpi]'"),
+COMMUNICATORS: dict[str, str] = {
+    "local": "dtrain.comm.local:LocalCommunicator",
+    "mpi": "dtrain.comm.mpi:MpiCommunicator",
 }
-"""Kind of communicator: where its class is, and the command that installs what it needs."""
+"""Kind of communicator, and where its class is; what it needs is imported when it is made."""
 
 
 def create_communicator(env: RankEnv, kind: str = "auto") -> Communicator:
@@ -35,7 +35,7 @@ def create_communicator(env: RankEnv, kind: str = "auto") -> Communicator:
         nearest = difflib.get_close_matches(kind, known, n=1, cutoff=0.4)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
         raise UsageError(f"communicator {kind!r} is not known; choose one of {', '.join(known)}{hint}")
-    module_name, _, class_name = COMMUNICATORS[kind][0].partition(":")
+    module_name, _, class_name = COMMUNICATORS[kind].partition(":")
     factory = getattr(importlib.import_module(module_name), class_name)
     communicator: Communicator = factory(expected_size=env.size)
     return communicator

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dtrain import install
 from dtrain.comm._agreement import CallSignature, explain_disagreement, name_ranks, sign_broadcast, sign_mean
 from dtrain.comm._fusion import Buckets, plan_messages
 from dtrain.comm.base import Array
@@ -81,6 +82,11 @@ class MpiCommunicator:
     @property
     def local_size(self) -> int:
         return self._local_size
+
+    @property
+    def mpi_comm(self) -> MPI.Comm:
+        """mpi4py's communicator under this one, for what the Protocol has not (messages from rank to rank)."""
+        return self._open_comm()
 
     def barrier(self) -> None:
         comm = self._open_comm()
@@ -210,10 +216,10 @@ def _import_mpi() -> ModuleType:
     try:
         from mpi4py import MPI
     except ImportError as error:
-        raise MissingDependency(f"communicator 'mpi' needs mpi4py ({error}); run: pip install 'dtrain[mpi]'") from error
+        raise MissingDependency(f"communicator 'mpi' needs mpi4py ({error}); run: {install.MPI}") from error
     except RuntimeError as error:  # mpi4py's wheel looks for an MPI library when it is imported
         raise MissingDependency(
-            f"mpi4py found no MPI library ({error}); install one into this environment with: pip install 'dtrain[mpi]'"
+            f"mpi4py found no MPI library ({error}); install one into this environment with: {install.MPI}"
         ) from error
     return MPI
 

@@ -11,13 +11,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from dtrain import env
+from dtrain import env, install
 from dtrain.errors import MissingDependency, NotRunnable
 from dtrain.launch.plan import LaunchPlan, PlannedProcess, rank_argv
 from dtrain.layout import RunLayout
 from dtrain.spec import JobSpec, available_cores
-
-INSTALL = "pip install 'dtrain[mpi]'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +69,12 @@ def find_mpi() -> MpiInstallation:
     mpirun = env.mpirun_override() or (str(beside_python) if beside_python.is_file() else shutil.which("mpirun"))
     if mpirun is None:
         raise MissingDependency(
-            f"MPI is not installed: there is no mpirun beside {sys.executable} or on PATH; {INSTALL} brings Open MPI"
+            f"MPI is not installed: there is no mpirun beside {sys.executable} or on PATH; {install.MPI} brings Open MPI"
         )
     try:
         answer = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise NotRunnable(f"{mpirun} cannot be run: {error}; {INSTALL} brings Open MPI") from error
+        raise NotRunnable(f"{mpirun} cannot be run: {error}; {install.MPI} brings Open MPI") from error
     text = answer.stdout + answer.stderr
     for family in FAMILIES:
         match = re.search(family.recognised_by, text)
@@ -85,7 +83,7 @@ def find_mpi() -> MpiInstallation:
     known = " and ".join(family.title for family in FAMILIES)
     raise NotRunnable(
         f"{mpirun} is of no MPI that dtrain knows ({known}); `{mpirun} --version` printed {text.strip()[:200]!r}; "
-        f"{INSTALL} brings Open MPI"
+        f"{install.MPI} brings Open MPI"
     )
 
 

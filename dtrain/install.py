@@ -1,0 +1,14 @@
+"""The commands that install what dtrain can use but does not bring; every message and ``dtrain env`` take them from here."""
+
+from __future__ import annotations
+
+CHAINER_VERSION = "7.8.1"
+
+MPI = "pip install 'dtrain[mpi]'"
+# Built with today's setuptools, Chainer's source stops at its import of pkg_resources, which setuptools 81 dropped. A constraint
+# on the build would depend on pip's version (25.3 changed how one is given); this does not.
+CHAINER = f"pip install 'setuptools<81' wheel numpy && pip install --no-build-isolation chainer=={CHAINER_VERSION}"
+CUPY = "pip install 'dtrain[cuda12]' (or cuda13, as `nvidia-smi` says)"
+TENSORFLOW = "pip install 'dtrain[tensorflow]'"
+# Horovod is built against the TensorFlow and the MPI that are there.
+HOROVOD = f"{TENSORFLOW} && HOROVOD_WITH_MPI=1 HOROVOD_WITH_TENSORFLOW=1 pip install --no-build-isolation horovod==0.28.1"
