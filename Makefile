@@ -1,0 +1,122 @@
+# dtrain's chores. `make` alone lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV ?= .venv
+MPICH_VENV ?= .venv-mpich
+# `tensorflow` for the full build (600 MB)
+TENSORFLOW ?= tensorflow-cpu
+HOROVOD_VERSION := 0.28.1
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet
+CONSTRAINTS := -c constraints/build.txt -c constraints/keras3.txt
+# Chainer's and Horovod's sources need the old build tools of constraints/build.txt, which lie in the environment itself.
+LANE := --no-build-isolation $(CONSTRAINTS)
+PART := .ci/part
+
+# A stamp says what is installed; its name holds the Python, so that another PYTHON= means another environment.
+PYTHON_VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null)
+STAMPS := $(VENV)/.dtrain
+VENV_STAMP := $(STAMPS)/python-$(PYTHON_VERSION)
+DEMO_STAMP := $(STAMPS)/demo
+TEST_STAMP := $(STAMPS)/test-$(TENSORFLOW)
+MPICH_STAMP := $(MPICH_VENV)/.dtrain-$(PYTHON_VERSION)
+INPUTS := Makefile setup.py pyproject.toml constraints/build.txt constraints/keras3.txt
+
+REQUIRE := mpi,mpich,chainer,tensorflow,horovod
+PYTEST := PATH="$(abspath $(BIN)):$$PATH" DTRAIN_TEST_MPICH_PYTHON="$(abspath $(MPICH_VENV))/bin/python" $(BIN)/python -m pytest
+
+.PHONY: help
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 \t/' | expand -t 20
+
+.PHONY: demo
+demo: $(DEMO_STAMP) ## train on two ranks, show the run, register the model
+	$(BIN)/dtrain run -n 2 --experiment digits examples/chainer_digits.py --epochs 10
+	$(BIN)/dtrain register latest --name digits
+	$(BIN)/dtrain show latest
+	$(BIN)/dtrain models
+	@echo
+	@echo "dtrain itself        $(BIN)/dtrain --help"
+	@echo "runs, newest last"
+	@ls -1d workspace/runs/*/ | sed 's/^/                     /' | tail -n 3
+	@echo "  code/              the snapshot of the sources that ran"
+	@echo "  outputs/           the model, metrics/ and checkpoints/"
+	@echo "  ranks/             every rank's own output"
+	@echo "registered models    workspace/registry/"
+
+.PHONY: test
+test: ## install everything (Horovod is built once and kept), then linters and all tests
+	@$(PART) 'install' $(MAKE) --no-print-directory test-environment
+	@$(PART) 'lint' $(MAKE) --no-print-directory lint
+	@$(PART) 'tests' $(MAKE) --no-print-directory pytest
+
+.PHONY: test-environment
+test-environment: $(TEST_STAMP) $(MPICH_STAMP)
+
+.PHONY: pytest
+pytest: $(TEST_STAMP) $(MPICH_STAMP) # ARGS are handed on: make pytest ARGS='-k registry'
+	$(PYTEST) --require=$(REQUIRE) $(ARGS)
+
+.PHONY: lint
+lint: $(TEST_STAMP) ## ruff, its formatter and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict dtrain
+
+.PHONY: format
+format: $(TEST_STAMP) ## let ruff mend and format the sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The CUDA release of the installed driver: CuPy has one package for each.
+CUDA = $(shell nvidia-smi 2>/dev/null | sed -nE 's/.*CUDA Version: ([0-9]+)\..*/\1/p')
+.PHONY: gpu-check
+gpu-check: ## the tests that need an NVIDIA GPU; fails where there is none
+	@if ! nvidia-smi -L 2>/dev/null; then \
+	    echo "no GPU here: nvidia-smi finds none. gpu-check needs an NVIDIA GPU with its driver; nothing was tested" >&2; exit 1; fi
+	@$(MAKE) --no-print-directory $(VENV_STAMP)
+	$(PIP) $(LANE) -e '.[demo,dev,cuda$(CUDA)]'
+	$(PYTEST) -m gpu --require=gpu,mpi,chainer $(ARGS)
+
+.PHONY: clean
+clean: ## remove environments, caches and build results; runs in workspace/ stay
+	rm -rf $(VENV) $(MPICH_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What installs what
+
+.PHONY: check-python
+check-python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null || { \
+	    echo "dtrain needs Python 3.10, 3.11 or 3.12; '$(PYTHON)' is $(or $(PYTHON_VERSION),not there). Say which: make demo PYTHON=python3.11" >&2; exit 2; }
+
+$(VENV_STAMP): constraints/build.txt | check-python
+	@# Another Python than last time: the old environment would shadow the one that was asked for.
+	@[ -e $@ ] || rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -r constraints/build.txt
+	@mkdir -p $(STAMPS) && touch $@
+
+$(DEMO_STAMP): $(VENV_STAMP) $(INPUTS)
+	$(PIP) $(LANE) -e '.[demo]'
+	@touch $@
+
+$(TEST_STAMP): $(VENV_STAMP) $(INPUTS) .ci/horovod_wheel.sh
+	$(PIP) $(LANE) -e '.[demo,dev]' $(TENSORFLOW) cloudpickle packaging pyyaml
+	@# tf_keras asks for the full tensorflow by name, also beside tensorflow-cpu.
+	$(PIP) --no-deps $(CONSTRAINTS) tf_keras
+	wheel=$$(.ci/horovod_wheel.sh $(BIN)/python $(HOROVOD_VERSION)); $(PIP) --no-deps --force-reinstall "$$wheel"
+	@touch $@ $(DEMO_STAMP)
+
+$(MPICH_STAMP): $(INPUTS) | check-python
+	rm -rf $(MPICH_VENV)
+	$(PYTHON) -m venv $(MPICH_VENV)
+	$(MPICH_VENV)/bin/python -m pip install --quiet -r constraints/build.txt
+	$(MPICH_VENV)/bin/python -m pip install --quiet $(LANE) mpich mpi4py pytest pytest-mpi pytest-timeout -e .
+	@touch $@
