@@ -335,9 +335,10 @@ def verify(workspace: Workspace, model: str | None, as_json: bool) -> None:
 
 
 @main.command(name="env")
+@_workspace
 @_json
-def environment(as_json: bool) -> None:
-    """Show versions, the MPI found, GPUs, and what is missing and how to get it.
+def environment(workspace: Workspace, as_json: bool) -> None:
+    """Show versions, the MPI found, GPUs, the workspace, and what is missing and how to get it.
 
     \b
     Example:
@@ -345,7 +346,7 @@ def environment(as_json: bool) -> None:
     """
     from dtrain import machine, report
 
-    data = machine.describe()
+    data = machine.describe(workspace)
     if as_json:
         _print_json(data)
     else:

@@ -12,6 +12,7 @@ from typing import Any
 from dtrain import __version__, install
 from dtrain.errors import NotRunnable
 from dtrain.launch.mpi import find_mpi
+from dtrain.layout import Workspace
 from dtrain.spec import available_cores
 
 # Distribution → what it is for, and the command that installs it. Of several in one entry any one will do.
@@ -58,8 +59,8 @@ def _mpi4py_library() -> str | None:
     return answer.split(",")[0].splitlines()[0] if answer else None
 
 
-def describe() -> dict[str, Any]:
-    """Versions, MPI, GPUs; a package that is absent has the command that ``install``s it. Takes about a second."""
+def describe(workspace: Workspace) -> dict[str, Any]:
+    """Versions, MPI, GPUs, workspace; a package that is absent has the command that ``install``s it. Takes about a second."""
     library = _mpi4py_library()
     try:
         found = find_mpi()
@@ -83,6 +84,7 @@ def describe() -> dict[str, Any]:
         "executable": sys.executable,
         "platform": platform.platform(),
         "cores": available_cores(),
+        "workspace": {"path": str(workspace.root), "runs": len(workspace.list_runs())},
         "packages": _packages(),
         "mpi": mpi,
         "gpus": gpus.splitlines() if gpus else [],

@@ -204,9 +204,10 @@ def models_table(versions: list[dict[str, Any]]) -> Table:
 def machine_lines(data: dict[str, Any]) -> list[str]:
     """``dtrain env`` in words; what is missing has the command that installs it."""
     lines = [
-        f"dtrain   {data['dtrain']}",
-        f"python   {data['python']}  {data['executable']}",
-        f"machine  {data['platform']}, {data['cores']} cores",
+        f"{'dtrain':<15}{data['dtrain']}",
+        f"{'python':<15}{data['python']}  {data['executable']}",
+        f"{'machine':<15}{data['platform']}, {data['cores']} cores",
+        f"{'workspace':<15}{data['workspace']['path']}, {data['workspace']['runs']} runs",
     ]
     for package in data["packages"]:
         have = package["version"] or f"missing (for {package['for']}): {package['install']}"

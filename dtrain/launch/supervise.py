@@ -278,7 +278,7 @@ class Supervisor:
         message = "vanished without a record: it was killed together with the process that watched it"
         return [
             RankFailure(rank=rank, host=self._host(rank), time=time.time(), exit_code=killed, kind="signal", message=message)
-            for rank in (silent if launcher_code != 0 else [])
+            for rank in (silent if launcher_code > 0 else [])  # one that was itself killed took its ranks with it
         ]
 
     def _launcher_cause(self, code: int) -> str:
