@@ -269,7 +269,7 @@ def register(workspace: Workspace, reference: str, name: str, as_json: bool, **o
     if as_json:
         _print_json(version.to_json())
     else:
-        click.echo(f"{version.id}  {len(version.files)} files  {version.size_bytes:,} bytes  from {version.run}")
+        click.echo(f"{version.id}  {len(version.files)} file(s)  {version.size_bytes:,} bytes  from {version.run}")
 
 
 @main.command()
