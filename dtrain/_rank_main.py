@@ -89,7 +89,7 @@ def main() -> NoReturn:
         os.setpgid(0, 0)
         die_with_parent(signal.SIGKILL)
         os.close(ready_write)
-        os.read(ready_read, 1)
+        os.read(ready_read, 1)  # ends when the guard has closed its end, or is gone
         os.close(ready_read)
         _run_script(recorder, sys.argv[1:])
     os.close(ready_read)

@@ -5,6 +5,7 @@ Data go to standard output, words about them to standard error.
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,9 @@ def main() -> None:
       dtrain run -n 4 train.py --epochs 3
       dtrain show latest
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a rank may print what this terminal's encoding has not
 
 
 def _workspace(command: F) -> F:
@@ -71,7 +75,9 @@ def _pairs(_context: click.Context, parameter: click.Parameter, values: tuple[st
 
 
 def _print_json(value: Any) -> None:
-    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY, default=str).decode())
+    from dtrain.report import jsonable
+
+    click.echo(orjson.dumps(jsonable(value), option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY, default=str).decode())
 
 
 def _print_table(table: Any) -> None:

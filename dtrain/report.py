@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
 import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
 from rich.table import Table
+from rich.text import Text
 
+from dtrain.errors import WorkspaceError
 from dtrain.layout import RunLayout, StepFolder, read_json
 from dtrain.metrics import RunMetrics, Value, read_metrics
 from dtrain.status import read_process, read_status
@@ -69,12 +72,12 @@ def ranks_table(data: dict[str, Any]) -> Table:
         table.add_column(column, justify="left" if column == "host" else "right")
     for rank in data["ranks"]:
         values = (rank["metrics"].get(name) for name in columns)
-        table.add_row(str(rank["rank"]), rank["host"] or "?", str(rank["steps"]), *map(format_value, values))
+        table.add_row(*_cells(rank["rank"], rank["host"] or "?", rank["steps"], *values))
     if len(data["ranks"]) > 1:
         table.add_section()
         for kind in ("mean", "min", "max"):
             reduced = (data["over_ranks"].get(name, {}).get(kind) for name in columns)
-            table.add_row(kind, "", "", *map(format_value, reduced), style="dim")
+            table.add_row(*_cells(kind, "", "", *reduced), style="dim")
     return table
 
 
@@ -83,23 +86,21 @@ def runs_table(runs: list[dict[str, Any]]) -> Table:
     for column in ("run", "state", "ranks", "started", "seconds", "cause"):
         table.add_column(column, justify="right" if column in ("ranks", "seconds") else "left", no_wrap=column == "run")
     for run in runs:
-        state = run["state"]
         seconds = "" if run["duration_s"] is None else f"{run['duration_s']:.1f}"
-        cause = run["cause"].splitlines()[0] if run["cause"] else ""
-        table.add_row(
-            run["id"],
-            f"[{_STATE_STYLES.get(state, '')}]{state}",
-            str(run["size"]),
-            format_time(run["started"]),
-            seconds,
-            cause[:100],
-        )
+        started = "" if run["started"] is None else format_time(run["started"])
+        cells = _cells(run["id"], run["state"], run["size"], started, seconds, run["cause"].partition("\n")[0][:100])
+        cells[1].stylize(_STATE_STYLES.get(run["state"], ""))
+        table.add_row(*cells)
     return table
 
 
 def run_summary(run: RunLayout) -> dict[str, Any]:
     """A line's worth of a run, without reading its metrics. A damaged run is shown as such, not raised."""
-    status = read_status(run)
+    try:
+        status = read_status(run)
+    except WorkspaceError as error:
+        unknown = dict.fromkeys(("size", "started", "duration_s", "exit_code"))
+        return {"id": run.id, "state": "damaged", **unknown, "cause": str(error), "path": str(run.root)}
     return {
         "id": run.id,
         "state": status.state,
@@ -122,6 +123,15 @@ def metric_rows(metrics: RunMetrics, *, by_rank: bool) -> Iterator[dict[str, Any
             yield from ({"step": step, "name": name, **dataclasses.asdict(reduced)} for name, reduced in values.items())
 
 
+def jsonable(value: Any) -> Any:
+    """``value`` with nan and the infinities as strings, as in the metrics' files: JSON has no words for them."""
+    if isinstance(value, dict):
+        return {key: jsonable(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [jsonable(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_csv(rows: list[dict[str, Any]], out: TextIO) -> None:
     columns = list({name: None for row in rows for name in row})
     writer = csv.DictWriter(out, columns, lineterminator="\n")
@@ -136,8 +146,13 @@ def rows_table(rows: list[dict[str, Any]]) -> Table:
     for column in columns:
         table.add_column(column, justify="left" if any(isinstance(row.get(column), str) for row in rows) else "right")
     for row in rows:
-        table.add_row(*(format_value(row.get(column)) for column in columns))
+        table.add_row(*_cells(*(row.get(column) for column in columns)))
     return table
+
+
+def _cells(*values: Value | None) -> list[Text]:
+    # As Text: a name or a message may hold what rich would take for its markup ("[Errno 28]").
+    return [Text(format_value(value)) for value in values]
 
 
 def format_value(value: Value | None) -> str:

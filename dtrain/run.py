@@ -65,14 +65,32 @@ def init(
     if isinstance(answer, DtrainError):
         raise answer
     assert isinstance(answer, RunLayout)
-    _current = Run(rank_env, communicator, answer, keep_checkpoints=keep_checkpoints)
+    _current = _join(rank_env, communicator, answer, keep_checkpoints)
     if by_hand:
         _Ending(_current).watch()
+    elif _current.rank == 0 and (experiment is not None or workspace is not None):
+        logger.info("dtrain run named this run %s; experiment and workspace count without it", _current.id)
     return _current
+
+
+def _join(rank_env: RankEnv, communicator: Communicator, layout: RunLayout, keep_checkpoints: int) -> Run:
+    """Open this rank's files; where one rank cannot (it does not see the folder, say), all raise its error."""
+    run, failed = None, None
+    try:
+        run = Run(rank_env, communicator, layout, keep_checkpoints=keep_checkpoints)
+    except DtrainError as error:
+        failed = error
+    failures = [error for error in communicator.allgather_obj(failed) if error is not None]
+    if failures:
+        raise failures[0]
+    assert run is not None
+    return run
 
 
 def _open_folder(rank_env: RankEnv, experiment: str | None, workspace: str | Path | None) -> RunLayout:
     """Rank 0: the run's folder, made and described unless a launcher did so."""
+    if rank_env.resume_from is not None and not RunLayout(rank_env.resume_from).spec.is_file():
+        raise WorkspaceError(f"there is no run to resume in {rank_env.resume_from}; DTRAIN_RESUME is the path of a run folder")
     if rank_env.run_dir is not None:
         layout = RunLayout(rank_env.run_dir)
     else:

@@ -31,17 +31,17 @@ class LineReader:
             os.set_blocking(self._descriptor, False)
         self._rest = b""
 
-    def read(self) -> bytes:
-        """All bytes that came since the last call."""
+    def read(self, *, max_chunks: int | None = None) -> bytes:
+        """The bytes that came since the last call; at most ``max_chunks`` MiB: a flood must not hold up the others."""
         if self._descriptor is None:
             assert self._path is not None
             try:
                 self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 return b""
-        chunks = []
+        chunks: list[bytes] = []
         with contextlib.suppress(BlockingIOError):
-            while chunk := os.read(self._descriptor, 1 << 20):
+            while (max_chunks is None or len(chunks) < max_chunks) and (chunk := os.read(self._descriptor, 1 << 20)):
                 chunks.append(chunk)
         return b"".join(chunks)
 

@@ -16,6 +16,7 @@ from types import FrameType
 import psutil
 
 from dtrain import env
+from dtrain.errors import NotRunnable, WorkspaceError
 from dtrain.launch.console import Console, LineReader
 from dtrain.launch.plan import LaunchPlan
 from dtrain.layout import RunLayout
@@ -33,6 +34,7 @@ from dtrain.status import (
 
 TIME_LIMIT = 124  # the exit code of timeout(1)
 _CAUSE_LINES = 20
+_SHOWN_AT_ONCE = 16  # MiB
 _POLL_S = 0.03
 _CHECK_S = 0.1
 # After a failure the launcher ends the other ranks by itself, as a rule at once; it says more when it may.
@@ -78,7 +80,10 @@ class Supervisor:
         running = RunStatus(
             state="running", size=self._plan.size, started=self._started, supervisor=ProcessRecord.of(os.getpid())
         )
-        write_record(self._run.status, running)
+        try:
+            write_record(self._run.status, running)
+        except OSError as error:
+            raise WorkspaceError(f"run folder {self._run.root} cannot be written: {error}") from error
         with self._catching_signals():
             try:
                 self._start()
@@ -109,16 +114,19 @@ class Supervisor:
     def _start(self) -> None:
         base = env.inherited()
         for planned in self._plan.processes:
-            process = subprocess.Popen(
-                planned.argv,
-                cwd=planned.cwd,
-                env={**base, **planned.environment, **env.supervised_variables()},
-                stdin=subprocess.DEVNULL,
-                stdout=self._pipe_end,
-                stderr=self._pipe_end,
-                start_new_session=True,  # a Ctrl-C reaches this process alone, which then ends the job in order
-                preexec_fn=functools.partial(die_with_parent, signal.SIGTERM),  # also when this one is killed
-            )
+            try:
+                process = subprocess.Popen(
+                    planned.argv,
+                    cwd=planned.cwd,
+                    env={**base, **planned.environment, **env.supervised_variables()},
+                    stdin=subprocess.DEVNULL,
+                    stdout=self._pipe_end,
+                    stderr=self._pipe_end,
+                    start_new_session=True,  # a Ctrl-C reaches this process alone, which then ends the job in order
+                    preexec_fn=functools.partial(die_with_parent, signal.SIGTERM),  # also when this one is killed
+                )
+            except OSError as error:
+                raise NotRunnable(f"{planned.argv[0]} cannot be started: {error}") from error
             self._processes.append(process)
 
     def _watch(self) -> None:
@@ -150,11 +158,12 @@ class Supervisor:
                 self._failures[rank] = failure
 
     def _show(self, *, final: bool = False) -> None:
+        at_once = None if final else _SHOWN_AT_ONCE
         for rank, reader in self._readers.items():
-            lines = reader.lines(reader.read(), final=final)
+            lines = reader.lines(reader.read(max_chunks=at_once), final=final)
             if lines:
                 self._console.rank_lines(self._host(rank), rank, lines)
-        data = self._launcher_reader.read()
+        data = self._launcher_reader.read(max_chunks=at_once)
         if data:
             with contextlib.suppress(OSError), open(self._run.launcher_log, "ab") as log:  # a full disk: shown, though not kept
                 log.write(data)

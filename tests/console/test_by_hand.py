@@ -90,6 +90,37 @@ def test_workspace_that_cannot_be_written_is_said_by_all_ranks(project: Project)
     assert "WorkspaceError: workspace /proc/dtrain cannot be written" in done.stderr
 
 
+def test_a_run_to_resume_that_is_not_there(project: Project) -> None:
+    project.env["DTRAIN_RESUME"] = "/nowhere"
+    done = start(project, "alone")
+    assert done.returncode == 1
+    assert "there is no run to resume in /nowhere" in done.stderr
+
+
+@pytest.mark.needs("mpi")
+def test_a_rank_that_cannot_open_its_files_keeps_nobody_waiting(project: Project) -> None:
+    project.script(
+        "import os, pathlib\nimport dtrain.run\n"
+        "real = dtrain.run.MetricWriter\n"
+        "def blind(path):\n"
+        "    return real(pathlib.Path('/nowhere/m.jsonl') if os.environ['OMPI_COMM_WORLD_RANK'] == '1' else path)\n"
+        "dtrain.run.MetricWriter = blind\ndtrain.run.init()\n",
+        "blind.py",
+    )
+    mpirun = ["mpirun", "--allow-run-as-root", "--bind-to", "none", "--map-by", "slot:OVERSUBSCRIBE", "-n", "2"]
+    done = subprocess.run(
+        [*mpirun, sys.executable, "blind.py"],
+        cwd=project.folder,
+        env=project.environ(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("WorkspaceError: metrics cannot be written to /nowhere") == 2
+
+
 @pytest.mark.needs("mpi", "mpich")
 def test_mpirun_of_another_mpi(project: Project) -> None:
     project.script(SCRIPT)

@@ -165,6 +165,31 @@ def test_colours_only_on_a_terminal(trained: Project) -> None:
     assert "\x1b[" not in trained.dtrain("run", "train.py", "1").stdout
 
 
+def test_a_loss_that_became_nan_is_seen(trained: Project) -> None:
+    assert trained.json("show", "latest")["ranks"][0]["metrics"]["loss"] == "nan"
+    assert "nan" in trained.dtrain("show", "latest").stdout
+
+
+def test_a_damaged_run_does_not_hide_the_others(trained: Project) -> None:
+    good = trained.latest.id
+    assert trained.dtrain("run", "train.py", "[bold]").returncode == 0
+    trained.latest.status.write_text("{")
+    assert [each["state"] for each in trained.json("runs")] == ["completed", "damaged"]
+    text = trained.dtrain("runs").stdout
+    assert good in text
+    assert "damaged" in text
+    shown = trained.dtrain("show", "latest")
+    assert (shown.returncode, "status.json is damaged" in shown.stderr) == (1, True)
+
+
+def test_what_an_ascii_terminal_cannot_show_is_escaped(project: Project) -> None:
+    project.env.update(PYTHONIOENCODING="ascii")
+    script = project.script("import sys\nsys.stdout.buffer.write('loss \u2193'.encode())\n")
+    done = project.dtrain("run", "--env", "PYTHONIOENCODING=utf-8", script)
+    assert done.returncode == 0, done.stderr
+    assert "loss \\u2193" in done.stdout
+
+
 def test_env(project: Project) -> None:
     data = project.json("env")
     packages = {package["name"]: package for package in data["packages"]}
