@@ -6,14 +6,16 @@ it. Nothing else in dtrain joins path names.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import orjson
 
@@ -41,15 +43,17 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def atomic_write(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data``, whole and durable: a reader sees the old file or the new one, also after a crash.
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that replaces ``path`` when the block ends, whole and durable: a reader sees the old file or the new one.
 
-    Raises OSError (disk full, no permission); the old file is then untouched and no temporary file is left.
+    When the block raises, or the file cannot be written (OSError: disk full, no permission), the old file is untouched and no
+    temporary file is left.
     """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fchmod(file.fileno(), 0o666 & ~_umask())
             os.fsync(file.fileno())
@@ -58,6 +62,12 @@ def atomic_write(path: Path, data: bytes) -> None:
         os.unlink(name)
         raise
     fsync_folder(path.parent)
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data`` as :func:`atomic_file` does."""
+    with atomic_file(path) as file:
+        file.write(data)
 
 
 def _umask() -> int:

@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_shards": {"layout"},
     "checkpoint": {"layout", "comm", "_shards"},
     "run": {"spec", "env", "layout", "status", "snapshot", "processes", "comm", "metrics", "checkpoint"},
-    "chainer": {"run", "comm", "metrics", "checkpoint"},
+    "chainer": {"run", "layout", "comm", "metrics", "checkpoint"},
     "registry": {"layout", "status", "checkpoint"},
     "report": {"layout", "status", "metrics"},
     "machine": {"spec", "layout", "launch"},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from dtrain.chainer.iterator import GlobalBatchIterator
 from dtrain.chainer.random_state import seed_random
 from dtrain.chainer.updater import Exchange, GlobalBatchUpdater, _call, average_statistics_, persistent_arrays
 from dtrain.errors import UsageError, WorkspaceError
+from dtrain.layout import atomic_file
 
 if TYPE_CHECKING:
     from dtrain.run import Run
@@ -119,7 +119,9 @@ class Trainer:
         problem = None
         if run.rank == 0:
             try:
-                _write_npz(target, self.model)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_file(target) as file:
+                    chainer.serializers.save_npz(file, self.model, compression=False)
             except OSError as error:
                 problem = f"the model cannot be written to {target}: {error.strerror or error}"
         problem = run.comm.bcast_obj(problem)
@@ -174,21 +176,3 @@ def broadcast_model(model: Any, comm: Any) -> None:
     if comm.size > 1:
         arrays = [param.array for _, param in sorted(model.namedparams())]
         Exchange()(comm.broadcast_, arrays + [array for _, array in persistent_arrays(model)])
-
-
-def _write_npz(target: Path, model: Any) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            chainer.serializers.save_npz(file, model, compression=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
