@@ -8,19 +8,23 @@ Launchers speak different vocabularies. They are read in this order, and the fir
     PMI_*                 MPICH's mpiexec (Hydra), and others that speak PMI
     HOROVOD_*             horovodrun with Gloo
     SLURM_*               a task of `srun`
+    TF_CONFIG             TensorFlow's: a cluster of tasks with roles, and which of them this is
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dtrain.errors import RankError
 from dtrain.layout import RunLayout, Workspace
+from dtrain.roles import ROLES, Dialect, Task
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,9 @@ VOCABULARIES: dict[str, _Vocabulary] = {
 }
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+TF_CONFIG = "TF_CONFIG"
+CLUSTER_VOCABULARY = "tf_config"
 
 RUN_DIR = "DTRAIN_RUN_DIR"
 _RUN_VOCABULARY = "DTRAIN_VOCABULARY"
@@ -72,8 +79,9 @@ _OF_ONE_RUN = (
 class RankEnv:
     """What the environment says about this process.
 
-    ``vocabulary`` is a key of :data:`VOCABULARIES`, or ``alone`` when nobody launched the process. ``run_dir`` is None when
-    the run folder is still to be made. ``supervised`` is true when a ``dtrain run`` reads the rank's files as they grow.
+    ``vocabulary`` is a key of :data:`VOCABULARIES`, ``tf_config``, or ``alone`` when nobody launched the process. ``task`` is
+    the process's role and index where ranks have roles (``tf_config``), else None. ``run_dir`` is None when the run folder is
+    still to be made. ``supervised`` is true when a ``dtrain run`` reads the rank's files as they grow.
     """
 
     rank: int = 0
@@ -85,6 +93,17 @@ class RankEnv:
     resume_from: Path | None = None
     attempt: int = 0
     supervised: bool = False
+    task: Task | None = None
+
+    @property
+    def world_size(self) -> int:
+        """How many ranks a communicator joins: tasks of a cluster exchange through TensorFlow, so each is a world of its own."""
+        return 1 if self.task is not None else self.size
+
+    @property
+    def name(self) -> str:
+        """What messages call the rank: ``worker 0``, or ``rank 3`` where ranks have no roles."""
+        return f"rank {self.rank}" if self.task is None else str(self.task)
 
     @staticmethod
     def read(environ: Mapping[str, str] | None = None) -> RankEnv:
@@ -94,34 +113,135 @@ class RankEnv:
         process and its rank cannot be found.
         """
         environ = os.environ if environ is None else environ
-        run_dir = _path(environ, RUN_DIR)
-        found = {name: values for name in VOCABULARIES if (values := _read_vocabulary(name, environ)) is not None}
         expected = environ.get(_RUN_VOCABULARY)
-        if expected is not None:
-            if expected not in found:
-                names = VOCABULARIES.get(expected)
-                raise RankError(
-                    f"dtrain launched this process (run {run_dir}) but its rank cannot be found: "
-                    f"{names.rank if names else expected} is not set; the launcher did not start it as a rank"
-                )
-            vocabulary = expected
-            asked = _number(environ, "DTRAIN_SIZE")
-            if asked is not None and found[vocabulary][1] != asked:
-                raise RankError(f"{asked} ranks were asked for, but {VOCABULARIES[vocabulary].size}={found[vocabulary][1]}")
-        else:
+        found = {name: values for name in VOCABULARIES if (values := _read_vocabulary(name, environ)) is not None}
+        # A rank that dtrain launched through MPI is no task, whatever TF_CONFIG the machine it runs on was given.
+        member = _read_tf_config(environ) if expected in (None, CLUSTER_VOCABULARY) else None
+        if member is not None:
+            found[CLUSTER_VOCABULARY] = (member.rank, member.size, member.local_rank, member.local_size)
+        if expected is None:
             vocabulary = _agreed(found)
+        else:
+            vocabulary = expected
+            _check_launched(expected, found, environ)
         rank, size, local_rank, local_size = found.get(vocabulary, (0, 1, 0, 1))
+        if expected == CLUSTER_VOCABULARY:
+            # Who launched the cluster counts its evaluator too.
+            _, size, local_rank, local_size = found["dtrain"]
         return RankEnv(
             rank=rank,
             size=size,
             local_rank=local_rank,
             local_size=local_size,
             vocabulary=vocabulary,
-            run_dir=run_dir,
+            run_dir=_path(environ, RUN_DIR),
             resume_from=_path(environ, _RESUME),
             attempt=_number(environ, _ATTEMPT) or 0,
             supervised=_SUPERVISED in environ,
+            task=member.task if member is not None and vocabulary == CLUSTER_VOCABULARY else None,
         )
+
+
+def _check_launched(expected: str, found: Mapping[str, tuple[int, int, int, int]], environ: Mapping[str, str]) -> None:
+    """The rank that dtrain's launcher gave, or had given, must be there, and be of the job that was asked for."""
+    if expected not in found:
+        rank_name = _names(expected)[0]
+        raise RankError(
+            f"dtrain launched this process (run {_path(environ, RUN_DIR)}) but its rank cannot be found: "
+            f"{rank_name} is not set; the launcher did not start it as a rank"
+        )
+    if expected == CLUSTER_VOCABULARY:
+        given = found.get("dtrain")
+        if given is None or found[expected][0] != given[0] or found[expected][1] > given[1]:
+            raise RankError(
+                f"dtrain started this process as rank {environ.get('DTRAIN_RANK')} of {environ.get('DTRAIN_SIZE')}, but "
+                f"{TF_CONFIG} makes it rank {found[expected][0]} of {found[expected][1]}; leave {TF_CONFIG} as dtrain set it"
+            )
+        return
+    asked = _number(environ, "DTRAIN_SIZE")
+    if asked is not None and found[expected][1] != asked:
+        raise RankError(f"{asked} ranks were asked for, but {VOCABULARIES[expected].size}={found[expected][1]}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Member:
+    """A task of a cluster and its place in it."""
+
+    task: Task
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+
+def _read_tf_config(environ: Mapping[str, str]) -> _Member | None:
+    """Which task of which cluster ``TF_CONFIG`` says this is; None when it names no cluster, as TensorFlow reads it too."""
+    text = environ.get(TF_CONFIG, "")
+    if not text.strip():
+        return None
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise _bad_tf_config(text, f"is not JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise _bad_tf_config(text, "is not a JSON object")
+    if not config.get("cluster"):
+        return None
+    tasks = _cluster(text, config["cluster"])
+    mine = _own_task(text, config.get("task"))
+    if not mine.in_cluster:
+        # The cluster does not count its evaluator, which comes after it.
+        return _Member(task=mine, rank=len(tasks), size=len(tasks) + 1, local_rank=0, local_size=1)
+    if mine not in tasks:
+        raise _bad_tf_config(text, f"says that this is {mine}, which is not in its cluster of {', '.join(map(str, tasks))}")
+    hosts = [address.rpartition(":")[0] for address in tasks.values()]
+    rank = list(tasks).index(mine)
+    return _Member(
+        task=mine,
+        rank=rank,
+        size=len(tasks),
+        local_rank=hosts[:rank].count(hosts[rank]),
+        local_size=hosts.count(hosts[rank]),
+    )
+
+
+def _cluster(text: str, cluster: Any) -> dict[Task, str]:
+    """The tasks of a cluster and their addresses, in the order of ranks."""
+    if not isinstance(cluster, dict):
+        raise _bad_tf_config(text, "has a cluster that is not an object of roles")
+    for role, addresses in cluster.items():
+        if role == "evaluator":
+            raise _bad_tf_config(
+                text, "lists an evaluator in its cluster: the others would wait for it; only its own task names it"
+            )
+        if role not in ROLES:
+            raise _bad_tf_config(text, f"has a role {role!r}")
+        good = isinstance(addresses, list) and all(isinstance(a, str) and re.fullmatch(r"\S+:\d+", a) for a in addresses)
+        if not good:
+            raise _bad_tf_config(text, f"has {role}={addresses!r}, which is no list of 'host:port'")
+    leaders = sum(len(cluster.get(role, [])) for role in ("chief", "master"))
+    if leaders > 1:
+        raise _bad_tf_config(text, f"has {leaders} chiefs or masters; a cluster has at most one")
+    return {Task(role, index): address for role in ROLES for index, address in enumerate(cluster.get(role, []))}
+
+
+def _own_task(text: str, task: Any) -> Task:
+    if not isinstance(task, dict) or "type" not in task or "index" not in task:
+        raise _bad_tf_config(text, "does not say in task.type and task.index which task this is")
+    role, index = task["type"], task["index"]
+    if role not in ROLES:
+        raise _bad_tf_config(text, f"has task.type={role!r}")
+    if isinstance(index, bool) or not re.fullmatch(r"\d+", str(index)):
+        raise _bad_tf_config(text, f"has task.index={index!r}, which is no number from 0")
+    return Task(role, int(index))
+
+
+def _bad_tf_config(text: str, what: str) -> RankError:
+    return RankError(
+        f"{TF_CONFIG} {what}; allowed are roles {', '.join(ROLES)} and the form "
+        '{"cluster": {"chief": ["host:port"], "worker": ["host:port", ...], "ps": [...]}, "task": {"type": "ps", "index": 0}}; '
+        f"it is {text[:400]}"
+    )
 
 
 def other_world(expected: int, found: int, library: str) -> RankError:
@@ -176,13 +296,21 @@ def _agreed(found: Mapping[str, tuple[int, int, int, int]]) -> str:
     for other in families[1:]:
         first = families[0]
         if found[other][:2] != found[first][:2]:
-            a, b = VOCABULARIES[first], VOCABULARIES[other]
+            (a_rank, a_size), (b_rank, b_size) = _names(first), _names(other)
             raise RankError(
-                f"two launchers disagree: {a.rank}={found[first][0]} of {a.size}={found[first][1]}, but "
-                f"{b.rank}={found[other][0]} of {b.size}={found[other][1]}; "
+                f"two launchers disagree: {a_rank}={found[first][0]} of {a_size}={found[first][1]}, but "
+                f"{b_rank}={found[other][0]} of {b_size}={found[other][1]}; "
                 "unset the variables of the one that did not start this"
             )
     return families[0] if families else next(iter(found), "alone")
+
+
+def _names(vocabulary: str) -> tuple[str, str]:
+    """What messages call a vocabulary's rank and size."""
+    names = VOCABULARIES.get(vocabulary)
+    if names is not None:
+        return names.rank, names.size
+    return (TF_CONFIG, f"{TF_CONFIG}'s cluster") if vocabulary == CLUSTER_VOCABULARY else (vocabulary, vocabulary)
 
 
 def launch_variables(run: RunLayout, *, size: int, vocabulary: str, resume_from: Path | None) -> dict[str, str]:
@@ -196,6 +324,18 @@ def launch_variables(run: RunLayout, *, size: int, vocabulary: str, resume_from:
 def rank_variables(rank: int, local_rank: int, local_size: int) -> dict[str, str]:
     """The variables that a launcher without a vocabulary of its own gives to one rank, beside :func:`launch_variables`."""
     return {"DTRAIN_RANK": str(rank), "DTRAIN_LOCAL_RANK": str(local_rank), "DTRAIN_LOCAL_SIZE": str(local_size)}
+
+
+def cluster_variables(addresses: Mapping[Task, str], mine: Task, dialect: Dialect) -> dict[str, str]:
+    """``TF_CONFIG`` for one task of a cluster. ``addresses``: ``host:port`` of every task; the evaluator's is left out."""
+    cluster: dict[str, list[str]] = {}
+    for task, address in addresses.items():
+        if task.in_cluster:
+            cluster.setdefault(task.role, []).append(address)
+    config: dict[str, Any] = {"cluster": cluster, "task": {"type": mine.role, "index": mine.index}}
+    if dialect == "workers":
+        config["environment"] = "cloud"  # as Azure ML writes it; tf.estimator asks for it where there is no chief
+    return {TF_CONFIG: json.dumps(config)}
 
 
 def supervised_variables() -> dict[str, str]:
@@ -214,9 +354,13 @@ def thread_variables(cores: int, local_ranks: int, environ: Mapping[str, str]) -
 
 
 def inherited(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a new job's processes: this one, without what belongs to one run."""
+    """The environment of a new job's processes: this one, without what belongs to one run.
+
+    A TF_CONFIG that dtrain gave to this process is about this process; one that somebody else set is for the script.
+    """
     environ = os.environ if environ is None else environ
-    return {name: value for name, value in environ.items() if name not in _OF_ONE_RUN}
+    own = {TF_CONFIG} if environ.get(_RUN_VOCABULARY) == CLUSTER_VOCABULARY else set()
+    return {name: value for name, value in environ.items() if name not in _OF_ONE_RUN and name not in own}
 
 
 def workspace(option: str | Path | None = None, environ: Mapping[str, str] | None = None) -> Workspace:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,7 @@ from dtrain import env
 from dtrain.env import RankEnv
 from dtrain.errors import RankError
 from dtrain.layout import RunLayout
+from dtrain.roles import Dialect, Task, cluster_tasks
 
 OPENMPI = {
     "OMPI_COMM_WORLD_RANK": "3",
@@ -95,3 +98,96 @@ def test_workspace_is_the_option_else_the_variable_else_here(tmp_path: Path, mon
     assert env.workspace("a", {"DTRAIN_WORKSPACE": "/b"}).root == tmp_path / "a"
     assert env.workspace(None, {"DTRAIN_WORKSPACE": "/b"}).root == Path("/b")
     assert env.workspace(None, {}).root == tmp_path / "workspace"
+
+
+def tf_config(cluster: Any, task: Any = None) -> dict[str, str]:
+    return {"TF_CONFIG": json.dumps({"cluster": cluster, "task": task})}
+
+
+CLUSTER = {"worker": ["a:1", "b:2", "a:3"], "ps": ["a:4"], "chief": ["a:5"]}
+
+
+@pytest.mark.parametrize(
+    ("dialect", "leader"), [("chief", Task("chief", 0)), ("workers", Task("worker", 0)), ("master", Task("master", 0))]
+)
+def test_the_cluster_that_is_written_is_the_one_that_is_read(dialect: Dialect, leader: Task, tmp_path: Path) -> None:
+    evaluator = dialect != "workers"
+    tasks = cluster_tasks(dialect, workers=2, servers=1, evaluator=evaluator)
+    addresses = {task: f"127.0.0.1:{3000 + n}" for n, task in enumerate(tasks)}
+    assert tasks[0] == leader
+    launched = env.launch_variables(RunLayout(tmp_path), size=len(tasks), vocabulary="tf_config", resume_from=None)
+    for rank, task in enumerate(tasks):
+        written = env.cluster_variables(addresses, task, dialect)
+        config = json.loads(written["TF_CONFIG"])
+        assert "evaluator" not in config["cluster"]
+        assert config.get("environment") == ("cloud" if dialect == "workers" else None)
+        by_hand = RankEnv.read(written)
+        assert (by_hand.task, by_hand.rank, by_hand.world_size) == (task, rank, 1)
+        assert by_hand.size == len(tasks) - (evaluator and task.role != "evaluator")
+        found = RankEnv.read({**launched, **env.rank_variables(rank, rank, len(tasks)), **written})
+        assert (found.task, found.rank, found.size, found.local_rank, found.local_size) == (
+            task,
+            rank,
+            *(len(tasks), rank),
+            len(tasks),
+        )
+        assert env.inherited({**launched, **written}) == {}
+    assert env.inherited(written) == written  # somebody else's is the script's
+
+
+def test_a_task_among_those_of_its_host() -> None:
+    found = RankEnv.read(tf_config(CLUSTER, {"type": "worker", "index": "2"}))
+    assert (found.task, found.rank, found.size, found.name) == (Task("worker", 2), 3, 5, "worker 2")
+    assert (found.local_rank, found.local_size) == (2, 4)
+
+
+@pytest.mark.parametrize("text", ["", " ", "{}", '{"cluster": {}}', '{"task": {"type": "worker", "index": 0}}'])
+def test_no_cluster_is_alone(text: str) -> None:
+    assert RankEnv.read({"TF_CONFIG": text}) == RankEnv()
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"TF_CONFIG": "{worker"}, "is not JSON"),
+        ({"TF_CONFIG": "[1]"}, "is not a JSON object"),
+        (tf_config(["a:1"]), "not an object of roles"),
+        (tf_config({"wroker": ["a:1"]}), "has a role 'wroker'; allowed are roles chief, master, worker"),
+        (tf_config({"worker": "a:1"}), "worker='a:1', which is no list"),
+        (tf_config({"worker": ["a"]}), "no list of 'host:port'"),
+        (tf_config({"worker": ["a:1"], "evaluator": ["a:2"]}), "lists an evaluator"),
+        (tf_config({"chief": ["a:1"], "master": ["a:2"]}), "has 2 chiefs or masters"),
+        (tf_config(CLUSTER), "does not say in task.type"),
+        (tf_config(CLUSTER, {"type": "boss", "index": 0}), "task.type='boss'"),
+        (tf_config(CLUSTER, {"type": "ps", "index": -1}), "task.index=-1"),
+        (tf_config(CLUSTER, {"type": "ps", "index": 1}), "this is ps 1, which is not in its cluster of chief 0, worker 0"),
+        ({**OPENMPI, **tf_config(CLUSTER, {"type": "ps", "index": 0})}, "RANK=3 of .*TF_CONFIG=4 of TF_CONFIG's cluster=5"),
+        ({"DTRAIN_VOCABULARY": "tf_config", "DTRAIN_SIZE": "2"}, "TF_CONFIG is not set"),
+        (
+            {
+                "DTRAIN_VOCABULARY": "tf_config",
+                "DTRAIN_RANK": "1",
+                "DTRAIN_SIZE": "5",
+                **tf_config(CLUSTER, {"type": "ps", "index": 0}),
+            },
+            "as rank 1 of 5, but TF_CONFIG makes it rank 4 of 5",
+        ),
+        (
+            {
+                "DTRAIN_VOCABULARY": "tf_config",
+                "DTRAIN_RANK": "1",
+                "DTRAIN_SIZE": "3",
+                **tf_config(CLUSTER, {"type": "worker", "index": 0}),
+            },
+            "as rank 1 of 3, but TF_CONFIG makes it rank 1 of 5",
+        ),
+    ],
+)
+def test_tf_config_that_cannot_be_is_shown(variables: dict[str, str], words: str) -> None:
+    with pytest.raises(RankError, match=words):
+        RankEnv.read(variables)
+
+
+def test_tf_config_is_not_for_ranks_that_dtrain_launched_through_mpi() -> None:
+    found = RankEnv.read({**OPENMPI, "DTRAIN_VOCABULARY": "openmpi", "TF_CONFIG": "{broken"})
+    assert (found.rank, found.task) == (3, None)
