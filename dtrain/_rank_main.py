@@ -48,6 +48,7 @@ class Recorder:
             return
         record = RankFailure(
             rank=self.env.rank,
+            task=str(self.env.task or ""),
             host=socket.gethostname(),
             time=time.time(),
             exit_code=exit_code,
@@ -243,7 +244,7 @@ class _LoadThen(importlib.abc.Loader):
 
 
 def _check_worlds(rank_env: RankEnv) -> None:
-    if rank_env.size > 1:
+    if rank_env.world_size > 1:
         sys.meta_path.insert(0, _WorldCheck(rank_env))
 
 

@@ -60,9 +60,19 @@ class Checkpointer:
     """Saves and restores the state of a job in one folder. All ranks make one, over folders that they share."""
 
     def __init__(
-        self, folder: Path, comm: Communicator, *, keep: int = 3, resume_from: Path | None = None, attempt: int = 0
+        self,
+        folder: Path,
+        comm: Communicator,
+        *,
+        keep: int = 3,
+        resume_from: Path | None = None,
+        attempt: int = 0,
+        read_only: str = "",
     ) -> None:
-        """``keep`` steps are kept; ``resume_from`` is the checkpoints folder of an earlier run, which is only read."""
+        """``keep`` steps are kept; ``resume_from`` is the checkpoints folder of an earlier run, which is only read.
+
+        ``read_only`` says why this process may not save (another one does), and makes :meth:`save` raise UsageError with it.
+        """
         if keep < 1:
             raise UsageError(f"keep={keep} checkpoints cannot be; keep 1 or more")
         self.folder = folder
@@ -70,6 +80,7 @@ class Checkpointer:
         self._keep = keep
         self._resume_from = resume_from
         self._attempt = attempt
+        self._read_only = read_only
 
     def save(
         self,
@@ -83,8 +94,11 @@ class Checkpointer:
 
         ``shared`` holds what is the same on all ranks (each tensor is written once, by one of them; the values are not
         compared), ``own`` what is this rank's. ``meta`` (rank 0's counts) and ``own_meta`` are values that JSON can hold,
-        NaN, infinity and long integers included. Raises CheckpointError on all ranks, with older checkpoints untouched.
+        NaN, infinity and long integers included. Raises CheckpointError on all ranks, with older checkpoints untouched,
+        and UsageError when it is not this process that saves.
         """
+        if self._read_only:
+            raise UsageError(self._read_only)
         comm = self._comm
         tensors, own_tensors, metas = self._agree(step, shared, own or {}, (meta, own_meta))
         folder = StepFolder.of(self.folder, step)

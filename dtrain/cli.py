@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,8 @@ import orjson
 from dtrain import __version__, env
 from dtrain.errors import DtrainError, UsageError
 from dtrain.layout import Workspace
-from dtrain.spec import LAUNCHERS, JobSpec, default_max_ranks
+from dtrain.roles import DIALECTS
+from dtrain.spec import LAUNCHERS, ClusterOptions, JobSpec, default_max_ranks
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -74,6 +76,29 @@ def _pairs(_context: click.Context, parameter: click.Parameter, values: tuple[st
     return pairs
 
 
+def _cluster_options(command: F) -> F:
+    """The fields of ClusterOptions; None where one was not given, so that one without a cluster can be refused."""
+    options = (
+        click.option("--servers", type=int, metavar="N", help="Parameter servers. [default: 1 with --launcher parameter_server]"),
+        click.option("--chief", is_flag=True, default=None, help="A chief beside the workers, as TensorFlow 2 wants it."),
+        click.option("--evaluator", is_flag=True, default=None, help="An evaluator beside the cluster."),
+        click.option(
+            "--tf-config",
+            metavar="|".join(DIALECTS),
+            help="Who leads in TF_CONFIG: a chief, worker 0, or a master. [default: chief with --chief, else workers]",
+        ),
+        click.option(
+            "--start-timeout", "start_timeout_s", metavar="S", type=float, help="Seconds until a task must listen. [default: 120]"
+        ),
+        click.option(
+            "--max-worker-restarts", type=int, metavar="K", help="Start a killed worker again, up to K times. [default: 3]"
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def _print_json(value: Any) -> None:
     from dtrain.report import jsonable
 
@@ -89,10 +114,13 @@ def _print_table(table: Any) -> None:
 
 @main.command(context_settings={"allow_interspersed_args": False})
 @_workspace
-@click.option("-n", "workers", type=int, default=1, show_default=True, metavar="N", help="Number of ranks.")
+@click.option(
+    "-n", "--workers", type=int, default=1, show_default=True, metavar="N", help="Number of ranks; of workers, in a cluster."
+)
 @click.option(
     "--launcher", metavar="|".join(LAUNCHERS), help="How ranks are started. [default: local for one rank, mpi for more]"
 )
+@_cluster_options
 @click.option("--experiment", metavar="NAME", help="Name that the run's begins with. [default: the script's]")
 @click.option(
     "--source",
@@ -133,6 +161,7 @@ def run(workspace: Workspace, command: tuple[str, ...], resume: str | None, dry_
     Example:
       dtrain run -n 2 --experiment digits train.py --epochs 10
       dtrain run -n 4 -m mypackage.train --epochs 10
+      dtrain run --launcher parameter_server --workers 2 --servers 1 --chief train.py
     """
     from dtrain.launch import job
     from dtrain.launch.console import Console
@@ -140,7 +169,9 @@ def run(workspace: Workspace, command: tuple[str, ...], resume: str | None, dry_
     if as_json and not dry_run:
         raise UsageError("--json goes with --dry-run; the finished run as JSON is `dtrain show latest --json`")
     resume_from = job.resume_folder(resume, workspace) if resume is not None else None
-    spec = JobSpec(target=command[0], args=command[1:], resume_from=resume_from, **options)
+    given = {field.name: value for field in fields(ClusterOptions) if (value := options.pop(field.name)) is not None}
+    cluster = ClusterOptions(**given) if given else None
+    spec = JobSpec(target=command[0], args=command[1:], resume_from=resume_from, cluster=cluster, **options)
     if dry_run:
         plan = job.dry_run(spec, workspace)
         if as_json:

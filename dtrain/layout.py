@@ -117,6 +117,10 @@ class RankLayout:
         """How the rank failed; absent while it has not."""
         return self.root / "error.json"
 
+    def earlier_error(self, number: int) -> Path:
+        """How the rank failed before it was started again for the ``number``-th time."""
+        return self.root / f"error-{number}.json"
+
     @property
     def done(self) -> Path:
         """The rank's completion record; a run without one from every rank did not succeed."""
@@ -224,8 +228,14 @@ class RunLayout:
     def rank(self, rank: int) -> RankLayout:
         return RankLayout(self.ranks / f"{rank:05d}")
 
-    def metrics_file(self, rank: int) -> Path:
-        return self.metrics / f"rank-{rank:05d}.jsonl"
+    def metrics_file(self, rank: int, task: str = "") -> Path:
+        """A rank's metrics; the name has role and index (``task``, as ``worker 0``) where ranks have roles."""
+        return self.metrics / f"rank-{rank:05d}{'-' if task else ''}{task.replace(' ', '-')}.jsonl"
+
+    def metrics_files(self) -> dict[int, Path]:
+        """The metrics that are there, by rank."""
+        found = {int(path.stem.split("-")[1]): path for path in self.metrics.glob("rank-*.jsonl")}
+        return dict(sorted(found.items()))
 
     def make_folders(self, size: int) -> None:
         """Make the folders of a run of ``size`` ranks and the links by which a script's ./outputs and ./logs lead here."""

@@ -166,5 +166,4 @@ class RunMetrics:
 
 def read_metrics(run: RunLayout) -> RunMetrics:
     """Read the metrics of every rank that wrote some, also while the run goes on."""
-    files = sorted(run.metrics.glob("rank-*.jsonl"))
-    return RunMetrics({int(path.stem.removeprefix("rank-")): read_rows(path) for path in files})
+    return RunMetrics({rank: read_rows(path) for rank, path in run.metrics_files().items()})

@@ -35,7 +35,7 @@ def run_to_json(run: RunLayout) -> dict[str, Any]:
         "launcher": spec["launcher"],
         "spec": spec,
         "tags": _tags(run),
-        "ranks": [_rank_to_json(run, metrics, rank) for rank in range(status.size)],
+        "ranks": [_rank_to_json(run, metrics, rank, status.tasks) for rank in range(status.size)],
         "over_ranks": {name: dataclasses.asdict(reduced) for name, reduced in over_ranks.items()},
         "checkpoints": list(StepFolder.committed(run.checkpoints)),
         "paths": {
@@ -52,11 +52,12 @@ def _tags(run: RunLayout) -> dict[str, str]:
     return tags
 
 
-def _rank_to_json(run: RunLayout, metrics: RunMetrics, rank: int) -> dict[str, Any]:
+def _rank_to_json(run: RunLayout, metrics: RunMetrics, rank: int, tasks: list[str]) -> dict[str, Any]:
     process = read_process(run, rank)
     known = rank in metrics.rows
     return {
         "rank": rank,
+        "task": tasks[rank] if tasks else None,
         "host": process.host if process else None,
         "steps": metrics.steps(rank) if known else 0,
         "metrics": metrics.last(rank) if known else {},
@@ -68,16 +69,17 @@ def ranks_table(data: dict[str, Any]) -> Table:
     names = list({name: None for rank in data["ranks"] for name in rank["metrics"]})
     columns = [name for name in _COLUMNS if name in names] or names[:5]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("rank", "host", "steps", *columns):
-        table.add_column(column, justify="left" if column == "host" else "right")
+    roles = ("task",) if data["tasks"] else ()
+    for column in ("rank", *roles, "host", "steps", *columns):
+        table.add_column(column, justify="left" if column in ("host", "task") else "right")
     for rank in data["ranks"]:
         values = (rank["metrics"].get(name) for name in columns)
-        table.add_row(*_cells(rank["rank"], rank["host"] or "?", rank["steps"], *values))
+        table.add_row(*_cells(*(rank[name] for name in ("rank", *roles)), rank["host"] or "?", rank["steps"], *values))
     if len(data["ranks"]) > 1:
         table.add_section()
         for kind in ("mean", "min", "max"):
             reduced = (data["over_ranks"].get(name, {}).get(kind) for name in columns)
-            table.add_row(*_cells(kind, "", "", *reduced), style="dim")
+            table.add_row(*_cells(kind, *("" for _ in roles), "", "", *reduced), style="dim")
     return table
 
 
@@ -179,6 +181,8 @@ def heading(data: dict[str, Any]) -> list[str]:
     ]
     if spec["resume_from"]:
         lines.append(f"resumed  from {spec['resume_from']}")
+    if data["restarts"]:
+        lines.append(f"restarts {data['restarts']} of killed workers")
     if data["cause"]:
         lines.append(f"cause    {data['cause']}")
     if data["tags"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import logging
 import os
 import socket
@@ -42,6 +43,11 @@ def init(
     (default: ``$DTRAIN_WORKSPACE``, else ``./workspace``), and a failing rank aborts the others, which would else wait for it.
     ``comm`` is a key of :data:`dtrain.comm.COMMUNICATORS` or ``auto``.
 
+    In a TensorFlow cluster (TF_CONFIG) tasks come and go one by one and exchange through TensorFlow: each is a world of its
+    own to ``run.comm``, no call waits for another task, and nothing is averaged. ``run.rank``, ``size``, ``role`` and ``index``
+    tell the tasks apart; each has its own metrics file; rank 0 (the chief, else worker 0) saves checkpoints and tags, the
+    others may restore. A task that was started by hand makes a run folder for itself.
+
     Raises RankError (which rank this is cannot be told, or mpirun and mpi4py are of different MPIs), MissingDependency (mpi4py),
     WorkspaceError (the folder cannot be written) and UsageError (a name that is not allowed), on every rank.
     """
@@ -53,8 +59,11 @@ def init(
     rank_env = RankEnv.read()
     communicator = create_communicator(rank_env, comm)
     by_hand = rank_env.run_dir is None
+    if by_hand and rank_env.task is not None:
+        # Nobody tells the tasks of one cluster the name of a common folder.
+        rank_env = dataclasses.replace(rank_env, rank=0, size=1, local_rank=0, local_size=1)
     answer: RunLayout | DtrainError | None = None
-    if communicator.rank == 0:
+    if communicator.rank == 0:  # also each task of a cluster: of a folder that is there it only reads
         try:
             answer = _open_folder(rank_env, experiment, workspace)
         except DtrainError as error:
@@ -130,7 +139,8 @@ def _describe(layout: RunLayout, rank_env: RankEnv) -> None:
         "resume_from": rank_env.resume_from,
     }
     write_json(layout.spec, spec)
-    write_record(layout.status, RunStatus(state="running", size=rank_env.size, started=time.time()))
+    tasks = [str(rank_env.task)] if rank_env.task is not None else []
+    write_record(layout.status, RunStatus(state="running", size=rank_env.size, started=time.time(), tasks=tasks))
     logger.info("run %s in %s", layout.id, layout.root)
 
 
@@ -149,11 +159,17 @@ class Run:
             keep=keep_checkpoints,
             resume_from=self.resume_from.checkpoints if self.resume_from is not None else None,
             attempt=rank_env.attempt,
+            read_only=""
+            if rank_env.task is None or rank_env.rank == 0
+            else f"checkpoints are saved by rank 0 of a cluster, and this is {rank_env.name}: ask `if run.rank == 0`",
         )
         """Saves and restores checkpoints; collective."""
-        self.tags: MutableMapping[str, str] = Tags(layout.tags, writes=communicator.rank == 0)
+        self._task = rank_env.task
+        # Where ranks have no roles, the communicator's word about them holds; it has asked the library.
+        self._place: RankEnv | Communicator = communicator if self._task is None else rank_env
+        self.tags: MutableMapping[str, str] = Tags(layout.tags, writes=self.rank == 0)
         """The run's tags; what rank 0 sets is kept."""
-        self._metrics = MetricWriter(layout.metrics_file(communicator.rank))
+        self._metrics = MetricWriter(layout.metrics_file(self.rank, str(self._task or "")))
         self._counts: dict[str, int] = {}
 
     @property
@@ -163,20 +179,31 @@ class Run:
     @property
     def rank(self) -> int:
         """This process's rank in the job, 0 to ``size - 1``."""
-        return self.comm.rank
+        return self._place.rank
 
     @property
     def size(self) -> int:
-        return self.comm.size
+        """How many ranks the job has; of a cluster, tasks of all roles. ``run.comm.size`` is how many of them exchange."""
+        return self._place.size
+
+    @property
+    def role(self) -> str:
+        """``chief``, ``master``, ``worker``, ``ps`` or ``evaluator`` in a TensorFlow cluster, else ``rank``."""
+        return self._task.role if self._task is not None else "rank"
+
+    @property
+    def index(self) -> int:
+        """This process's number among those of its role; of ranks without roles, the rank."""
+        return self._task.index if self._task is not None else self.rank
 
     @property
     def local_rank(self) -> int:
         """This process's rank among those on its host."""
-        return self.comm.local_rank
+        return self._place.local_rank
 
     @property
     def local_size(self) -> int:
-        return self.comm.local_size
+        return self._place.local_size
 
     @property
     def outputs(self) -> Path:
@@ -278,6 +305,7 @@ class _Ending:
     def _fail(self, kind: Any, message: str, text: str) -> None:
         failure = RankFailure(
             rank=self._run.rank,
+            task=f"{self._run.role} {self._run.index}" if self._run.role != "rank" else "",
             host=socket.gethostname(),
             time=time.time(),
             exit_code=self._exit_code,

@@ -13,9 +13,11 @@ from typing import Any, Literal, get_args
 
 from dtrain.errors import NotRunnable, UsageError
 from dtrain.layout import check_name
+from dtrain.roles import DIALECTS, Dialect, Task, cluster_tasks
 
-Launcher = Literal["local", "mpi"]
+Launcher = Literal["local", "mpi", "parameter_server", "multi_worker"]
 LAUNCHERS: tuple[Launcher, ...] = get_args(Launcher)
+CLUSTER_LAUNCHERS: tuple[Launcher, ...] = ("parameter_server", "multi_worker")
 
 
 def available_cores() -> int:
@@ -33,13 +35,73 @@ def _check_seconds(name: str, value: float | None) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClusterOptions:
+    """The options of the launchers ``parameter_server`` and ``multi_worker``, beside the number of workers.
+
+    ``servers`` None means 1 under ``parameter_server``. ``tf_config`` is the dialect of TF_CONFIG; None means ``chief`` with
+    ``chief``, else ``workers``. A task has to listen on its port ``start_timeout_s`` after its start. A worker that is killed
+    is started again up to ``max_worker_restarts`` times; None means 3 under ``parameter_server``.
+
+    Raises UsageError for what cannot be.
+    """
+
+    servers: int | None = None
+    chief: bool = False
+    evaluator: bool = False
+    tf_config: Dialect | None = None
+    start_timeout_s: float = 120.0
+    max_worker_restarts: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.servers is not None and self.servers < 0:
+            raise UsageError(f"--servers {self.servers} is not a number from 0")
+        if self.max_worker_restarts is not None and self.max_worker_restarts < 0:
+            raise UsageError(f"--max-worker-restarts {self.max_worker_restarts} is not a number from 0")
+        if self.tf_config is not None and self.tf_config not in DIALECTS:
+            raise UsageError(
+                f"unknown --tf-config {self.tf_config!r}{nearest(self.tf_config, DIALECTS)}; there are {', '.join(DIALECTS)}"
+            )
+        if self.chief and self.tf_config not in (None, "chief"):
+            leader = "worker 0 leads" if self.tf_config == "workers" else "a master leads"
+            raise UsageError(f"--chief contradicts --tf-config {self.tf_config}, in which {leader}; leave one of them out")
+        if self.evaluator and self.dialect == "workers":
+            raise UsageError(
+                "--evaluator goes with --chief or --tf-config chief|master: a cluster that worker 0 leads knows none"
+            )
+        _check_seconds("--start-timeout", self.start_timeout_s)
+
+    @property
+    def dialect(self) -> Dialect:
+        return self.tf_config or ("chief" if self.chief else "workers")
+
+    def resolved(self, launcher: Launcher) -> ClusterOptions:
+        """These options with the launcher's own values where they were left open; raises UsageError for what it does not have."""
+        if launcher == "parameter_server":
+            return dataclasses.replace(
+                self,
+                servers=1 if self.servers is None else self.servers,
+                max_worker_restarts=3 if self.max_worker_restarts is None else self.max_worker_restarts,
+            )
+        if self.servers:
+            raise UsageError(f"--launcher {launcher} has no servers; leave out --servers, or use --launcher parameter_server")
+        if self.dialect == "master":
+            raise UsageError(f"--launcher {launcher} knows no master; use --tf-config chief or workers")
+        if self.max_worker_restarts:
+            raise UsageError(
+                f"--launcher {launcher} cannot start one worker again: its workers compute each step together; "
+                "leave out --max-worker-restarts"
+            )
+        return dataclasses.replace(self, servers=0, max_worker_restarts=0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobSpec:
     """One job: a script or module, its arguments, and how many ranks run it.
 
     ``target`` is the path of a script, or a module's name when ``is_module``. ``source`` is the folder that is copied into the
     run folder and in which the ranks then work: by default the script's folder; the current folder for a module.
-    ``launcher`` None means ``local`` for one rank and ``mpi`` for more. ``resume_from`` is the folder of the run whose newest
-    whole checkpoint the ranks start from.
+    ``launcher`` None means ``local`` for one rank and ``mpi`` for more. ``cluster`` is for the launchers that have one.
+    ``resume_from`` is the folder of the run whose newest whole checkpoint the ranks start from.
 
     Raises UsageError for values that cannot be, NotRunnable when there is no such script.
     """
@@ -51,6 +113,7 @@ class JobSpec:
     workers: int = 1
     max_ranks: int = field(default_factory=default_max_ranks)
     launcher: Launcher | None = None
+    cluster: ClusterOptions | None = None
     experiment: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     timeout_s: float | None = None
@@ -60,14 +123,19 @@ class JobSpec:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise UsageError(f"-n {self.workers}: a job has at least 1 rank")
-        if self.workers > self.max_ranks:
-            raise UsageError(
-                f"-n {self.workers} exceeds --max-ranks {self.max_ranks}; lower -n, or raise --max-ranks if you mean it"
-            )
         if self.launcher is not None and self.launcher not in LAUNCHERS:
             raise UsageError(
                 f"unknown launcher {self.launcher!r}{nearest(self.launcher, LAUNCHERS)}; there are {', '.join(LAUNCHERS)}"
             )
+        if self.cluster is not None and self.launcher not in CLUSTER_LAUNCHERS:
+            raise UsageError(
+                f"servers, a chief and what belongs to them go with --launcher {' or '.join(CLUSTER_LAUNCHERS)}, "
+                f"not with {self.launcher_name}"
+            )
+        # Asking for the tasks also refuses options that this launcher does not have.
+        if self.size > self.max_ranks:
+            asked = f"-n {self.workers}" + (f" (with all tasks {self.size})" if self.size > self.workers else "")
+            raise UsageError(f"{asked} exceeds --max-ranks {self.max_ranks}; lower -n, or raise --max-ranks if you mean it")
         if self.launcher == "local" and self.workers > 1:
             raise UsageError(f"launcher 'local' runs one rank, and -n {self.workers} asks for more; use --launcher mpi")
         if not 0 <= self.grace_s < float("inf"):
@@ -109,6 +177,25 @@ class JobSpec:
         return self.launcher or ("local" if self.workers == 1 else "mpi")
 
     @property
+    def cluster_options(self) -> ClusterOptions:
+        """The cluster's options, complete. Only for the launchers that have a cluster."""
+        return (self.cluster or ClusterOptions()).resolved(self.launcher_name)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks of the cluster by rank; none when ranks have no roles, as a single worker alone has none."""
+        if self.launcher_name not in CLUSTER_LAUNCHERS:
+            return ()
+        options = self.cluster_options
+        tasks = cluster_tasks(options.dialect, workers=self.workers, servers=options.servers or 0, evaluator=options.evaluator)
+        return tasks if len(tasks) > 1 else ()
+
+    @property
+    def size(self) -> int:
+        """How many ranks the job has, tasks of all roles counted."""
+        return len(self.tasks) or self.workers
+
+    @property
     def experiment_name(self) -> str:
         return self.experiment or experiment_from(self.target)
 
@@ -118,6 +205,8 @@ class JobSpec:
         values.update(
             launcher=self.launcher_name, experiment=self.experiment_name, source=self.source_folder, args=list(self.args)
         )
+        if self.launcher_name in CLUSTER_LAUNCHERS:
+            values["cluster"] = dataclasses.asdict(self.cluster_options)
         return values
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -24,13 +24,16 @@ T = TypeVar("T")
 # A line with this beginning on a rank's own stderr carries its error record when its files cannot be written (disk full).
 ERROR_LINE = "dtrain-rank-error "
 
+_KILLED = (128 + signal.SIGKILL, 128 + signal.SIGTERM)  # what comes from outside; SIGABRT may follow from another's failure
+_KILL_NOTICED_S = 1.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class RankFailure:
     """How one rank failed.
 
     ``kind``: ``exception`` (uncaught), ``exit`` (a code other than 0), ``signal`` (killed by one that dtrain did not send),
-    ``ended`` (by the launcher or dtrain, because of something else).
+    ``ended`` (by the launcher or dtrain, because of something else). ``task``: role and index where ranks have roles, else empty.
     """
 
     rank: int
@@ -40,14 +43,19 @@ class RankFailure:
     kind: Literal["exception", "exit", "signal", "ended"]
     message: str
     traceback: str = ""
+    task: str = ""
 
     def describe(self) -> str:
-        return f"rank {self.rank} on {self.host}: {self.message}"
+        return f"{self.task or f'rank {self.rank}'} on {self.host}: {self.message}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
-    """The outcome of a run so far; times in Unix seconds; ``cause`` is one sentence, empty when there is nothing to say."""
+    """The outcome of a run so far; times in Unix seconds; ``cause`` is one sentence, empty when there is nothing to say.
+
+    ``tasks``: role and index of every rank (``worker 0``), by rank; empty where ranks have no roles. ``restarts``: how often a
+    killed worker was started again.
+    """
 
     state: State
     size: int
@@ -57,6 +65,8 @@ class RunStatus:
     cause: str = ""
     failure: RankFailure | None = None
     supervisor: ProcessRecord | None = None
+    tasks: list[str] = field(default_factory=list)
+    restarts: int = 0
 
     @property
     def duration_s(self) -> float | None:
@@ -94,9 +104,16 @@ def read_process(run: RunLayout, rank: int) -> ProcessRecord | None:
 
 
 def first_failure(failures: list[RankFailure]) -> RankFailure | None:
-    """The earliest failure that was not the consequence of another."""
+    """The earliest failure that was not the consequence of another.
+
+    Tasks of a cluster lose a killed one's connections before its guard has noted its death, and fail of that within a
+    millisecond: who was killed goes before who failed within :data:`_KILL_NOTICED_S`. (Of ranks under mpirun that can't be
+    said: mpirun kills the others itself.)
+    """
     own = [failure for failure in failures if failure.kind != "ended"]
-    return min(own, key=lambda failure: (failure.time, failure.rank), default=None)
+    first = min(own, key=lambda failure: (failure.time, failure.rank), default=None)
+    killed = [failure for failure in own if failure.task and failure.kind == "signal" and failure.exit_code in _KILLED]
+    return next((each for each in killed if first is not None and each.time - first.time < _KILL_NOTICED_S), first)
 
 
 def read_status(run: RunLayout) -> RunStatus:

@@ -24,12 +24,13 @@ COMMUNICATORS: dict[str, str] = {
 def create_communicator(env: RankEnv, kind: str = "auto") -> Communicator:
     """Make the communicator of this job; collective, blocks until all ranks of ``env`` have called it.
 
-    ``kind`` is a key of COMMUNICATORS or ``auto``: ``local`` for one rank, else ``mpi``. Raises UsageError for another kind
+    ``kind`` is a key of COMMUNICATORS or ``auto``: ``local`` for one rank, else ``mpi``. A task of a TensorFlow cluster is
+    a world of its own: what tasks exchange goes through TensorFlow. Raises UsageError for another kind
     or for ``local`` with more than one rank, MissingDependency with the command that installs what is absent, and RankError
-    when the world that is found has another size than ``env.size``.
+    when the world that is found has another size than ``env.world_size``.
     """
     if kind == "auto":
-        kind = "local" if env.size == 1 else "mpi"
+        kind = "local" if env.world_size == 1 else "mpi"
     if kind not in COMMUNICATORS:
         known = ["auto", *COMMUNICATORS]
         nearest = difflib.get_close_matches(kind, known, n=1, cutoff=0.4)
@@ -37,5 +38,5 @@ def create_communicator(env: RankEnv, kind: str = "auto") -> Communicator:
         raise UsageError(f"communicator {kind!r} is not known; choose one of {', '.join(known)}{hint}")
     module_name, _, class_name = COMMUNICATORS[kind].partition(":")
     factory = getattr(importlib.import_module(module_name), class_name)
-    communicator: Communicator = factory(expected_size=env.size)
+    communicator: Communicator = factory(expected_size=env.world_size)
     return communicator

@@ -69,11 +69,11 @@ class Console:
         self._colour = has_colour(self._out)
         self._colour_err = has_colour(self._err)
 
-    def rank_lines(self, host: str, rank: int | str, lines: list[str]) -> None:
-        """Show whole lines of one rank (or of the launcher, by its name)."""
+    def rank_lines(self, host: str, rank: int | str, lines: list[str], *, label: str = "") -> None:
+        """Show whole lines of one rank (or of the launcher, by its name); ``label`` names a rank that has a role."""
         if not lines:
             return
-        prefix = f"[{host}:{rank}]"
+        prefix = f"[{host}:{label or rank}]"
         if self._colour:
             number = _COLOURS[rank % len(_COLOURS)] if isinstance(rank, int) else 2
             prefix = f"\x1b[{number}m{prefix}\x1b[0m"

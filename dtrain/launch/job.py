@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from dtrain.errors import UsageError, WorkspaceError
-from dtrain.launch import local, mpi
+from dtrain.launch import local, mpi, parameter_server
 from dtrain.launch.console import Console
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.supervise import Limits, Supervisor
 from dtrain.layout import RunLayout, StepFolder, Workspace, write_json
 from dtrain.snapshot import take_snapshot
-from dtrain.spec import JobSpec
+from dtrain.spec import CLUSTER_LAUNCHERS, JobSpec
 from dtrain.status import RunStatus
 
 _SHOWN_LINES = 20
@@ -25,7 +27,9 @@ def planner(spec: JobSpec) -> Callable[[RunLayout, Path], LaunchPlan]:
 
     Raises MissingDependency and NotRunnable when the launcher cannot run here.
     """
-    if spec.launcher_name == "local":
+    if spec.tasks:
+        return functools.partial(parameter_server.plan, spec, ports=parameter_server.free_ports(len(spec.tasks)))
+    if spec.launcher_name == "local" or spec.launcher_name in CLUSTER_LAUNCHERS:  # a cluster of one worker is a rank
         return functools.partial(local.plan, spec)
     return functools.partial(mpi.plan, spec, mpi=mpi.find_mpi())
 
@@ -51,16 +55,25 @@ def run_job(spec: JobSpec, workspace: Workspace, console: Console) -> tuple[RunL
             raise WorkspaceError(f"run folder {run.root} cannot be written: {error}") from error
         raise
     plan = plan_for(run, run.code)
-    console.say(
-        f"dtrain: run {run.id} · {plan.size} {'rank' if plan.size == 1 else 'ranks'} · launcher {plan.launcher} · {run.root}"
-    )
-    status = Supervisor(plan, run, Limits(timeout_s=spec.timeout_s, grace_s=spec.grace_s), console).run()
+    console.say(f"dtrain: run {run.id} · {_ranks(plan)} · launcher {plan.launcher} · {run.root}")
+    limits = Limits(timeout_s=spec.timeout_s, grace_s=spec.grace_s)
+    if spec.tasks:
+        limits = dataclasses.replace(limits, start_timeout_s=spec.cluster_options.start_timeout_s)
+    status = Supervisor(plan, run, limits, console).run()
     _report(run, status, console)
     return run, status
 
 
+def _ranks(plan: LaunchPlan) -> str:
+    """How many ranks a plan has, of which roles."""
+    if not plan.tasks:
+        return f"{plan.size} {'rank' if plan.size == 1 else 'ranks'}"
+    counts = collections.Counter(planned.task.role for _, planned in sorted(plan.tasks.items()))
+    return ", ".join(f"{count} {role}{'s' if count > 1 and role != 'ps' else ''}" for role, count in counts.items())
+
+
 def _fill(run: RunLayout, spec: JobSpec, workspace: Workspace) -> None:
-    run.make_folders(spec.workers)
+    run.make_folders(spec.size)
     files = take_snapshot(spec.source_folder, run.code, excluded=workspace.root)
     if not spec.is_module and spec.script_in_source not in {file.path for file in files}:
         raise UsageError(
@@ -82,7 +95,8 @@ def _report(run: RunLayout, status: RunStatus, console: Console) -> None:
         return
     log = run.rank(failure.rank).output_log
     if status.size > 1:
-        others = "1 other rank was" if status.size == 2 else f"{status.size - 1} other ranks were"
+        kind = "task" if status.tasks else "rank"
+        others = f"1 other {kind} was" if status.size == 2 else f"{status.size - 1} other {kind}s were"
         console.say(f"dtrain: {others} ended because of it, or failed after it")
     console.say(f"dtrain: first to fail was {failure.describe()}", bad=True)
     detail = failure.traceback.rstrip().splitlines() or _last_lines(log)

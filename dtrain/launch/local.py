@@ -21,4 +21,4 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path) -> LaunchPlan:
         **spec.environment,
     }
     process = PlannedProcess(name="rank 0", host=socket.gethostname(), argv=rank_argv(spec), environment=environment, cwd=cwd)
-    return LaunchPlan(launcher="local", size=1, processes=(process,))
+    return LaunchPlan(launcher=spec.launcher_name, size=1, processes=(process,))

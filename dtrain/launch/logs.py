@@ -19,7 +19,8 @@ def print_logs(run: RunLayout, *, rank: int | None, follow: bool) -> None:
     With ``follow`` it blocks until the run has ended. Raises UsageError for a rank that the run does not have, WorkspaceError
     when nothing was kept: who starts ranks by hand has their output in the terminal.
     """
-    size = read_status(run).size
+    status = read_status(run)
+    size, labels = status.size, dict(enumerate(task.replace(" ", "") for task in status.tasks))
     if rank is not None and not 0 <= rank < size:
         raise UsageError(f"--rank {rank}: run {run.id} has ranks 0 to {size - 1}")
     ranks = range(size) if rank is None else (rank,)
@@ -37,7 +38,8 @@ def print_logs(run: RunLayout, *, rank: int | None, follow: bool) -> None:
                 sys.stdout.buffer.flush()
             else:
                 process = read_process(run, each)
-                console.rank_lines(process.host if process else "?", each, reader.lines(data, final=ended))
+                host, lines = process.host if process else "?", reader.lines(data, final=ended)
+                console.rank_lines(host, each, lines, label=labels.get(each, ""))
         if launcher is not None:
             console.rank_lines("launcher", "", launcher.lines(launcher.read(), final=ended))
         if ended:

@@ -9,18 +9,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dtrain.roles import Task
 from dtrain.spec import JobSpec
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlannedTask:
+    """What one process of a cluster is, and how the supervisor treats it.
+
+    ``rank`` is its rank in the job. ``address`` is the (host, port) where it has to listen soon after its start, None for one
+    that nobody waits for. Processes of a ``stage`` are started when all of the stages before listen. The job is over when every
+    task that ``ends_job`` has ended; the others (servers, mostly) are ended then. One that is killed is started again up to
+    ``max_restarts`` times.
+    """
+
+    rank: int
+    task: Task
+    address: tuple[str, int] | None
+    stage: int = 0
+    ends_job: bool = True
+    max_restarts: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlannedProcess:
-    """One process to start. ``environment`` is added to the inherited one; ``argv`` is never shell text."""
+    """One process to start. ``environment`` is added to the inherited one; ``argv`` is never shell text.
+
+    ``task`` is None for a process that starts ranks without roles, or is the only one.
+    """
 
     name: str
     host: str
     argv: tuple[str, ...]
     environment: Mapping[str, str]
     cwd: Path
+    task: PlannedTask | None = None
 
     def shell_line(self) -> str:
         """A line that starts the same process when it is pasted into a shell."""
@@ -36,12 +59,34 @@ class LaunchPlan:
     size: int
     processes: tuple[PlannedProcess, ...]
 
+    @property
+    def tasks(self) -> dict[int, PlannedTask]:
+        """The ranks that have roles; empty for a job whose ranks have none."""
+        return {process.task.rank: process.task for process in self.processes if process.task is not None}
+
+    @property
+    def deciding_ranks(self) -> list[int]:
+        """The ranks whose outcome is the job's."""
+        tasks = self.tasks
+        return [rank for rank in range(self.size) if rank not in tasks or tasks[rank].ends_job]
+
+    def task_names(self) -> list[str]:
+        """Role and index of every rank, by rank; empty for a job whose ranks have no roles."""
+        return [str(planned.task) for _, planned in sorted(self.tasks.items())]
+
     def to_json(self) -> dict[str, Any]:
         return {
             "launcher": self.launcher,
             "size": self.size,
             "processes": [
-                {"name": p.name, "host": p.host, "argv": list(p.argv), "environment": dict(p.environment), "cwd": str(p.cwd)}
+                {
+                    "name": p.name,
+                    "rank": p.task.rank if p.task else None,
+                    "host": p.host,
+                    "argv": list(p.argv),
+                    "environment": dict(p.environment),
+                    "cwd": str(p.cwd),
+                }
                 for p in self.processes
             ],
         }

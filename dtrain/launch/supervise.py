@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import dataclasses
 import os
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ from types import FrameType
 import psutil
 
 from dtrain import env
-from dtrain.errors import NotRunnable, WorkspaceError
+from dtrain.errors import WorkspaceError
 from dtrain.launch.console import Console, LineReader
+from dtrain.launch.crew import Crew
 from dtrain.launch.plan import LaunchPlan
 from dtrain.layout import RunLayout
-from dtrain.processes import ProcessRecord, die_with_parent, signal_name
+from dtrain.processes import ProcessRecord, signal_name
 from dtrain.status import (
     ERROR_LINE,
     RankFailure,
@@ -43,14 +43,18 @@ _LAUNCHER_REACTION_S = 0.3
 _LAUNCHER_HOLD_S = 0.5
 # How long to insist on SIGKILL: a process in uninterruptible sleep (a dead network file system) does not die of it.
 _KILL_S = 10.0
+# How long a worker whose chief is done may take to end by itself, as an Estimator's does. One that serves never would.
+_LINGER_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """``timeout_s``: seconds that the job may take, None for no limit; ``grace_s``: from being told to end to being killed."""
+    """``timeout_s``: seconds that the job may take, None for no limit; ``grace_s``: from being told to end to being killed;
+    ``start_timeout_s``: from a task's start until it has to listen on its port."""
 
     timeout_s: float | None = None
     grace_s: float = 10.0
+    start_timeout_s: float = 120.0
 
 
 class Supervisor:
@@ -58,13 +62,16 @@ class Supervisor:
 
     def __init__(self, plan: LaunchPlan, run: RunLayout, limits: Limits, console: Console) -> None:
         self._plan, self._run, self._limits, self._console = plan, run, limits, console
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._names = {rank: str(planned.task) for rank, planned in plan.tasks.items()}
+        self._labels = {rank: planned.task.label for rank, planned in plan.tasks.items()}
         self._readers = {rank: LineReader(run.rank(rank).output_log) for rank in range(plan.size)}
         self._pipe, self._pipe_end = os.pipe()
+        self._crew = Crew(plan, run, output=self._pipe_end, start_timeout_s=limits.start_timeout_s, say=console.say)
         self._launcher_reader = LineReader(self._pipe)
         self._launcher_lines: list[tuple[float, str]] = []
         self._launcher_shown = 0
         self._ending = False
+        self._work_done = False
         self._hosts: dict[int, str] = {}
         self._failures: dict[int, RankFailure] = {}
         self._signals: list[int] = []
@@ -78,7 +85,11 @@ class Supervisor:
         SIGINT and SIGTERM to this process end the job as canceled; a second one does not wait for the grace time.
         """
         running = RunStatus(
-            state="running", size=self._plan.size, started=self._started, supervisor=ProcessRecord.of(os.getpid())
+            state="running",
+            size=self._plan.size,
+            started=self._started,
+            supervisor=ProcessRecord.of(os.getpid()),
+            tasks=self._plan.task_names(),
         )
         try:
             write_record(self._run.status, running)
@@ -86,7 +97,6 @@ class Supervisor:
             raise WorkspaceError(f"run folder {self._run.root} cannot be written: {error}") from error
         with self._catching_signals():
             try:
-                self._start()
                 self._watch()
             finally:
                 self._end_everything()
@@ -111,29 +121,12 @@ class Supervisor:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _start(self) -> None:
-        base = env.inherited()
-        for planned in self._plan.processes:
-            try:
-                process = subprocess.Popen(
-                    planned.argv,
-                    cwd=planned.cwd,
-                    env={**base, **planned.environment, **env.supervised_variables()},
-                    stdin=subprocess.DEVNULL,
-                    stdout=self._pipe_end,
-                    stderr=self._pipe_end,
-                    start_new_session=True,  # a Ctrl-C reaches this process alone, which then ends the job in order
-                    preexec_fn=functools.partial(die_with_parent, signal.SIGTERM),  # also when this one is killed
-                )
-            except OSError as error:
-                raise NotRunnable(f"{planned.argv[0]} cannot be started: {error}") from error
-            self._processes.append(process)
-
     def _watch(self) -> None:
-        """Return when every process ended by itself, or when there is a reason to end them."""
+        """Return when the job is over by itself, or when there is a reason to end it."""
         limit = self._limits.timeout_s
         failed_at: float | None = None
-        while any(process.poll() is None for process in self._processes):
+        self._note(self._crew.step())
+        while self._crew.at_work:
             time.sleep(_POLL_S)
             self._show()
             self._collect()
@@ -147,14 +140,31 @@ class Supervisor:
                 failed_at = now
             if failed_at is not None and now - failed_at > _LAUNCHER_REACTION_S:
                 return
+            self._note(self._crew.step())
+        self._work_done = not self._failures
+        deadline = time.monotonic() + _LINGER_S
+        while self._work_done and self._crew.workers_left() and time.monotonic() < deadline and not self._signals:
+            time.sleep(_POLL_S)
+            self._show()
 
-    def _collect(self, *, now: bool = False) -> None:
-        """Read the records that ranks left since the last time."""
-        if not now and time.monotonic() < self._next_check:
+    def _note(self, failures: list[RankFailure]) -> None:
+        for failure in failures:
+            self._failures.setdefault(failure.rank, failure)
+
+    def _collect(self, *, final: bool = False) -> None:
+        """Read the records that ranks left since the last time.
+
+        A task's is the crew's to read, which may start it again; in the end all are read but those of servers, and of
+        workers that serve a chief, when the work was done: what they do then no longer counts.
+        """
+        if not final and time.monotonic() < self._next_check:
             return
         self._next_check = time.monotonic() + _CHECK_S
-        for rank in range(self._plan.size):
-            if rank not in self._failures and (failure := read_failure(self._run, rank)) is not None:
+        tasks = self._plan.tasks
+        for rank in self._plan.deciding_ranks if self._work_done else range(self._plan.size):
+            if rank in self._failures or (rank in tasks and not final):
+                continue
+            if (failure := read_failure(self._run, rank)) is not None:
                 self._failures[rank] = failure
 
     def _show(self, *, final: bool = False) -> None:
@@ -162,7 +172,7 @@ class Supervisor:
         for rank, reader in self._readers.items():
             lines = reader.lines(reader.read(max_chunks=at_once), final=final)
             if lines:
-                self._console.rank_lines(self._host(rank), rank, lines)
+                self._console.rank_lines(self._host(rank), rank, lines, label=self._labels.get(rank, ""))
         data = self._launcher_reader.read(max_chunks=at_once)
         if data:
             with contextlib.suppress(OSError), open(self._run.launcher_log, "ab") as log:  # a full disk: shown, though not kept
@@ -194,13 +204,13 @@ class Supervisor:
 
     def _end_everything(self) -> None:
         """Leave no process of this job: TERM, the grace time, then KILL; also what daemonised or lost its parent."""
-        if any(process.poll() is None for process in self._processes):
+        if any(process.poll() is None for process in self._crew.processes):
             self._ending = True
             self._signal_all(signal.SIGTERM)
             heard = len(self._signals)
             deadline = time.monotonic() + self._limits.grace_s
             while time.monotonic() < deadline and len(self._signals) == heard:
-                if all(process.poll() is not None for process in self._processes) and not self._leftovers():
+                if all(process.poll() is not None for process in self._crew.processes) and not self._leftovers():
                     break
                 time.sleep(_POLL_S)
                 self._show()
@@ -215,10 +225,10 @@ class Supervisor:
             self._console.say(
                 f"dtrain: cannot end process {', '.join(str(left.pid) for left in leftovers)} of this run", bad=True
             )
-        for process in self._processes:
+        for process in self._crew.processes:
             process.kill()
             process.wait()
-        self._collect(now=True)
+        self._collect(final=True)
 
     def _close(self) -> None:
         for reader in (*self._readers.values(), self._launcher_reader):
@@ -227,10 +237,10 @@ class Supervisor:
 
     def _signal_all(self, number: signal.Signals) -> None:
         # The launcher passes the signal on to its ranks, and their guards to the scripts; without a launcher they get it here.
-        for process in self._processes:
+        for process in self._crew.processes:
             if process.poll() is None:
                 os.killpg(process.pid, number)
-        if all(process.poll() is not None for process in self._processes):
+        if all(process.poll() is not None for process in self._crew.processes):
             for left in self._leftovers():
                 with contextlib.suppress(psutil.Error):
                     left.send_signal(number)
@@ -245,8 +255,8 @@ class Supervisor:
         return found
 
     def _verdict(self, running: RunStatus) -> RunStatus:
-        missing = [rank for rank in range(self._plan.size) if not self._run.rank(rank).done.is_file()]
-        launcher_code = next((code for process in self._processes if (code := process.returncode) != 0), 0)
+        missing = [rank for rank in self._plan.deciding_ranks if not self._run.rank(rank).done.is_file()]
+        launcher_code = self._crew.exit_code()
         vanished = self._vanished(missing, launcher_code)
         failure = first_failure(list(self._failures.values())) or (vanished[0] if len(vanished) == 1 else None)
         if self._signals:
@@ -262,19 +272,18 @@ class Supervisor:
         elif launcher_code != 0:
             state, code, cause = "failed", _exit_code(launcher_code), self._launcher_cause(launcher_code)
         elif missing:
-            ranks = ", ".join(map(str, missing))
-            state, code, cause = "failed", 1, f"the launcher ended with 0, but rank {ranks} left no completion record"
+            ranks = ", ".join(self._names.get(rank, f"rank {rank}") for rank in missing)
+            state, code, cause = "failed", 1, f"the launcher ended with 0, but {ranks} left no completion record"
         else:
             state, code, cause = "completed", 0, ""
-        return RunStatus(
+        return dataclasses.replace(
+            running,
             state=state,  # type: ignore[arg-type]
-            size=running.size,
-            started=running.started,
             ended=time.time(),
             exit_code=code,
             cause=cause,
             failure=failure,
-            supervisor=running.supervisor,
+            restarts=self._crew.restarts,
         )
 
     def _vanished(self, missing: list[int], launcher_code: int) -> list[RankFailure]:
@@ -286,7 +295,15 @@ class Supervisor:
         killed = 128 + signal.SIGKILL
         message = "vanished without a record: it was killed together with the process that watched it"
         return [
-            RankFailure(rank=rank, host=self._host(rank), time=time.time(), exit_code=killed, kind="signal", message=message)
+            RankFailure(
+                rank=rank,
+                task=self._names.get(rank, ""),
+                host=self._host(rank),
+                time=time.time(),
+                exit_code=killed,
+                kind="signal",
+                message=message,
+            )
             for rank in (silent if launcher_code > 0 else [])  # one that was itself killed took its ranks with it
         ]
 

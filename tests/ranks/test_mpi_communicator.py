@@ -7,19 +7,15 @@ import pytest
 
 from dtrain.comm import Communicator, create_communicator
 from dtrain.comm.mpi import MpiCommunicator
+from dtrain.env import RankEnv
 from dtrain.errors import CommunicationError, RankError
 
 pytestmark = pytest.mark.mpi
 
 
-class Env:
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-
 def test_a_world_of_another_size_names_the_library_and_what_to_do(comm: Communicator) -> None:
     with pytest.raises(RankError) as caught:
-        create_communicator(Env(comm.size + 1), "mpi")
+        create_communicator(RankEnv(size=comm.size + 1), "mpi")
     message = str(caught.value)
     assert f"started {comm.size + 1} ranks" in message
     assert f"a world of {comm.size}" in message
@@ -29,7 +25,7 @@ def test_a_world_of_another_size_names_the_library_and_what_to_do(comm: Communic
 
 
 def test_auto_is_mpi_for_several_ranks(comm: Communicator) -> None:
-    made = create_communicator(Env(comm.size))
+    made = create_communicator(RankEnv(size=comm.size))
     assert (made.rank, made.size) == (comm.rank, comm.size)
     assert isinstance(made, MpiCommunicator)
     made.close()

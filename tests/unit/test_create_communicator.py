@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -14,12 +13,8 @@ from dtrain.comm import create_communicator
 from dtrain.comm._agreement import name_ranks, sign_mean
 from dtrain.comm._fusion import plan_messages
 from dtrain.comm.local import LocalCommunicator
+from dtrain.env import RankEnv
 from dtrain.errors import UsageError
-
-
-@dataclass
-class Env:
-    size: int = 1
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
@@ -29,25 +24,25 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("kind", ["auto", "local"])
 def test_one_rank_gets_the_null_object(kind: str) -> None:
-    assert isinstance(create_communicator(Env(), kind), LocalCommunicator)
+    assert isinstance(create_communicator(RankEnv(), kind), LocalCommunicator)
 
 
 def test_an_unknown_kind_is_refused_with_the_nearest_right_one() -> None:
     with pytest.raises(UsageError, match=r"'mpy' is not known; choose one of auto, local, mpi; did you mean 'mpi'\?"):
-        create_communicator(Env(), "mpy")
+        create_communicator(RankEnv(), "mpy")
 
 
 def test_local_is_refused_for_several_ranks() -> None:
     with pytest.raises(UsageError, match="'local' serves one rank, but the launcher started 4; use 'mpi'"):
-        create_communicator(Env(4), "local")
+        create_communicator(RankEnv(size=4), "local")
 
 
 def test_mpi_without_mpi4py_says_how_to_get_it() -> None:
     result = run_python(
         "import sys; sys.modules['mpi4py'] = None\n"
-        "from types import SimpleNamespace\n"
+        "from dtrain.env import RankEnv\n"
         "from dtrain.comm import create_communicator\n"
-        "create_communicator(SimpleNamespace(size=2))\n"
+        "create_communicator(RankEnv(size=2))\n"
     )
     assert "MissingDependency" in result.stderr
     assert "pip install 'dtrain[mpi]'" in result.stderr

@@ -1,0 +1,206 @@
+"""The processes of one plan: started stage by stage, watched until they listen, and started again where that is allowed."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+
+from dtrain import env
+from dtrain.errors import NotRunnable
+from dtrain.launch.plan import LaunchPlan, PlannedProcess, PlannedTask
+from dtrain.layout import RunLayout
+from dtrain.processes import die_with_parent, signal_name
+from dtrain.status import RankFailure, read_failure
+
+_PROBE_S = 0.2
+
+
+class Member:
+    """One planned process as it goes."""
+
+    def __init__(self, planned: PlannedProcess) -> None:
+        self.planned = planned
+        self.process: subprocess.Popen[bytes] | None = None
+        self.listens = planned.task is None or planned.task.address is None
+        self.ended = False
+        """Ended for good, and how has been looked at."""
+        self.restarts = 0
+        self.seen_alive = 0.0
+        self.started = 0.0
+        self.next_probe = 0.0
+
+    @property
+    def stage(self) -> int:
+        return self.planned.task.stage if self.planned.task else 0
+
+    @property
+    def decides(self) -> bool:
+        """True when the job goes on while this process does."""
+        return self.planned.task is None or self.planned.task.ends_job
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+
+class Crew:
+    """All processes of one plan. Used by the supervisor, which calls :meth:`step` again and again until the job is over."""
+
+    def __init__(
+        self, plan: LaunchPlan, run: RunLayout, *, output: int, start_timeout_s: float, say: Callable[[str], None]
+    ) -> None:
+        """``output`` is the descriptor that all processes write to; ``say`` shows words of dtrain's own."""
+        self._run, self._output, self._start_timeout_s, self._say = run, output, start_timeout_s, say
+        self._members = [Member(planned) for planned in plan.processes]
+
+    @property
+    def processes(self) -> list[subprocess.Popen[bytes]]:
+        """Those that have been started."""
+        return [member.process for member in self._members if member.process is not None]
+
+    @property
+    def at_work(self) -> bool:
+        """True until every process that decides when the job is over has ended for good."""
+        return any(member.decides and not member.ended for member in self._members)
+
+    @property
+    def restarts(self) -> int:
+        return sum(member.restarts for member in self._members)
+
+    def workers_left(self) -> bool:
+        """True while a worker that does not decide is still there: it may be about to end by itself."""
+        return any(
+            member.alive
+            for member in self._members
+            if not member.decides and member.planned.task is not None and member.planned.task.task.role == "worker"
+        )
+
+    def exit_code(self) -> int:
+        """Of the first deciding process that ended with another than 0."""
+        codes = (member.process.returncode for member in self._members if member.decides and member.process is not None)
+        return next((code for code in codes if code), 0)
+
+    def step(self) -> list[RankFailure]:
+        """Look at every process, start what may start now, and return the failures that end the job.
+
+        Raises NotRunnable when a command cannot be started.
+        """
+        failures = [failure for member in self._members if (failure := self._look_at(member)) is not None]
+        waiting = [member for member in self._members if member.process is None]
+        if failures or not waiting or not all(member.listens for member in self._members if member.process is not None):
+            return failures
+        stage = min(member.stage for member in waiting)
+        return [failure for member in waiting if member.stage == stage and (failure := self._start(member)) is not None]
+
+    def _look_at(self, member: Member) -> RankFailure | None:
+        process, task = member.process, member.planned.task
+        if process is None or member.ended:
+            return None
+        code = process.poll()
+        if task is None:
+            member.ended = code is not None  # its ranks leave records
+            return None
+        if code is None:
+            member.seen_alive = time.time()
+            return None if member.listens else self._probe(member, task)
+        failure = self._failure_of(member, task, code) if code != 0 else None
+        if failure is not None and failure.kind == "signal" and member.restarts < task.max_restarts:
+            return self._start_again(member, task, failure)
+        member.ended = member.listens = True
+        return failure
+
+    def _failure_of(self, member: Member, task: PlannedTask, code: int) -> RankFailure:
+        """How a task failed: as its guard recorded it, else (the guard was killed as well) by the exit code."""
+        recorded = read_failure(self._run, task.rank)
+        if recorded is None:
+            how = f"killed by {signal_name(-code)}" if code < 0 else f"exited with code {code}"
+            # Before others noticed that it was gone, and failed of that.
+            return _failure(
+                task,
+                how,
+                kind="signal" if code < 0 else "exit",
+                exit_code=128 - code if code < 0 else code,
+                when=member.seen_alive,
+            )
+        if recorded.kind == "ended":  # nobody here has told it to
+            message = f"{recorded.message}, which dtrain did not send"
+            return _failure(task, message, kind="signal", exit_code=recorded.exit_code, when=recorded.time)
+        return recorded
+
+    def _probe(self, member: Member, task: PlannedTask) -> RankFailure | None:
+        assert task.address is not None
+        now = time.monotonic()
+        if now < member.next_probe:
+            return None
+        member.next_probe = now + _PROBE_S
+        try:
+            socket.create_connection(task.address, timeout=1).close()
+            member.listens = True
+        except OSError:
+            if now - member.started > self._start_timeout_s:
+                message = f"does not listen on {_address(task)}, {self._start_timeout_s:g} s after its start (--start-timeout)"
+                return _failure(task, message)
+        return None
+
+    def _start(self, member: Member) -> RankFailure | None:
+        planned, task = member.planned, member.planned.task
+        if task is not None and task.address is not None and _somebody_listens(task.address):
+            return _failure(task, f"cannot have its port: another process listens on {_address(task)}; start the job again")
+        try:
+            member.process = subprocess.Popen(
+                planned.argv,
+                cwd=planned.cwd,
+                env={**env.inherited(), **planned.environment, **env.supervised_variables()},
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=self._output,
+                start_new_session=True,  # a Ctrl-C reaches this process alone, which then ends the job in order
+                preexec_fn=functools.partial(die_with_parent, signal.SIGTERM),  # also when this one is killed
+            )
+        except OSError as error:
+            raise NotRunnable(f"{planned.argv[0]} cannot be started: {error}") from error
+        member.listens = task is None or task.address is None
+        member.started, member.seen_alive = time.monotonic(), time.time()
+        return None
+
+    def _start_again(self, member: Member, task: PlannedTask, failure: RankFailure) -> RankFailure | None:
+        member.restarts += 1
+        files = self._run.rank(task.rank)
+        if files.error.exists():
+            os.replace(files.error, files.earlier_error(member.restarts))
+        self._say(
+            f"dtrain: {task.task} was {failure.message}; it is started again on {_address(task)} "
+            f"({member.restarts} of {task.max_restarts} restarts)"
+        )
+        return self._start(member)
+
+
+def _failure(
+    task: PlannedTask, message: str, *, kind: str = "exit", exit_code: int = 1, when: float | None = None
+) -> RankFailure:
+    return RankFailure(
+        rank=task.rank,
+        task=str(task.task),
+        host=socket.gethostname(),
+        time=time.time() if when is None else when,
+        exit_code=exit_code,
+        kind=kind,  # type: ignore[arg-type]
+        message=message,
+    )
+
+
+def _address(task: PlannedTask) -> str:
+    return "{}:{}".format(*task.address) if task.address is not None else "no port"
+
+
+def _somebody_listens(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, timeout=1).close()
+    except OSError:
+        return False
+    return True
