@@ -37,10 +37,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"layout", "comm", "_shards"},
     "run": {"spec", "env", "layout", "status", "snapshot", "processes", "comm", "metrics", "checkpoint"},
     "chainer": {"run", "layout", "comm", "metrics", "checkpoint"},
+    "tensorflow": {"run", "comm", "metrics", "checkpoint", "env"},
     "registry": {"layout", "status", "checkpoint"},
     "report": {"layout", "status", "metrics"},
     "machine": {"spec", "layout", "launch"},
-    "cli": {"spec", "layout", "env", "status", "launch", "metrics", "checkpoint", "registry", "report", "machine"},
+    "cli": {"spec", "layout", "env", "roles", "status", "launch", "metrics", "checkpoint", "registry", "report", "machine"},
     # The public names, loaded when first asked for.
     "__init__": {"run", "registry"},
 }
