@@ -37,6 +37,7 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "chainer": lambda: _installed("chainer"),
     "tensorflow": lambda: _installed("tensorflow"),
     "horovod": lambda: _installed("horovod"),
+    "sklearn": lambda: _installed("sklearn"),
     "gpu": _gpu,
 }
 

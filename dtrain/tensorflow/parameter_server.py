@@ -49,8 +49,8 @@ def serve_if_server() -> None:
         return  # workers that compute together have nobody to serve
     if "chief" not in jobs:
         raise RankError(
-            f"this cluster has {', '.join(jobs)} and no chief, without which ParameterServerStrategy cannot train; start it with "
-            "`dtrain run --launcher parameter_server --chief`. (A TF1-style script serves by itself, and needs no such call.)"
+            f"this cluster has {', '.join(sorted(jobs))} and no chief, without which ParameterServerStrategy cannot train; start "
+            "it with `dtrain run --launcher parameter_server --chief`. (A TF1-style script needs no such call.)"
         )
     if task.role == "chief":
         if not _watching._exit_callbacks:  # type: ignore[attr-defined]
