@@ -1,4 +1,4 @@
-"""TensorFlow's own clusters under `dtrain run`: real servers, real deaths. Few and long, for TensorFlow's import costs seconds."""
+"""TensorFlow's own clusters under `dtrain run`: real servers, real deaths. Few, for TensorFlow's import costs seconds."""
 
 from __future__ import annotations
 
