@@ -109,7 +109,7 @@ def _print_table(table: Any) -> None:
     "grace_s",
     metavar="S",
     type=float,
-    default=10.0,
+    default=JobSpec.grace_s,
     show_default=True,
     help="Seconds from telling ranks to end to killing them.",
 )
@@ -139,7 +139,8 @@ def run(workspace: Workspace, command: tuple[str, ...], resume: str | None, dry_
 
     if as_json and not dry_run:
         raise UsageError("--json goes with --dry-run; the finished run as JSON is `dtrain show latest --json`")
-    resume_from = job.resume_folder(resume, workspace) if resume is not None else None
+    console = Console()
+    resume_from = job.resume_folder(resume, workspace, console) if resume is not None else None
     spec = JobSpec(target=command[0], args=command[1:], resume_from=resume_from, **options)
     if dry_run:
         plan = job.dry_run(spec, workspace)
@@ -148,7 +149,7 @@ def run(workspace: Workspace, command: tuple[str, ...], resume: str | None, dry_
         else:
             click.echo("\n".join(process.shell_line() for process in plan.processes))
         return
-    _, status = job.run_job(spec, workspace, Console())
+    _, status = job.run_job(spec, workspace, console)
     sys.exit(status.exit_code)
 
 

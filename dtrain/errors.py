@@ -17,6 +17,9 @@ A message says what was asked, what is allowed, and what to do.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class DtrainError(Exception):
     """Base of all of dtrain's exceptions; ``exit_code`` is what the command line returns for it."""
@@ -54,3 +57,9 @@ class CheckpointError(DtrainError):
 
 class RegistryError(DtrainError):
     pass
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """`` (did you mean X?)`` for a message, or nothing when no allowed word is near."""
+    close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from dtrain.errors import NotRunnable, UsageError
+from dtrain.errors import NotRunnable, UsageError, did_you_mean
 from dtrain.layout import check_name
 
 Launcher = Literal["local", "mpi"]
@@ -66,7 +65,7 @@ class JobSpec:
             )
         if self.launcher is not None and self.launcher not in LAUNCHERS:
             raise UsageError(
-                f"unknown launcher {self.launcher!r}{nearest(self.launcher, LAUNCHERS)}; there are {', '.join(LAUNCHERS)}"
+                f"unknown launcher {self.launcher!r}{did_you_mean(self.launcher, LAUNCHERS)}; there are {', '.join(LAUNCHERS)}"
             )
         if self.launcher == "local" and self.workers > 1:
             raise UsageError(f"launcher 'local' runs one rank, and -n {self.workers} asks for more; use --launcher mpi")
@@ -89,9 +88,9 @@ class JobSpec:
             raise NotRunnable(f"{self.target} is a folder, not a script; name the script to run")
         if not script.is_file():
             siblings = [path.name for path in script.parent.glob("*.py")] if script.parent.is_dir() else []
-            raise NotRunnable(f"no such script: {self.target} (from {Path.cwd()}){nearest(script.name, siblings)}")
-        if not script.resolve().is_relative_to(self.source_folder.resolve()):
-            raise UsageError(f"script {self.target} is not in --source {self.source}; the ranks work in a copy of that folder")
+            raise NotRunnable(f"no such script: {self.target} (from {Path.cwd()}){did_you_mean(script.name, siblings)}")
+        if not _beside_itself(script).is_relative_to(self.source_folder.resolve()):
+            raise UsageError(f"script {self.target} is not in {self.source_folder}; the ranks work in a copy of that folder")
 
     @property
     def source_folder(self) -> Path:
@@ -102,7 +101,7 @@ class JobSpec:
     @property
     def script_in_source(self) -> str:
         """The script's path relative to the source folder, or the module's name."""
-        return self.target if self.is_module else str(Path(self.target).resolve().relative_to(self.source_folder.resolve()))
+        return self.target if self.is_module else str(_beside_itself(Path(self.target)).relative_to(self.source_folder.resolve()))
 
     @property
     def launcher_name(self) -> Launcher:
@@ -121,13 +120,12 @@ class JobSpec:
         return values
 
 
+def _beside_itself(script: Path) -> Path:
+    """The script's absolute path; a script that is a symbolic link counts where the link is."""
+    return script.absolute().parent.resolve() / script.name
+
+
 def experiment_from(target: str) -> str:
     """An experiment's name from a script's or module's."""
     stem = target.rpartition("/")[2].removesuffix(".py").rpartition(".")[2]
     return re.sub(r"[^A-Za-z0-9._-]", "-", stem).lstrip("._-")[:64] or "run"
-
-
-def nearest(given: str, allowed: tuple[str, ...] | list[str]) -> str:
-    """`` (did you mean X?)``, or nothing when no allowed word is near."""
-    close = difflib.get_close_matches(given, allowed, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

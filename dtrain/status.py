@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -69,18 +71,34 @@ def write_record(path: Path, record: Any) -> None:
 
 
 def failure_to_line(failure: RankFailure) -> str:
-    return ERROR_LINE + orjson.dumps(dataclasses.asdict(failure)).decode()
+    """One line, short enough to pass a pipe in one piece (PIPE_BUF), also when many ranks write theirs at once."""
+    short = dataclasses.replace(failure, message=failure.message[:500], traceback=failure.traceback[-1500:])
+    return ERROR_LINE + orjson.dumps(dataclasses.asdict(short)).decode()
 
 
-def failure_from_line(line: str) -> RankFailure:
-    return RankFailure(**orjson.loads(line.removeprefix(ERROR_LINE)))
+def failure_from_line(line: str) -> RankFailure | None:
+    """What :func:`failure_to_line` made a line of; None for any other line."""
+    if not line.startswith(ERROR_LINE):
+        return None
+    try:
+        return RankFailure(**orjson.loads(line.removeprefix(ERROR_LINE)))
+    except (orjson.JSONDecodeError, TypeError):
+        return None
 
 
 def _read_record(path: Path, kind: type[T]) -> T | None:
     try:
-        return kind(**read_json(path))
+        values = read_json(path)
     except FileNotFoundError:
         return None
+    with _of_this_version(path):
+        return kind(**values)
+
+
+@contextlib.contextmanager
+def _of_this_version(path: Path) -> Iterator[None]:
+    try:
+        yield
     except TypeError as error:
         raise WorkspaceError(f"{path} does not hold what this dtrain writes ({error}); it may be of another version") from error
 
@@ -108,10 +126,11 @@ def read_status(run: RunLayout) -> RunStatus:
         values = read_json(run.status)
     except FileNotFoundError:
         raise WorkspaceError(f"{run.root} holds no started run: there is no {run.status.name}") from None
-    for name, kind in (("failure", RankFailure), ("supervisor", ProcessRecord)):
-        if values.get(name) is not None:
-            values[name] = kind(**values[name])
-    status = RunStatus(**values)
+    with _of_this_version(run.status):
+        for name, kind in (("failure", RankFailure), ("supervisor", ProcessRecord)):
+            if values.get(name) is not None:
+                values[name] = kind(**values[name])
+        status = RunStatus(**values)
     if status.state != "running":
         return status
     if status.supervisor is not None:

@@ -47,7 +47,11 @@ class LineReader:
 
     def lines(self, data: bytes, *, final: bool = False) -> list[str]:
         """The whole lines that end in ``data``, without their ends; with ``final`` also a last one that has no end."""
+        if not data and not final:
+            return []
         *lines, self._rest = (self._rest + data).split(b"\n")
+        # Of a bar that is still being drawn only its last state can matter; all of them would be read again and again.
+        self._rest = self._rest[self._rest.rfind(b"\r", 0, max(0, len(self._rest) - 1)) + 1 :]
         if final and self._rest:
             lines.append(self._rest)
             self._rest = b""

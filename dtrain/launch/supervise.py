@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 
@@ -20,9 +21,8 @@ from dtrain.errors import NotRunnable, WorkspaceError
 from dtrain.launch.console import Console, LineReader
 from dtrain.launch.plan import LaunchPlan
 from dtrain.layout import RunLayout
-from dtrain.processes import ProcessRecord, die_with_parent, signal_name
+from dtrain.processes import END_SCRIPT, ProcessRecord, die_with_parent, signal_name
 from dtrain.status import (
-    ERROR_LINE,
     RankFailure,
     RunStatus,
     failure_from_line,
@@ -41,6 +41,8 @@ _CHECK_S = 0.1
 _LAUNCHER_REACTION_S = 0.3
 # The launcher's words are shown this much later, to know by then whether they are about a rank that failed.
 _LAUNCHER_HOLD_S = 0.5
+# How long mpirun may take to end once its ranks have, before it is killed too.
+_LAUNCHER_END_S = 3.0
 # How long to insist on SIGKILL: a process in uninterruptible sleep (a dead network file system) does not die of it.
 _KILL_S = 10.0
 
@@ -49,8 +51,8 @@ _KILL_S = 10.0
 class Limits:
     """``timeout_s``: seconds that the job may take, None for no limit; ``grace_s``: from being told to end to being killed."""
 
-    timeout_s: float | None = None
-    grace_s: float = 10.0
+    timeout_s: float | None
+    grace_s: float
 
 
 class Supervisor:
@@ -88,6 +90,12 @@ class Supervisor:
             try:
                 self._start()
                 self._watch()
+            except NotRunnable as error:
+                failed = dataclasses.replace(
+                    running, state="failed", ended=time.time(), exit_code=error.exit_code, cause=str(error)
+                )
+                write_record(self._run.status, failed)
+                raise
             finally:
                 self._end_everything()
                 self._show(final=True)
@@ -133,7 +141,7 @@ class Supervisor:
         """Return when every process ended by itself, or when there is a reason to end them."""
         limit = self._limits.timeout_s
         failed_at: float | None = None
-        while any(process.poll() is None for process in self._processes):
+        while self._any_alive():
             time.sleep(_POLL_S)
             self._show()
             self._collect()
@@ -168,8 +176,7 @@ class Supervisor:
             with contextlib.suppress(OSError), open(self._run.launcher_log, "ab") as log:  # a full disk: shown, though not kept
                 log.write(data)
         for line in self._launcher_reader.lines(data, final=final):
-            if line.startswith(ERROR_LINE):
-                failure = failure_from_line(line)
+            if (failure := failure_from_line(line)) is not None:
                 self._failures.setdefault(failure.rank, failure)
             else:
                 self._launcher_lines.append((time.monotonic(), line))
@@ -193,17 +200,14 @@ class Supervisor:
         return self._hosts[rank]
 
     def _end_everything(self) -> None:
-        """Leave no process of this job: TERM, the grace time, then KILL; also what daemonised or lost its parent."""
-        if any(process.poll() is None for process in self._processes):
+        """Leave no process of this job: scripts first, then the launcher, which would not leave them their grace time."""
+        if self._any_alive():
             self._ending = True
-            self._signal_all(signal.SIGTERM)
-            heard = len(self._signals)
-            deadline = time.monotonic() + self._limits.grace_s
-            while time.monotonic() < deadline and len(self._signals) == heard:
-                if all(process.poll() is not None for process in self._processes) and not self._leftovers():
-                    break
-                time.sleep(_POLL_S)
-                self._show()
+            if not self._tell_scripts_to_end():
+                self._tell_launchers_to_end()
+            self._wait(self._limits.grace_s, self._scripts_ended)
+            self._tell_launchers_to_end()
+            self._wait(min(self._limits.grace_s, _LAUNCHER_END_S), lambda: not self._any_alive())
         # Nobody whose record could still come is alive after this: what is read below is final.
         deadline = time.monotonic() + _KILL_S
         while (leftovers := self._leftovers()) and time.monotonic() < deadline:
@@ -212,28 +216,54 @@ class Supervisor:
                     left.kill()
             psutil.wait_procs(leftovers, timeout=1)
         if leftovers:
-            self._console.say(
-                f"dtrain: cannot end process {', '.join(str(left.pid) for left in leftovers)} of this run", bad=True
-            )
+            pids = ", ".join(str(left.pid) for left in leftovers)
+            self._console.say(f"dtrain: cannot end process {pids} of this run", bad=True)
         for process in self._processes:
             process.kill()
             process.wait()
         self._collect(now=True)
 
+    def _any_alive(self) -> bool:
+        return any(process.poll() is None for process in self._processes)
+
+    def _wait(self, seconds: float, until: Callable[[], bool]) -> None:
+        """Show what comes until the condition holds or the time is over, or the user says for the second time to end."""
+        heard = len(self._signals)
+        deadline = time.monotonic() + seconds
+        while not until() and time.monotonic() < deadline and len(self._signals) == heard:
+            time.sleep(_POLL_S)
+            self._show()
+            self._collect()
+
+    def _tell_scripts_to_end(self) -> bool:
+        """True when every rank that has not ended was told by its guard; not those that have not begun."""
+        told = True
+        for rank in range(self._plan.size):
+            record = read_process(self._run, rank)
+            script = record.find() if record is not None else None
+            if script is not None:
+                with contextlib.suppress(psutil.Error):
+                    if (guard := script.parent()) is not None:
+                        guard.send_signal(END_SCRIPT)
+            else:
+                told = told and self._has_ended(rank)
+        return told
+
+    def _has_ended(self, rank: int) -> bool:
+        return rank in self._failures or self._run.rank(rank).done.is_file()
+
+    def _scripts_ended(self) -> bool:
+        return not self._any_alive() or all(self._has_ended(rank) for rank in range(self._plan.size))
+
+    def _tell_launchers_to_end(self) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+
     def _close(self) -> None:
         for reader in (*self._readers.values(), self._launcher_reader):
             reader.close()
         os.close(self._pipe_end)
-
-    def _signal_all(self, number: signal.Signals) -> None:
-        # The launcher passes the signal on to its ranks, and their guards to the scripts; without a launcher they get it here.
-        for process in self._processes:
-            if process.poll() is None:
-                os.killpg(process.pid, number)
-        if all(process.poll() is not None for process in self._processes):
-            for left in self._leftovers():
-                with contextlib.suppress(psutil.Error):
-                    left.send_signal(number)
 
     def _leftovers(self) -> list[psutil.Process]:
         """All processes of this host that belong to the run: they carry its folder in their environment."""
