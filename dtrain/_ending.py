@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import dis
 import os
-import socket
 import sys
 import time
 import traceback
@@ -15,7 +14,7 @@ from typing import Any, Literal, NoReturn
 
 from dtrain.comm import Communicator
 from dtrain.layout import RankLayout, write_json
-from dtrain.status import RankFailure, write_record
+from dtrain.status import RankFailure, exception_message, write_record
 
 
 class Ending:
@@ -41,7 +40,7 @@ class Ending:
         if os.getpid() == self._pid:
             exit_code = 130 if issubclass(kind, KeyboardInterrupt) else 1
             text = "".join(traceback.format_exception(kind, error, trace))
-            self._fail("exception", exit_code, "".join(traceback.format_exception_only(kind, error)).strip(), text)
+            self._fail("exception", exit_code, exception_message(error), text)
 
     def _on_exit(self, code: Any = None, /) -> NoReturn:
         self._exit_code = 0 if code is None else code & 0xFF if isinstance(code, int) else 1
@@ -59,15 +58,7 @@ class Ending:
             self._fail("exit", 1, message, "")
 
     def _fail(self, kind: Literal["exception", "exit"], exit_code: int, message: str, text: str) -> None:
-        failure = RankFailure(
-            rank=self._comm.rank,
-            host=socket.gethostname(),
-            time=time.time(),
-            exit_code=exit_code,
-            kind=kind,
-            message=message,
-            traceback=text,
-        )
+        failure = RankFailure.now(self._comm.rank, kind, exit_code, message, text)
         try:
             write_record(self._files.error, failure)
         finally:

@@ -8,26 +8,26 @@ script die together: each is told by the kernel when its parent is gone.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib.abc
 import importlib.machinery
 import os
 import re
 import runpy
 import signal
-import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 from dtrain.env import RankEnv, other_world, unescape_arguments
-from dtrain.errors import RankError
+from dtrain.errors import DtrainError, RankError
 from dtrain.layout import RankLayout, RunLayout, write_json
 from dtrain.processes import END_SCRIPT, LAUNCHER_IS_GONE, ProcessRecord, die_with_parent, signal_name
-from dtrain.status import RankFailure, failure_to_line, write_record
+from dtrain.status import Kind, RankFailure, exception_message, failure_to_line, write_record
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -40,21 +40,11 @@ class Recorder:
         # The pipe to the launcher, before the rank's output goes to its file.
         self._pipe = os.dup(2)
 
-    def failure(
-        self, kind: Literal["exception", "exit", "signal", "ended"], exit_code: int, message: str, trace: str = ""
-    ) -> None:
+    def failure(self, kind: Kind, exit_code: int, message: str, trace: str = "") -> None:
         """Record how the rank failed, unless it is recorded already."""
         if self.files.error.exists():
             return
-        record = RankFailure(
-            rank=self.env.rank,
-            host=socket.gethostname(),
-            time=time.time(),
-            exit_code=exit_code,
-            kind=kind,
-            message=message,
-            traceback=trace,
-        )
+        record = RankFailure.now(self.env.rank, kind, exit_code, message, trace)
         try:
             write_record(self.files.error, record)
         except OSError:
@@ -173,6 +163,7 @@ class _Guard:
 def _run_script(recorder: Recorder, argv: Sequence[str]) -> NoReturn:
     """Run the user's script or module as ``__main__``, as Python itself would, and leave with its exit code."""
     _check_worlds(recorder.env)
+    faulthandler.enable()
     try:
         if argv[0] == "-m":
             sys.argv = list(argv[1:])
@@ -187,10 +178,9 @@ def _run_script(recorder: Recorder, argv: Sequence[str]) -> NoReturn:
     except BaseException as error:
         error = error.with_traceback(_own_frames(error.__traceback__))
         sys.excepthook(type(error), error, error.__traceback__)
-        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         exit_code = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
-        summary = "".join(traceback.format_exception_only(type(error), error)).strip()
-        recorder.failure("exception", exit_code, summary, text)
+        elsewhere = isinstance(error, DtrainError) and error.of_rank not in (None, recorder.env.rank)
+        recorder.failure("consequence" if elsewhere else "exception", exit_code, exception_message(error), _told(error))
         _leave(exit_code)
     _leave(0)
 
@@ -218,6 +208,20 @@ def _exit_code(recorder: Recorder, error: SystemExit) -> int:
         f"Traceback (most recent call last):\n{trace}SystemExit: {error.code}",
     )
     return exit_code
+
+
+def _told(error: BaseException) -> str:
+    """The traceback as it is repeated at the end; of dtrain's own errors, which say all that is needed, only the user's lines."""
+    told = traceback.TracebackException.from_exception(error)
+    if isinstance(error, DtrainError):
+        told.__cause__ = told.__context__ = None
+        last = max((n for n, frame in enumerate(told.stack) if not _is_library(frame.filename)), default=-1)
+        del told.stack[last + 1 :]
+    return "".join(told.format())
+
+
+def _is_library(filename: str) -> bool:
+    return filename.startswith((str(Path(__file__).parent), "<frozen")) or "site-packages" in filename
 
 
 def _own_frames(trace: TracebackType | None) -> TracebackType | None:

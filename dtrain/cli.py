@@ -83,8 +83,8 @@ def _print_json(value: Any) -> None:
 def _print_table(table: Any) -> None:
     from rich.console import Console
 
-    # Rich takes 80 columns where there is no terminal, and would cut what a pipe or a log should get whole.
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
+    # A narrow terminal wraps a wide line by itself; rich would cut names and numbers, which must be copied whole.
+    Console(width=max(200, Console().width), highlight=False).print(table, soft_wrap=True)
 
 
 @main.command(context_settings={"allow_interspersed_args": False})
@@ -276,7 +276,8 @@ def register(workspace: Workspace, reference: str, name: str, as_json: bool, **o
     if as_json:
         _print_json(version.to_json())
     else:
-        click.echo(f"{version.id}  {len(version.files)} file(s)  {version.size_bytes:,} bytes  from {version.run}")
+        files = "1 file" if len(version.files) == 1 else f"{len(version.files)} files"
+        click.echo(f"{version.id}  {files}  {version.size_bytes:,} bytes  from {version.run}")
 
 
 @main.command()
@@ -332,12 +333,17 @@ def verify(workspace: Workspace, model: str | None, as_json: bool) -> None:
     """
     from dtrain.registry import Registry
 
-    problems = Registry(workspace.registry).verify(model)
+    registry = Registry(workspace.registry)
+    problems = registry.verify(model)
     if as_json:
         _print_json([problem.to_json() for problem in problems])
     for problem in () if as_json else problems:
         click.echo(f"{problem.model}:{problem.version}  {problem.path or 'its record'}  {problem.what}")
-    click.echo(f"{len(problems)} problems" if problems else "all files are as they were registered", err=True)
+    if problems:
+        said = f"{len(problems)} {'problem' if len(problems) == 1 else 'problems'}"
+    else:
+        said = "all files are as they were registered" if registry.names() else f"no models in {workspace.registry}"
+    click.echo(said, err=True)
     sys.exit(1 if problems else 0)
 
 

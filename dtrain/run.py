@@ -231,6 +231,9 @@ class Tags(MutableMapping[str, str]):
     def __len__(self) -> int:
         return len(self._tags)
 
+    def __repr__(self) -> str:
+        return repr(self._tags)
+
     def _write(self) -> None:
         if self._writes:
             write_json(self._path, self._tags)

@@ -109,7 +109,7 @@ class JobSpec:
 
     @property
     def experiment_name(self) -> str:
-        return self.experiment or experiment_from(self.target)
+        return experiment_from(self.target) if self.experiment is None else self.experiment
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``spec.json``."""

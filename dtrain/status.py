@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import signal
+import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +22,15 @@ from dtrain.errors import WorkspaceError
 from dtrain.layout import RunLayout, read_json, write_json
 from dtrain.processes import ProcessRecord
 
+Kind = Literal["exception", "exit", "signal", "ended", "consequence"]
 State = Literal["running", "completed", "failed", "canceled"]
 T = TypeVar("T")
 
 # A line with this beginning on a rank's own stderr carries its error record when its files cannot be written (disk full).
 ERROR_LINE = "dtrain-rank-error "
+
+_MESSAGE_LENGTH = 1_000
+_TRACEBACK_LENGTH = 50_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,16 +38,30 @@ class RankFailure:
     """How one rank failed.
 
     ``kind``: ``exception`` (uncaught), ``exit`` (a code other than 0), ``signal`` (killed by one that dtrain did not send),
-    ``ended`` (by the launcher or dtrain, because of something else).
+    ``ended`` (by the launcher or dtrain, because of something else), ``consequence`` (of what another rank raised as well).
     """
 
     rank: int
     host: str
     time: float
     exit_code: int
-    kind: Literal["exception", "exit", "signal", "ended"]
+    kind: Kind
     message: str
     traceback: str = ""
+
+    @staticmethod
+    def now(rank: int, kind: Kind, exit_code: int, message: str, traceback: str = "") -> RankFailure:
+        """The failure of a rank of this host at this moment, of texts as a file can hold them."""
+        first_line = message.strip().partition("\n")[0]
+        return RankFailure(
+            rank=rank,
+            host=socket.gethostname(),
+            time=time.time(),
+            exit_code=exit_code,
+            kind=kind,
+            message=_encodable(first_line)[:_MESSAGE_LENGTH],
+            traceback=_encodable(traceback)[-_TRACEBACK_LENGTH:],
+        )
 
     def describe(self) -> str:
         return f"rank {self.rank} on {self.host}: {self.message}"
@@ -63,6 +83,19 @@ class RunStatus:
     @property
     def duration_s(self) -> float | None:
         return None if self.ended is None else self.ended - self.started
+
+
+def exception_message(error: BaseException) -> str:
+    """``ValueError: bad batch``: an exception in a line."""
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    text = str(error).strip().partition("\n")[0]
+    return f"{name}: {text}" if text else name
+
+
+def _encodable(text: str) -> str:
+    # An exception may quote bytes that are no text ("\udc80"), which no file of ours could hold.
+    return text.encode(errors="backslashreplace").decode()
 
 
 def write_record(path: Path, record: Any) -> None:
@@ -113,7 +146,8 @@ def read_process(run: RunLayout, rank: int) -> ProcessRecord | None:
 
 def first_failure(failures: list[RankFailure]) -> RankFailure | None:
     """The earliest failure that was not the consequence of another."""
-    own = [failure for failure in failures if failure.kind != "ended"]
+    own = [failure for failure in failures if failure.kind not in ("ended", "consequence")]
+    own = own or [failure for failure in failures if failure.kind == "consequence"]
     return min(own, key=lambda failure: (failure.time, failure.rank), default=None)
 
 

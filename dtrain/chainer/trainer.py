@@ -15,7 +15,7 @@ from chainer.dataset.convert import _call_converter
 
 from dtrain.chainer.device import DEVICES, choose_device
 from dtrain.chainer.evaluator import GlobalEvaluator
-from dtrain.chainer.extensions import RecordOptions, StopAfter, attach, metric_names
+from dtrain.chainer.extensions import RecordOptions, StopAfter, attach
 from dtrain.chainer.iterator import GlobalBatchIterator
 from dtrain.chainer.random_state import seed_random
 from dtrain.chainer.updater import Exchange, GlobalBatchUpdater, _call, average_statistics_, persistent_arrays
@@ -101,7 +101,8 @@ class Trainer:
         once.
         """
         self.loop.run(show_loop_exception_msg=False)
-        return {name: float(value) for name, value in metric_names(self.loop.observation).items()}
+        values = {name: getattr(value, "array", value) for name, value in self.loop.observation.items()}
+        return {name: float(v) for name, v in values.items() if hasattr(v, "__float__") and getattr(v, "size", 1) == 1}
 
     def save_model(self, path: str | Path = "model.npz") -> Path:
         """Write the weights and statistics for ``chainer.serializers.load_npz``, whole or not at all. Collective; returns the

@@ -85,7 +85,9 @@ def _report(run: RunLayout, status: RunStatus, console: Console) -> None:
         others = "1 other rank was" if status.size == 2 else f"{status.size - 1} other ranks were"
         console.say(f"dtrain: {others} ended because of it, or failed after it")
     console.say(f"dtrain: first to fail was {failure.describe()}", bad=True)
-    detail = failure.traceback.rstrip().splitlines() or _last_lines(log)
+    detail = failure.traceback.rstrip().splitlines()
+    if not detail and (detail := _last_lines(log)):
+        console.say("dtrain: the last it printed:")
     for line in detail:
         console.say(f"    {line}")
     console.say(f"dtrain: its whole output is in {log}")

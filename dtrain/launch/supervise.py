@@ -313,12 +313,11 @@ class Supervisor:
         Of several nobody can say which was the first: MPICH kills the others before they can leave a record, and names any.
         """
         silent = [rank for rank in missing if rank not in self._failures and self._run.rank(rank).process.is_file()]
-        killed = 128 + signal.SIGKILL
+        if launcher_code <= 0:  # one that was itself killed took its ranks with it
+            return []
         message = "vanished without a record: it was killed together with the process that watched it"
-        return [
-            RankFailure(rank=rank, host=self._host(rank), time=time.time(), exit_code=killed, kind="signal", message=message)
-            for rank in (silent if launcher_code > 0 else [])  # one that was itself killed took its ranks with it
-        ]
+        killed = [RankFailure.now(rank, "signal", 128 + signal.SIGKILL, message) for rank in silent]
+        return [dataclasses.replace(failure, host=self._host(failure.rank)) for failure in killed]
 
     def _launcher_cause(self, code: int) -> str:
         name = self._plan.processes[0].name

@@ -39,6 +39,8 @@ FAILURES = {
     "os.kill(os.getpid(), signal.SIGKILL)": (137, "killed by SIGKILL"),
     "os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)": (137, "killed together with the process that watched it"),
     "os.abort()": (134, "killed by SIGABRT"),
+    "raise ValueError('bad \\udc80')": (1, "ValueError: bad \\udc80"),
+    "import ctypes; ctypes.string_at(0)": (139, "Fatal Python error: Segmentation fault"),
 }
 
 FAIL_LAST = """
@@ -99,7 +101,7 @@ def test_first_failure_is_named_and_ends_the_job(project: Project, how: str, fam
         assert done.stderr.splitlines()[-1].endswith("ranks/00001/output.log")
         assert f"first to fail was rank 1 on {os.uname().nodename}" in done.stderr
     assert project.json("show", "latest")["exit_code"] == code
-    if "ValueError" in how:
+    if "bad batch" in how:
         tail = done.stderr[done.stderr.index("first to fail") :]
         assert "Traceback" in tail
         assert "train.py" in tail
@@ -240,12 +242,13 @@ def test_killed_mpirun_ends_the_run(project: Project, wait_until: Callable[..., 
         (("-n", "5", "--max-ranks", "4", "train.py"), 2, "-n 5 exceeds --max-ranks 4"),
         (("--launcher", "mpy", "train.py"), 2, "unknown launcher 'mpy' (did you mean mpi?)"),
         (("--launcher", "local", "-n", "2", "train.py"), 2, "launcher 'local' runs one rank"),
+        (("--experiment", "", "train.py"), 2, "experiment name '' is not allowed"),
         (("--experiment", "a/b", "train.py"), 2, "experiment name 'a/b' is not allowed"),
         (("--env", "nothing", "train.py"), 2, "'nothing' is not KEY=VALUE"),
         (("--env", "a-b=1", "train.py"), 2, "not a variable's name"),
         (("--timeout", "-1", "train.py"), 2, "--timeout=-1 is not a number of seconds above 0"),
-        (("--resume", "latest", "train.py"), 1, "no run in workspace"),
-        (("--workspace", "/proc/dtrain", "train.py"), 1, "workspace /proc/dtrain cannot be written"),
+        (("--resume", "latest", "train.py"), 2, "no run in workspace"),
+        (("--workspace", "/proc/dtrain", "train.py"), 2, "workspace /proc/dtrain cannot be written"),
         (("--json", "train.py"), 2, "--json goes with --dry-run"),
         (("-m", "no such"), 2, "not a module's name"),
         (("ignored.py",), 2, "is not in the copy"),
@@ -411,6 +414,37 @@ def test_disk_full_is_named(project: Project) -> None:
         assert "space" in done.stderr
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_a_message_of_several_lines_is_told_in_one(project: Project) -> None:
+    done = project.dtrain("run", project.script("raise RuntimeError('first\\nsecond' + 'x' * 100_000)\n"))
+    assert "first to fail was rank 0" in done.stderr
+    assert done.stderr.split("first to fail")[1].splitlines()[0].endswith("RuntimeError: first")
+    done = project.dtrain("run", project.script("def f(:\n    pass\n"))
+    assert "SyntaxError: invalid syntax (train.py, line 1)" in done.stderr
+    assert project.json("runs")[-1]["cause"].endswith("SyntaxError: invalid syntax (train.py, line 1)")
+
+
+@pytest.mark.needs("mpi")
+def test_a_failed_checkpoint_blames_the_rank_that_could_not_write(project: Project) -> None:
+    script = project.script(
+        "import numpy as np\nimport dtrain\nfrom dtrain import _shards\n"
+        "run = dtrain.init()\n"
+        "def full(*_):\n    raise OSError(28, 'No space left on device')\n"
+        "if run.rank == 1:\n    _shards.write_shard = full\n"
+        "run.checkpoints.save(1, {'w': np.ones(3)})\n"
+    )
+    done = project.dtrain("run", "-n", "2", script)
+    assert done.returncode == 1
+    told = done.stderr.split("first to fail was ")[1]
+    assert told.startswith("rank 1")
+    assert "No space left on device" in told
+    assert "_exchange" not in told  # the traceback of an error that says all is the user's line
+
+
+def test_cursor_movements_of_a_rank_do_not_reach_the_console(project: Project) -> None:
+    done = project.dtrain("run", project.script("print('\\x1b[J\\x1b[32mgreen\\x1b[0m')\n"))
+    assert done.stdout.endswith(":0] \x1b[32mgreen\x1b[0m\n")
 
 
 def test_output_without_line_end_and_progress_bars(project: Project) -> None:
