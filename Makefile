@@ -98,6 +98,7 @@ check-python:
 
 $(VENV_STAMP): constraints/build.txt | check-python
 	@# Another Python than last time: the old environment would shadow the one that was asked for.
+	@if [ -e $(VENV) ] && [ ! -d $(STAMPS) ]; then echo "$(VENV) is there, and not made by this Makefile; name another folder: make ... VENV=DIR" >&2; exit 2; fi
 	@[ -e $@ ] || rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -r constraints/build.txt

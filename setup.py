@@ -61,7 +61,7 @@ def long_description() -> str:
 setup(
     name="dtrain",
     version=version(),
-    description="Distributed training of Chainer and TensorFlow models: launch, supervise, record, register",
+    description="Run a training script on many processes and keep what came out of it: launch, supervise, record, register",
     long_description=long_description(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -8,26 +8,26 @@ script die together: each is told by the kernel when its parent is gone.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib.abc
 import importlib.machinery
 import os
 import re
 import runpy
 import signal
-import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
-from typing import Literal, NoReturn
+from typing import NoReturn
 
-from dtrain.env import RankEnv, other_world
-from dtrain.errors import RankError
+from dtrain.env import RankEnv, other_world, unescape_arguments
+from dtrain.errors import DtrainError, RankError
 from dtrain.layout import RankLayout, RunLayout, write_json
-from dtrain.processes import ProcessRecord, die_with_parent, signal_name
-from dtrain.status import RankFailure, failure_to_line, write_record
+from dtrain.processes import END_SCRIPT, LAUNCHER_IS_GONE, ProcessRecord, die_with_parent, signal_name
+from dtrain.status import Kind, RankFailure, exception_message, failure_to_line, write_record
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -40,22 +40,11 @@ class Recorder:
         # The pipe to the launcher, before the rank's output goes to its file.
         self._pipe = os.dup(2)
 
-    def failure(
-        self, kind: Literal["exception", "exit", "signal", "ended"], exit_code: int, message: str, trace: str = ""
-    ) -> None:
+    def failure(self, kind: Kind, exit_code: int, message: str, trace: str = "") -> None:
         """Record how the rank failed, unless it is recorded already."""
         if self.files.error.exists():
             return
-        record = RankFailure(
-            rank=self.env.rank,
-            task=str(self.env.task or ""),
-            host=socket.gethostname(),
-            time=time.time(),
-            exit_code=exit_code,
-            kind=kind,
-            message=message,
-            traceback=trace,
-        )
+        record = RankFailure.now(self.env.rank, kind, exit_code, message, trace, task=str(self.env.task or ""))
         try:
             write_record(self.files.error, record)
         except OSError:
@@ -74,29 +63,32 @@ class Recorder:
 
 
 def main() -> NoReturn:
+    launcher = os.getppid()
     rank_env = RankEnv.read()
     if rank_env.run_dir is None:
         raise RankError("dtrain._rank_main is started by `dtrain run`, which says in DTRAIN_RUN_DIR where the run lies")
     files = RunLayout(rank_env.run_dir).rank(rank_env.rank)
     files.root.mkdir(parents=True, exist_ok=True)
+    for record in (files.error, files.done):
+        record.unlink(missing_ok=True)  # of an earlier start in the same folder (a pasted line of --dry-run)
     recorder = Recorder(rank_env, files)
     if rank_env.supervised:
         _send_output_to(files.output_log)
-    die_with_parent(signal.SIGKILL)
     # The script's process waits until its record is written: then whoever ends the rank finds both processes.
     ready_read, ready_write = os.pipe()
+    guard = os.getpid()
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)
         die_with_parent(signal.SIGKILL)
+        if os.getppid() != guard:
+            os._exit(128 + signal.SIGKILL)
         os.close(ready_write)
         os.read(ready_read, 1)  # ends when the guard has closed its end, or is gone
         os.close(ready_read)
-        _run_script(recorder, sys.argv[1:])
+        _run_script(recorder, unescape_arguments(sys.argv[1:]))
     os.close(ready_read)
-    with contextlib.suppress(OSError):  # a full disk is reported by what the script then cannot write
-        write_record(files.process, ProcessRecord.of(child))
-    _guard(recorder, child, ready_write)
+    _Guard(recorder, child).watch(launcher, ready_write)
 
 
 def _send_output_to(path: Path) -> None:
@@ -108,56 +100,95 @@ def _send_output_to(path: Path) -> None:
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
-def _guard(recorder: Recorder, child: int, ready: int) -> NoReturn:
-    """Wait for the script's process, pass signals on to it, record its end, and end alike."""
-    told_to_end: list[int] = []
+class _Guard:
+    """Waits for the script's process, passes signals on to it, records its end, and ends alike."""
 
-    def forward(number: int, _frame: FrameType | None) -> None:
-        if number in (signal.SIGTERM, signal.SIGINT):
-            told_to_end.append(number)
+    def __init__(self, recorder: Recorder, child: int) -> None:
+        self._recorder, self._child = recorder, child
+        self._ended_by: str | None = None
+        self._stays = False
+
+    def watch(self, launcher: int, ready: int) -> NoReturn:
+        for number in _FORWARDED:
+            signal.signal(number, self._forward)
+        signal.signal(END_SCRIPT, self._end_script)
+        signal.signal(LAUNCHER_IS_GONE, self._launcher_is_gone)
+        die_with_parent(LAUNCHER_IS_GONE)
+        if os.getppid() != launcher:
+            self._launcher_is_gone()
+        with contextlib.suppress(OSError):  # a full disk is reported by what the script then cannot write
+            write_record(self._recorder.files.process, ProcessRecord.of(self._child))
+        os.close(ready)
+        _, status = os.waitpid(self._child, 0)
+        exit_code = self._record(os.waitstatus_to_exitcode(status))
+        while self._stays:
+            # A rank that leaves makes mpirun end the others at once, which may still be using their grace time.
+            signal.pause()
+        os._exit(exit_code)
+
+    def _record(self, code: int) -> int:
+        """Record how the script's process ended (its code, or minus a signal's number), and return the rank's exit code."""
+        if code == 0:
+            return self._recorder.done()
         with contextlib.suppress(ProcessLookupError):
-            os.kill(child, number)
+            os.killpg(self._child, signal.SIGKILL)  # what the script started: nobody may be left who could end it later
+        exit_code = 128 - code if code < 0 else code
+        if self._ended_by is not None:
+            self._recorder.failure("ended", exit_code, self._ended_by)
+        elif code < 0:
+            self._recorder.failure("signal", exit_code, f"killed by {signal_name(-code)}")
+        else:
+            self._recorder.failure("exit", exit_code, f"exited with code {exit_code}")
+        return exit_code
 
-    for number in _FORWARDED:
-        signal.signal(number, forward)
-    os.close(ready)
-    _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
-    if code == 0:
-        os._exit(recorder.done())
-    exit_code = 128 - code if code < 0 else code
-    if told_to_end:
-        recorder.failure("ended", exit_code, f"ended by {signal_name(told_to_end[0])}")
-    elif code < 0:
-        recorder.failure("signal", exit_code, f"killed by {signal_name(-code)}")
-    else:
-        recorder.failure("exit", exit_code, f"exited with code {exit_code}")
-    os._exit(exit_code)
+    def _forward(self, number: int, _frame: FrameType | None) -> None:
+        self._stays = False
+        if number in (signal.SIGTERM, signal.SIGINT):
+            self._ended_by = self._ended_by or f"ended by {signal_name(number)}"
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._child, number)
+
+    def _end_script(self, _number: int, _frame: FrameType | None) -> None:
+        self._forward(signal.SIGTERM, None)
+        self._stays = True
+
+    def _launcher_is_gone(self, *_: object) -> None:
+        # Nobody is left to end what the script started, so that goes with it: its process group.
+        self._stays = False
+        self._ended_by = self._ended_by or "ended because what launched it was gone"
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._child, signal.SIGKILL)
 
 
 def _run_script(recorder: Recorder, argv: Sequence[str]) -> NoReturn:
     """Run the user's script or module as ``__main__``, as Python itself would, and leave with its exit code."""
     _check_worlds(recorder.env)
+    faulthandler.enable()
     try:
         if argv[0] == "-m":
             sys.argv = list(argv[1:])
-            sys.path[0] = os.getcwd()
+            _put_first(os.getcwd())
             runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
         else:
             sys.argv = list(argv)
-            sys.path[0] = str(Path(argv[0]).absolute().parent)
+            _put_first(str(Path(argv[0]).absolute().parent))
             runpy.run_path(argv[0], run_name="__main__")
     except SystemExit as error:
         _leave(_exit_code(recorder, error))
     except BaseException as error:
         error = error.with_traceback(_own_frames(error.__traceback__))
         sys.excepthook(type(error), error, error.__traceback__)
-        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         exit_code = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
-        summary = "".join(traceback.format_exception_only(type(error), error)).strip()
-        recorder.failure("exception", exit_code, summary, text)
+        elsewhere = isinstance(error, DtrainError) and error.of_rank not in (None, recorder.env.rank)
+        recorder.failure("consequence" if elsewhere else "exception", exit_code, exception_message(error), _told(error))
         _leave(exit_code)
     _leave(0)
+
+
+def _put_first(folder: str) -> None:
+    """Do to sys.path what ``python script.py`` and ``python -m`` do; for our own start it holds the current folder there."""
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path[0] = folder
 
 
 def _exit_code(recorder: Recorder, error: SystemExit) -> int:
@@ -165,6 +196,8 @@ def _exit_code(recorder: Recorder, error: SystemExit) -> int:
     if error.code is None or error.code == 0:
         return 0
     exit_code = error.code & 0xFF if isinstance(error.code, int) else 1
+    if exit_code == 0:  # the operating system keeps eight bits of 256
+        return 0
     if not isinstance(error.code, int):
         print(error.code, file=sys.stderr)
     trace = "".join(traceback.format_tb(_own_frames(error.__traceback__)))
@@ -175,6 +208,20 @@ def _exit_code(recorder: Recorder, error: SystemExit) -> int:
         f"Traceback (most recent call last):\n{trace}SystemExit: {error.code}",
     )
     return exit_code
+
+
+def _told(error: BaseException) -> str:
+    """The traceback as it is repeated at the end; of dtrain's own errors, which say all that is needed, only the user's lines."""
+    told = traceback.TracebackException.from_exception(error)
+    if isinstance(error, DtrainError):
+        told.__cause__ = told.__context__ = None
+        last = max((n for n, frame in enumerate(told.stack) if not _is_library(frame.filename)), default=-1)
+        del told.stack[last + 1 :]
+    return "".join(told.format())
+
+
+def _is_library(filename: str) -> bool:
+    return filename.startswith((str(Path(__file__).parent), "<frozen")) or "site-packages" in filename
 
 
 def _own_frames(trace: TracebackType | None) -> TracebackType | None:

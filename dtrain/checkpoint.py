@@ -194,6 +194,22 @@ class Checkpointer:
 
         ``undo`` is the folder that rank 0 then clears of this save, before any rank goes on.
         """
+        outcomes, failed, cause = self._exchange(action)
+        if not failed:
+            return outcomes
+        if undo is not None:
+            if self._comm.rank == 0:
+                _undo(undo)
+            self._comm.barrier()
+        reasons = "; ".join(f"rank {rank}: {reason}" for rank, reason in failed.items())
+        error = CheckpointError(
+            f"the checkpoint of step {step} was not saved: {reasons}; older checkpoints in {self.folder} are untouched"
+        )
+        error.of_rank = min(failed)
+        raise error from cause
+
+    def _exchange(self, action: Callable[[], T]) -> tuple[list[T], dict[int, str], Exception | None]:
+        """Run ``action`` on every rank; return all results, the reasons of those ranks that failed, and this rank's own."""
         cause: Exception | None = None
         outcome: tuple[T | None, str | None]
         try:
@@ -202,16 +218,8 @@ class Checkpointer:
             cause = error
             outcome = (None, str(error) or type(error).__name__)
         outcomes = self._comm.allgather_obj(outcome)
-        failed = [f"rank {rank}: {reason}" for rank, (_, reason) in enumerate(outcomes) if reason is not None]
-        if not failed:
-            return [result for result, _ in outcomes]
-        if undo is not None:
-            if self._comm.rank == 0:
-                _undo(undo)
-            self._comm.barrier()
-        raise CheckpointError(
-            f"the checkpoint of step {step} was not saved: {'; '.join(failed)}; older checkpoints in {self.folder} are untouched"
-        ) from cause
+        failed = {rank: reason for rank, (_, reason) in enumerate(outcomes) if reason is not None}
+        return [result for result, _ in outcomes], failed, cause
 
     def _manifest(self, step: int, shared_order: list[str], written: list[Written], metas: list[tuple[str, str]]) -> Manifest:
         tensors = [tensor for _, members in written for tensor in members]
@@ -282,16 +290,10 @@ class Checkpointer:
         )
 
     def _all_or_none(self, action: Callable[[], T]) -> list[T]:
-        outcome: tuple[T | None, str | None]
-        try:
-            outcome = (action(), None)
-        except (OSError, MemoryError, CheckpointError) as error:
-            outcome = (None, str(error) or type(error).__name__)
-        outcomes = self._comm.allgather_obj(outcome)
-        problems = list(dict.fromkeys(reason for _, reason in outcomes if reason is not None))
-        if problems:
-            raise CheckpointError("; ".join(problems))
-        return [result for result, _ in outcomes]
+        outcomes, failed, _ = self._exchange(action)
+        if failed:
+            raise CheckpointError("; ".join(dict.fromkeys(failed.values())))
+        return outcomes
 
 
 def committed_steps(checkpoints: Path) -> dict[int, Path]:

@@ -8,18 +8,16 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import orjson
 
-from dtrain import __version__, env
+from dtrain import __version__, env, options
 from dtrain.errors import DtrainError, UsageError
 from dtrain.layout import Workspace
-from dtrain.roles import DIALECTS
-from dtrain.spec import LAUNCHERS, ClusterOptions, JobSpec, default_max_ranks
+from dtrain.spec import LAUNCHERS, JobSpec, default_max_ranks
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -76,29 +74,6 @@ def _pairs(_context: click.Context, parameter: click.Parameter, values: tuple[st
     return pairs
 
 
-def _cluster_options(command: F) -> F:
-    """The fields of ClusterOptions; None where one was not given, so that one without a cluster can be refused."""
-    options = (
-        click.option("--servers", type=int, metavar="N", help="Parameter servers. [default: 1 with --launcher parameter_server]"),
-        click.option("--chief", is_flag=True, default=None, help="A chief beside the workers, as TensorFlow 2 wants it."),
-        click.option("--evaluator", is_flag=True, default=None, help="An evaluator beside the cluster."),
-        click.option(
-            "--tf-config",
-            metavar="|".join(DIALECTS),
-            help="Who leads in TF_CONFIG: a chief, worker 0, or a master. [default: chief with --chief, else workers]",
-        ),
-        click.option(
-            "--start-timeout", "start_timeout_s", metavar="S", type=float, help="Seconds until a task must listen. [default: 120]"
-        ),
-        click.option(
-            "--max-worker-restarts", type=int, metavar="K", help="Start a killed worker again, up to K times. [default: 3]"
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
 def _print_json(value: Any) -> None:
     from dtrain.report import jsonable
 
@@ -108,8 +83,8 @@ def _print_json(value: Any) -> None:
 def _print_table(table: Any) -> None:
     from rich.console import Console
 
-    # Rich takes 80 columns where there is no terminal, and would cut what a pipe or a log should get whole.
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
+    # A narrow terminal wraps a wide line by itself; rich would cut names and numbers, which must be copied whole.
+    Console(width=max(200, Console().width), highlight=False).print(table, soft_wrap=True)
 
 
 @main.command(context_settings={"allow_interspersed_args": False})
@@ -120,7 +95,7 @@ def _print_table(table: Any) -> None:
 @click.option(
     "--launcher", metavar="|".join(LAUNCHERS), help="How ranks are started. [default: local for one rank, mpi for more]"
 )
-@_cluster_options
+@options.cluster
 @click.option("--experiment", metavar="NAME", help="Name that the run's begins with. [default: the script's]")
 @click.option(
     "--source",
@@ -137,7 +112,7 @@ def _print_table(table: Any) -> None:
     "grace_s",
     metavar="S",
     type=float,
-    default=10.0,
+    default=JobSpec.grace_s,
     show_default=True,
     help="Seconds from telling ranks to end to killing them.",
 )
@@ -151,7 +126,7 @@ def _print_table(table: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: print the plan as JSON.")
 @click.option("-m", "is_module", is_flag=True, help="The first argument is a module, as in `python -m`.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True, metavar="SCRIPT [ARGS]...")
-def run(workspace: Workspace, command: tuple[str, ...], resume: str | None, dry_run: bool, as_json: bool, **options: Any) -> None:
+def run(workspace: Workspace, command: tuple[str, ...], resume: str | None, dry_run: bool, as_json: bool, **given: Any) -> None:
     """Run SCRIPT on N ranks, show what they print, and keep what comes out of it in a new run folder.
 
     Whatever follows SCRIPT is the script's. The exit code is 0 when every rank completed; else that of the rank that failed first
@@ -168,10 +143,10 @@ def run(workspace: Workspace, command: tuple[str, ...], resume: str | None, dry_
 
     if as_json and not dry_run:
         raise UsageError("--json goes with --dry-run; the finished run as JSON is `dtrain show latest --json`")
-    resume_from = job.resume_folder(resume, workspace) if resume is not None else None
-    given = {field.name: value for field in fields(ClusterOptions) if (value := options.pop(field.name)) is not None}
-    cluster = ClusterOptions(**given) if given else None
-    spec = JobSpec(target=command[0], args=command[1:], resume_from=resume_from, cluster=cluster, **options)
+    console = Console()
+    resume_from = job.resume_folder(resume, workspace, console) if resume is not None else None
+    cluster = options.take_cluster(given)
+    spec = JobSpec(target=command[0], args=command[1:], resume_from=resume_from, cluster=cluster, **given)
     if dry_run:
         plan = job.dry_run(spec, workspace)
         if as_json:
@@ -179,7 +154,7 @@ def run(workspace: Workspace, command: tuple[str, ...], resume: str | None, dry_
         else:
             click.echo("\n".join(process.shell_line() for process in plan.processes))
         return
-    _, status = job.run_job(spec, workspace, Console())
+    _, status = job.run_job(spec, workspace, console)
     sys.exit(status.exit_code)
 
 
@@ -306,7 +281,8 @@ def register(workspace: Workspace, reference: str, name: str, as_json: bool, **o
     if as_json:
         _print_json(version.to_json())
     else:
-        click.echo(f"{version.id}  {len(version.files)} file(s)  {version.size_bytes:,} bytes  from {version.run}")
+        files = "1 file" if len(version.files) == 1 else f"{len(version.files)} files"
+        click.echo(f"{version.id}  {files}  {version.size_bytes:,} bytes  from {version.run}")
 
 
 @main.command()
@@ -362,12 +338,17 @@ def verify(workspace: Workspace, model: str | None, as_json: bool) -> None:
     """
     from dtrain.registry import Registry
 
-    problems = Registry(workspace.registry).verify(model)
+    registry = Registry(workspace.registry)
+    problems = registry.verify(model)
     if as_json:
         _print_json([problem.to_json() for problem in problems])
     for problem in () if as_json else problems:
         click.echo(f"{problem.model}:{problem.version}  {problem.path or 'its record'}  {problem.what}")
-    click.echo(f"{len(problems)} problems" if problems else "all files are as they were registered", err=True)
+    if problems:
+        said = f"{len(problems)} {'problem' if len(problems) == 1 else 'problems'}"
+    else:
+        said = "all files are as they were registered" if registry.names() else f"no models in {workspace.registry}"
+    click.echo(said, err=True)
     sys.exit(1 if problems else 0)
 
 

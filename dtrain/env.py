@@ -17,7 +17,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,8 @@ _ATTEMPT = "DTRAIN_ATTEMPT"
 _SUPERVISED = "DTRAIN_SUPERVISED"
 _WORKSPACE = "DTRAIN_WORKSPACE"
 _MPIRUN = "DTRAIN_MPIRUN"
+
+_COLON = re.compile(r"\\*:")
 
 # What belongs to one rank or one run, and would mislead a job that is started from within it.
 _OF_ONE_RUN = (
@@ -351,6 +353,16 @@ def thread_variables(cores: int, local_ranks: int, environ: Mapping[str, str]) -
     """
     threads = str(max(1, cores // local_ranks))
     return {name: threads for name in THREAD_VARIABLES if name not in environ}
+
+
+def escape_arguments(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Arguments of a script as they can stand on mpirun's command line, where a lone ``:`` would begin another program."""
+    return tuple(f"\\{text}" if _COLON.fullmatch(text) else text for text in arguments)
+
+
+def unescape_arguments(arguments: Sequence[str]) -> tuple[str, ...]:
+    """The inverse of :func:`escape_arguments`, in the rank."""
+    return tuple(text[1:] if _COLON.fullmatch(text) and text != ":" else text for text in arguments)
 
 
 def inherited(environ: Mapping[str, str] | None = None) -> dict[str, str]:

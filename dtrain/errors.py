@@ -7,7 +7,7 @@
     ├── NotRunnable              127  a command, script or package that is not there
     │   └── MissingDependency    127  ... an optional package; says which command installs it
     ├── RankError                1    the rank variables are absent, or contradict each other or the world
-    ├── WorkspaceError           1    a workspace or run folder that cannot be found, read or written
+    ├── WorkspaceError           2    a workspace or run folder that cannot be found, read or written
     ├── CommunicationError       1    ranks that do not agree on what they exchange
     ├── CheckpointError          1    a checkpoint that cannot be written whole, or does not verify
     └── RegistryError            1    a model or version that cannot be registered, found or trusted
@@ -17,11 +17,16 @@ A message says what was asked, what is allowed, and what to do.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class DtrainError(Exception):
     """Base of all of dtrain's exceptions; ``exit_code`` is what the command line returns for it."""
 
     exit_code: int = 1
+    of_rank: int | None = None
+    """The rank where it happened, when all ranks raise it because of that one; None: here."""
 
 
 class UsageError(DtrainError):
@@ -41,7 +46,7 @@ class RankError(DtrainError):
 
 
 class WorkspaceError(DtrainError):
-    pass
+    exit_code = 2
 
 
 class CommunicationError(DtrainError):
@@ -54,3 +59,9 @@ class CheckpointError(DtrainError):
 
 class RegistryError(DtrainError):
     pass
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """`` (did you mean X?)`` for a message, or nothing when no allowed word is near."""
+    close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else ""

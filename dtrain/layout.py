@@ -21,6 +21,7 @@ import orjson
 
 from dtrain.errors import UsageError, WorkspaceError
 
+_STAMP_PATTERN = re.compile(r"-(\d{8}T\d{6}Z)-")
 _STEP_PATTERN = re.compile(r"step-(\d{9,})")
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -71,10 +72,13 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 
 def _umask() -> int:
-    # mkstemp makes files private (0600); a run folder is as open as any other file of its user.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    # mkstemp makes files private (0600); a run folder is as open as any other file of its user. Asking os.umask would set it for
+    # a moment, for all threads.
+    with contextlib.suppress(OSError), open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    return 0o022
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -286,7 +290,7 @@ class Workspace:
         if not self.runs.is_dir():
             return []
         found = [RunLayout(path.absolute()) for path in self.runs.iterdir() if (path / "spec.json").is_file()]
-        return sorted(found, key=lambda run: (run.id.split("-")[-2:-1], run.spec.stat().st_mtime_ns))
+        return sorted(found, key=lambda run: (_STAMP_PATTERN.findall(run.id)[-1:], run.spec.stat().st_mtime_ns))
 
     def find_run(self, reference: str) -> RunLayout:
         """The run that ``reference`` means: a run id, a unique beginning of one, ``latest``, or the path of a run folder."""

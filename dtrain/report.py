@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+import shlex
+import statistics
 import time
 from collections.abc import Iterator
 from typing import Any, TextIO
@@ -14,20 +16,25 @@ from rich.text import Text
 
 from dtrain.errors import WorkspaceError
 from dtrain.layout import RunLayout, StepFolder, read_json
-from dtrain.metrics import RunMetrics, Value, read_metrics
+from dtrain.metrics import Reduced, RunMetrics, Value, read_metrics
 from dtrain.status import read_process, read_status
 
 # Shown first where a run has them; what a trainer of ours records. A run with other names shows its first ones.
 _COLUMNS = ("samples_per_s", "loss", "accuracy", "validation/loss", "validation/accuracy")
+# Told as the median of all that a rank logged, where of others the last value counts: the last step's time is any step's.
+_SPEED = "samples_per_s"
 _STATE_STYLES = {"completed": "green", "failed": "red", "canceled": "yellow", "running": "cyan"}
 
 
 def run_to_json(run: RunLayout) -> dict[str, Any]:
-    """Everything that is known of a run; times in Unix seconds, metrics as each rank logged them last."""
+    """Everything that is known of a run; times in Unix seconds, metrics as each rank logged them last (speed: the median)."""
     status = read_status(run)
     metrics = read_metrics(run)
     spec = read_json(run.spec)
+    ranks = [_rank_to_json(run, metrics, rank, status.tasks) for rank in range(status.size)]
     over_ranks = {name: reduced for name in metrics.names() if (reduced := metrics.over_ranks(name)) is not None}
+    if speeds := [rank["metrics"][_SPEED] for rank in ranks if _SPEED in rank["metrics"]]:
+        over_ranks[_SPEED] = Reduced.of(speeds)
     return {
         "id": run.id,
         **{name: value for name, value in dataclasses.asdict(status).items() if name != "supervisor"},
@@ -35,7 +42,7 @@ def run_to_json(run: RunLayout) -> dict[str, Any]:
         "launcher": spec["launcher"],
         "spec": spec,
         "tags": _tags(run),
-        "ranks": [_rank_to_json(run, metrics, rank, status.tasks) for rank in range(status.size)],
+        "ranks": ranks,
         "over_ranks": {name: dataclasses.asdict(reduced) for name, reduced in over_ranks.items()},
         "checkpoints": list(StepFolder.committed(run.checkpoints)),
         "paths": {
@@ -54,13 +61,17 @@ def _tags(run: RunLayout) -> dict[str, str]:
 
 def _rank_to_json(run: RunLayout, metrics: RunMetrics, rank: int, tasks: list[str]) -> dict[str, Any]:
     process = read_process(run, rank)
-    known = rank in metrics.rows
+    rows = metrics.rows.get(rank, [])
+    values = metrics.last(rank) if rows else {}
+    speeds = [row[_SPEED] for row in rows if isinstance(row.get(_SPEED), (int, float))]
+    if speeds:
+        values[_SPEED] = statistics.median(speeds)
     return {
         "rank": rank,
         "task": tasks[rank] if tasks else None,
         "host": process.host if process else None,
-        "steps": metrics.steps(rank) if known else 0,
-        "metrics": metrics.last(rank) if known else {},
+        "steps": metrics.steps(rank) if rows else 0,
+        "metrics": values,
     }
 
 
@@ -75,7 +86,7 @@ def ranks_table(data: dict[str, Any]) -> Table:
     for rank in data["ranks"]:
         values = (rank["metrics"].get(name) for name in columns)
         table.add_row(*_cells(*(rank[name] for name in ("rank", *roles)), rank["host"] or "?", rank["steps"], *values))
-    if len(data["ranks"]) > 1:
+    if len(data["ranks"]) > 1 and columns:
         table.add_section()
         for kind in ("mean", "min", "max"):
             reduced = (data["over_ranks"].get(name, {}).get(kind) for name in columns)
@@ -164,7 +175,8 @@ def format_value(value: Value | None) -> str:
 
 
 def format_time(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    """UTC, as in the names of runs."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def heading(data: dict[str, Any]) -> list[str]:
@@ -172,7 +184,7 @@ def heading(data: dict[str, Any]) -> list[str]:
     spec = data["spec"]
     seconds = "" if data["duration_s"] is None else f" after {data['duration_s']:.1f} s"
     ended = "" if data["exit_code"] in (None, 0) else f" with exit code {data['exit_code']}"
-    command = " ".join([*(["-m"] if spec["is_module"] else []), spec["target"], *spec["args"]])
+    command = shlex.join([*(["-m"] if spec["is_module"] else []), spec["target"], *spec["args"]])
     lines = [
         f"run      {data['id']}",
         f"state    {data['state']}{seconds}{ended}",

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
 import logging
 import os
-import socket
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 from dtrain import env
+from dtrain._ending import Ending
 from dtrain.checkpoint import Checkpointer
 from dtrain.comm import create_communicator
 from dtrain.comm.base import Communicator
@@ -26,7 +23,7 @@ from dtrain.metrics import MetricWriter
 from dtrain.processes import ProcessRecord
 from dtrain.snapshot import take_snapshot
 from dtrain.spec import experiment_from
-from dtrain.status import RankFailure, RunStatus, write_record
+from dtrain.status import RunStatus, write_record
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +33,7 @@ _current: Run | None = None
 def init(
     *, experiment: str | None = None, workspace: str | Path | None = None, comm: str = "auto", keep_checkpoints: int = 3
 ) -> Run:
-    """Join the run that this process is a rank of, and return it; a second call returns the same Run.
+    """Join the run that this process is a rank of, and return it; a second call returns the same Run, whatever it asks.
 
     Called by all ranks; blocks until all have. Works alike when ``dtrain run``, mpirun or nobody launched the process; unless
     ``dtrain run`` did, rank 0 makes the run folder, named by ``experiment`` (default: the script's name), in ``workspace``
@@ -53,8 +50,6 @@ def init(
     """
     global _current
     if _current is not None:
-        if experiment is not None and _current.layout.id.rsplit("-", 2)[0] != experiment:
-            raise UsageError(f"dtrain.init(experiment={experiment!r}): this process is in run {_current.id} already")
         return _current
     rank_env = RankEnv.read()
     communicator = create_communicator(rank_env, comm)
@@ -76,19 +71,24 @@ def init(
     assert isinstance(answer, RunLayout)
     _current = _join(rank_env, communicator, answer, keep_checkpoints)
     if by_hand:
-        _Ending(_current).watch()
+        Ending(communicator, answer.rank(_current.rank)).watch()
     elif _current.rank == 0 and (experiment is not None or workspace is not None):
-        logger.info("dtrain run named this run %s; experiment and workspace count without it", _current.id)
+        logger.warning("experiment and workspace of dtrain.init() have no effect: `dtrain run` made this run, %s", _current.id)
     return _current
 
 
 def _join(rank_env: RankEnv, communicator: Communicator, layout: RunLayout, keep_checkpoints: int) -> Run:
     """Open this rank's files; where one rank cannot (it does not see the folder, say), all raise its error."""
-    run, failed = None, None
+    run: Run | None = None
+    failed: DtrainError | None = None
     try:
         run = Run(rank_env, communicator, layout, keep_checkpoints=keep_checkpoints)
+        if rank_env.run_dir is None:
+            write_record(layout.rank(run.rank).process, ProcessRecord.of(os.getpid()))
     except DtrainError as error:
         failed = error
+    except OSError as error:
+        failed = WorkspaceError(f"rank {communicator.rank} cannot use the run folder: {error}")
     failures = [error for error in communicator.allgather_obj(failed) if error is not None]
     if failures:
         raise failures[0]
@@ -258,63 +258,9 @@ class Tags(MutableMapping[str, str]):
     def __len__(self) -> int:
         return len(self._tags)
 
+    def __repr__(self) -> str:
+        return repr(self._tags)
+
     def _write(self) -> None:
         if self._writes:
             write_json(self._path, self._tags)
-
-
-class _Ending:
-    """Records how this rank ends when no guard of dtrain's watches it, and does not let the other ranks wait for a failed one."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._files = run.layout.rank(run.rank)
-        self._pid = os.getpid()
-        self._exit_code = 0
-        self._excepthook: Callable[..., Any] = sys.excepthook
-        self._exit = sys.exit
-
-    def watch(self) -> None:
-        write_record(self._files.process, ProcessRecord.of(self._pid))
-        sys.excepthook = self._on_exception
-        # Neither excepthook nor atexit learns of a SystemExit's code, and a run must not count as completed after sys.exit(3).
-        sys.exit = self._on_exit
-        atexit.register(self._at_exit)
-
-    def _on_exception(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        self._excepthook(kind, error, trace)
-        if os.getpid() != self._pid:
-            return
-        self._exit_code = 130 if issubclass(kind, KeyboardInterrupt) else 1
-        text = "".join(traceback.format_exception(kind, error, trace))
-        self._fail("exception", "".join(traceback.format_exception_only(kind, error)).strip(), text)
-
-    def _on_exit(self, code: Any = None, /) -> NoReturn:
-        if os.getpid() == self._pid:
-            self._exit_code = 0 if code is None else code & 0xFF if isinstance(code, int) else 1
-        self._exit(code)
-
-    def _at_exit(self) -> None:
-        if os.getpid() != self._pid:
-            return
-        if self._exit_code == 0:
-            write_json(self._files.done, {"time": time.time()})
-        elif not self._files.error.exists():
-            self._fail("exit", f"called sys.exit with code {self._exit_code}", "")
-
-    def _fail(self, kind: Any, message: str, text: str) -> None:
-        failure = RankFailure(
-            rank=self._run.rank,
-            task=f"{self._run.role} {self._run.index}" if self._run.role != "rank" else "",
-            host=socket.gethostname(),
-            time=time.time(),
-            exit_code=self._exit_code,
-            kind=kind,
-            message=message,
-            traceback=text,
-        )
-        write_record(self._files.error, failure)
-        if self._run.size > 1:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            self._run.comm.abort(self._exit_code)

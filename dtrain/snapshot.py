@@ -11,6 +11,7 @@ from pathlib import Path
 import pathspec
 
 from dtrain.errors import UsageError
+from dtrain.layout import Workspace
 
 IGNORE_FILES = (".dtrainignore", ".amlignore", ".gitignore")
 MAX_BYTES = 300_000_000
@@ -34,14 +35,17 @@ def list_files(source: Path, *, excluded: Path | None = None) -> list[SnapshotFi
     """The files of a snapshot of ``source``, sorted by path.
 
     Left out are what ``.dtrainignore`` names (else ``.amlignore``, else ``.gitignore``; git's patterns; the one in ``source``
-    itself), version control's folders, Python's caches, virtual environments, the ``excluded`` folder (the workspace), and
-    ``outputs`` and ``logs`` at the top. Raises UsageError beyond 300 MB or 2,000 files, naming the ten biggest.
+    itself), version control's folders, Python's caches, virtual environments, the ``excluded`` workspace and any other, and
+    ``outputs`` and ``logs`` at the top. Raises UsageError beyond 300 MB or 2,000 files, naming the ten biggest, and for a file or
+    folder that cannot be read.
     """
     ignore_file = next((source / name for name in IGNORE_FILES if (source / name).is_file()), None)
     lines = ignore_file.read_text(errors="replace").splitlines() if ignore_file else []
     spec = pathspec.GitIgnoreSpec.from_lines(lines)
     files: list[SnapshotFile] = []
-    for found in _walk(source, source, spec, excluded.resolve() if excluded else None):
+    # The workspace may be the source folder itself: then its parts are left out.
+    parts = () if excluded is None else (excluded, Workspace(excluded).runs, Workspace(excluded).registry)
+    for found in _walk(source, source, spec, frozenset(part.resolve() for part in parts)):
         files.append(found)
         if len(files) >= _MAX_COUNTED:
             break
@@ -51,15 +55,19 @@ def list_files(source: Path, *, excluded: Path | None = None) -> list[SnapshotFi
     return sorted(files, key=lambda file: file.path)
 
 
-def _walk(folder: Path, source: Path, spec: pathspec.GitIgnoreSpec, excluded: Path | None) -> Iterator[SnapshotFile]:
-    for entry in os.scandir(folder):
+def _walk(folder: Path, source: Path, spec: pathspec.GitIgnoreSpec, excluded: frozenset[Path]) -> Iterator[SnapshotFile]:
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise _unreadable(error) from error
+    for entry in entries:
         path = Path(entry.path)
         relative = path.relative_to(source).as_posix()
         is_folder = entry.is_dir(follow_symlinks=False)
         if entry.name in _NEVER or relative in _OF_THE_RUN or spec.match_file(relative + "/" if is_folder else relative):
             continue
         if is_folder:
-            if path.resolve() != excluded and not (path / "pyvenv.cfg").exists():
+            if path.resolve() not in excluded and not (path / "pyvenv.cfg").exists() and not Workspace(path).list_runs():
                 yield from _walk(path, source, spec, excluded)
         elif entry.is_symlink() or entry.is_file():
             is_link = entry.is_symlink()
@@ -78,11 +86,18 @@ def _too_big(source: Path, files: list[SnapshotFile], total_bytes: int, ignore_f
     )
 
 
+def _unreadable(error: OSError) -> UsageError:
+    return UsageError(
+        f"{error.filename} cannot be read ({error.strerror}), and a run keeps a copy of its source; name it in "
+        f"{IGNORE_FILES[0]} when the script does not need it"
+    )
+
+
 def take_snapshot(source: Path, destination: Path, *, excluded: Path | None = None) -> list[SnapshotFile]:
     """Copy the snapshot's files into ``destination``, which exists, and return them.
 
     A symbolic link stays one; where it leads out of ``source``, the copy leads to the same place by its absolute path.
-    Raises UsageError as :func:`list_files`, and OSError.
+    Raises UsageError as :func:`list_files`, and OSError when the copy cannot be written.
     """
     files = list_files(source, excluded=excluded)
     for file in files:
@@ -93,6 +108,12 @@ def take_snapshot(source: Path, destination: Path, *, excluded: Path | None = No
             leads_to = link.resolve()
             inside = leads_to.is_relative_to(source.resolve()) and not Path(os.readlink(link)).is_absolute()
             target.symlink_to(os.readlink(link) if inside else leads_to)
-        else:
-            shutil.copy2(source / file.path, target)
+            continue
+        try:
+            original = open(source / file.path, "rb")  # noqa: SIM115  (opened apart, to tell trouble here from trouble there)
+        except OSError as error:
+            raise _unreadable(error) from error
+        with original, open(target, "wb") as copy:
+            shutil.copyfileobj(original, copy, 1 << 20)
+        shutil.copystat(source / file.path, target)
     return files

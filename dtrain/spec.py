@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from dtrain.errors import NotRunnable, UsageError
+from dtrain.errors import NotRunnable, UsageError, did_you_mean
 from dtrain.layout import check_name
 from dtrain.roles import DIALECTS, Dialect, Task, cluster_tasks
 
@@ -59,7 +58,7 @@ class ClusterOptions:
             raise UsageError(f"--max-worker-restarts {self.max_worker_restarts} is not a number from 0")
         if self.tf_config is not None and self.tf_config not in DIALECTS:
             raise UsageError(
-                f"unknown --tf-config {self.tf_config!r}{nearest(self.tf_config, DIALECTS)}; there are {', '.join(DIALECTS)}"
+                f"unknown --tf-config {self.tf_config!r}{did_you_mean(self.tf_config, DIALECTS)}; there are {', '.join(DIALECTS)}"
             )
         if self.chief and self.tf_config not in (None, "chief"):
             leader = "worker 0 leads" if self.tf_config == "workers" else "a master leads"
@@ -125,7 +124,7 @@ class JobSpec:
             raise UsageError(f"-n {self.workers}: a job has at least 1 rank")
         if self.launcher is not None and self.launcher not in LAUNCHERS:
             raise UsageError(
-                f"unknown launcher {self.launcher!r}{nearest(self.launcher, LAUNCHERS)}; there are {', '.join(LAUNCHERS)}"
+                f"unknown launcher {self.launcher!r}{did_you_mean(self.launcher, LAUNCHERS)}; there are {', '.join(LAUNCHERS)}"
             )
         if self.cluster is not None and self.launcher not in CLUSTER_LAUNCHERS:
             raise UsageError(
@@ -157,9 +156,9 @@ class JobSpec:
             raise NotRunnable(f"{self.target} is a folder, not a script; name the script to run")
         if not script.is_file():
             siblings = [path.name for path in script.parent.glob("*.py")] if script.parent.is_dir() else []
-            raise NotRunnable(f"no such script: {self.target} (from {Path.cwd()}){nearest(script.name, siblings)}")
-        if not script.resolve().is_relative_to(self.source_folder.resolve()):
-            raise UsageError(f"script {self.target} is not in --source {self.source}; the ranks work in a copy of that folder")
+            raise NotRunnable(f"no such script: {self.target} (from {Path.cwd()}){did_you_mean(script.name, siblings)}")
+        if not _beside_itself(script).is_relative_to(self.source_folder.resolve()):
+            raise UsageError(f"script {self.target} is not in {self.source_folder}; the ranks work in a copy of that folder")
 
     @property
     def source_folder(self) -> Path:
@@ -170,7 +169,7 @@ class JobSpec:
     @property
     def script_in_source(self) -> str:
         """The script's path relative to the source folder, or the module's name."""
-        return self.target if self.is_module else str(Path(self.target).resolve().relative_to(self.source_folder.resolve()))
+        return self.target if self.is_module else str(_beside_itself(Path(self.target)).relative_to(self.source_folder.resolve()))
 
     @property
     def launcher_name(self) -> Launcher:
@@ -197,7 +196,7 @@ class JobSpec:
 
     @property
     def experiment_name(self) -> str:
-        return self.experiment or experiment_from(self.target)
+        return experiment_from(self.target) if self.experiment is None else self.experiment
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``spec.json``."""
@@ -210,13 +209,12 @@ class JobSpec:
         return values
 
 
+def _beside_itself(script: Path) -> Path:
+    """The script's absolute path; a script that is a symbolic link counts where the link is."""
+    return script.absolute().parent.resolve() / script.name
+
+
 def experiment_from(target: str) -> str:
     """An experiment's name from a script's or module's."""
     stem = target.rpartition("/")[2].removesuffix(".py").rpartition(".")[2]
     return re.sub(r"[^A-Za-z0-9._-]", "-", stem).lstrip("._-")[:64] or "run"
-
-
-def nearest(given: str, allowed: tuple[str, ...] | list[str]) -> str:
-    """`` (did you mean X?)``, or nothing when no allowed word is near."""
-    close = difflib.get_close_matches(given, allowed, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

@@ -6,8 +6,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
+import socket
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -18,6 +22,7 @@ from dtrain.errors import WorkspaceError
 from dtrain.layout import RunLayout, read_json, write_json
 from dtrain.processes import ProcessRecord
 
+Kind = Literal["exception", "exit", "signal", "ended", "consequence"]
 State = Literal["running", "completed", "failed", "canceled"]
 T = TypeVar("T")
 
@@ -26,6 +31,8 @@ ERROR_LINE = "dtrain-rank-error "
 
 _KILLED = (128 + signal.SIGKILL, 128 + signal.SIGTERM)  # what comes from outside; SIGABRT may follow from another's failure
 _KILL_NOTICED_S = 1.0
+_MESSAGE_LENGTH = 1_000
+_TRACEBACK_LENGTH = 50_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,17 +40,33 @@ class RankFailure:
     """How one rank failed.
 
     ``kind``: ``exception`` (uncaught), ``exit`` (a code other than 0), ``signal`` (killed by one that dtrain did not send),
-    ``ended`` (by the launcher or dtrain, because of something else). ``task``: role and index where ranks have roles, else empty.
+    ``ended`` (by the launcher or dtrain, because of something else), ``consequence`` (of what another rank raised as well).
+    ``task``: role and index where ranks have roles, else empty.
     """
 
     rank: int
     host: str
     time: float
     exit_code: int
-    kind: Literal["exception", "exit", "signal", "ended"]
+    kind: Kind
     message: str
     traceback: str = ""
     task: str = ""
+
+    @staticmethod
+    def now(rank: int, kind: Kind, exit_code: int, message: str, traceback: str = "", *, task: str = "") -> RankFailure:
+        """The failure of a rank of this host at this moment, of texts as a file can hold them."""
+        first_line = message.strip().partition("\n")[0]
+        return RankFailure(
+            rank=rank,
+            task=task,
+            host=socket.gethostname(),
+            time=time.time(),
+            exit_code=exit_code,
+            kind=kind,
+            message=_encodable(first_line)[:_MESSAGE_LENGTH],
+            traceback=_encodable(traceback)[-_TRACEBACK_LENGTH:],
+        )
 
     def describe(self) -> str:
         return f"{self.task or f'rank {self.rank}'} on {self.host}: {self.message}"
@@ -73,24 +96,53 @@ class RunStatus:
         return None if self.ended is None else self.ended - self.started
 
 
+def exception_message(error: BaseException) -> str:
+    """``ValueError: bad batch``: an exception in a line."""
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    text = str(error).strip().partition("\n")[0]
+    return f"{name}: {text}" if text else name
+
+
+def _encodable(text: str) -> str:
+    # An exception may quote bytes that are no text ("\udc80"), which no file of ours could hold.
+    return text.encode(errors="backslashreplace").decode()
+
+
 def write_record(path: Path, record: Any) -> None:
     """Write one of this module's records atomically; raises OSError."""
     write_json(path, dataclasses.asdict(record))
 
 
 def failure_to_line(failure: RankFailure) -> str:
-    return ERROR_LINE + orjson.dumps(dataclasses.asdict(failure)).decode()
+    """One line, short enough to pass a pipe in one piece (PIPE_BUF), also when many ranks write theirs at once."""
+    short = dataclasses.replace(failure, message=failure.message[:500], traceback=failure.traceback[-1500:])
+    return ERROR_LINE + orjson.dumps(dataclasses.asdict(short)).decode()
 
 
-def failure_from_line(line: str) -> RankFailure:
-    return RankFailure(**orjson.loads(line.removeprefix(ERROR_LINE)))
+def failure_from_line(line: str) -> RankFailure | None:
+    """What :func:`failure_to_line` made a line of; None for any other line."""
+    if not line.startswith(ERROR_LINE):
+        return None
+    try:
+        return RankFailure(**orjson.loads(line.removeprefix(ERROR_LINE)))
+    except (orjson.JSONDecodeError, TypeError):
+        return None
 
 
 def _read_record(path: Path, kind: type[T]) -> T | None:
     try:
-        return kind(**read_json(path))
+        values = read_json(path)
     except FileNotFoundError:
         return None
+    with _of_this_version(path):
+        return kind(**values)
+
+
+@contextlib.contextmanager
+def _of_this_version(path: Path) -> Iterator[None]:
+    try:
+        yield
     except TypeError as error:
         raise WorkspaceError(f"{path} does not hold what this dtrain writes ({error}); it may be of another version") from error
 
@@ -110,7 +162,8 @@ def first_failure(failures: list[RankFailure]) -> RankFailure | None:
     millisecond: who was killed goes before who failed within :data:`_KILL_NOTICED_S`. (Of ranks under mpirun that can't be
     said: mpirun kills the others itself.)
     """
-    own = [failure for failure in failures if failure.kind != "ended"]
+    own = [failure for failure in failures if failure.kind not in ("ended", "consequence")]
+    own = own or [failure for failure in failures if failure.kind == "consequence"]
     first = min(own, key=lambda failure: (failure.time, failure.rank), default=None)
     killed = [failure for failure in own if failure.task and failure.kind == "signal" and failure.exit_code in _KILLED]
     return next((each for each in killed if first is not None and each.time - first.time < _KILL_NOTICED_S), first)
@@ -125,10 +178,11 @@ def read_status(run: RunLayout) -> RunStatus:
         values = read_json(run.status)
     except FileNotFoundError:
         raise WorkspaceError(f"{run.root} holds no started run: there is no {run.status.name}") from None
-    for name, kind in (("failure", RankFailure), ("supervisor", ProcessRecord)):
-        if values.get(name) is not None:
-            values[name] = kind(**values[name])
-    status = RunStatus(**values)
+    with _of_this_version(run.status):
+        for name, kind in (("failure", RankFailure), ("supervisor", ProcessRecord)):
+            if values.get(name) is not None:
+                values[name] = kind(**values[name])
+        status = RunStatus(**values)
     if status.state != "running":
         return status
     if status.supervisor is not None:

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import sys
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def load_mnist():
     try:
         return chainer.datasets.get_mnist()
     except OSError as error:
-        raise SystemExit(f"MNIST is not here and cannot be downloaded ({error}); use --data digits") from error
+        sys.exit(f"MNIST is not here and cannot be downloaded ({error}); use --data digits")
 
 
 def main():

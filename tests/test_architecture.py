@@ -35,13 +35,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"layout"},
     "_shards": {"layout"},
     "checkpoint": {"layout", "comm", "_shards"},
-    "run": {"spec", "env", "layout", "status", "snapshot", "processes", "comm", "metrics", "checkpoint"},
+    "_ending": {"layout", "status", "comm"},
+    "run": {"_ending", "spec", "env", "layout", "status", "snapshot", "processes", "comm", "metrics", "checkpoint"},
     "chainer": {"run", "layout", "comm", "metrics", "checkpoint"},
     "tensorflow": {"run", "comm", "metrics", "checkpoint", "env"},
     "registry": {"layout", "status", "checkpoint"},
     "report": {"layout", "status", "metrics"},
     "machine": {"spec", "layout", "launch"},
-    "cli": {"spec", "layout", "env", "roles", "status", "launch", "metrics", "checkpoint", "registry", "report", "machine"},
+    "options": {"spec", "roles"},
+    "cli": {"spec", "options", "layout", "env", "status", "launch", "metrics", "checkpoint", "registry", "report", "machine"},
     # The public names, loaded when first asked for.
     "__init__": {"run", "registry"},
 }

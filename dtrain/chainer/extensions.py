@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from chainer.training.extension import Extension
 
 from dtrain.chainer.iterator import GlobalBatchIterator
@@ -113,7 +114,16 @@ class _Begin(Extension):
         self.saved = resume(trainer, self._run, self._options)
 
     def __call__(self, trainer: Any) -> None:
+        _finish_device_work(trainer)
         self.updated_at = time.perf_counter()
+
+
+def _finish_device_work(trainer: Any) -> None:
+    """Wait for a GPU to do what it was told: without that an update's time would be that of telling it."""
+    for optimizer in trainer.updater.get_all_optimizers().values():
+        xp = optimizer.target.xp
+        if xp is not np:
+            xp.cuda.get_current_stream().synchronize()
 
 
 class _End(Extension):
@@ -140,9 +150,10 @@ class _End(Extension):
         for sums in (self._interval, self._epoch):
             sums.add(row, _local_samples(trainer), self._begin.updated_at - self._ended_at)
         if updater.iteration % self._options.log_every == 0 or updater.is_new_epoch:
-            self._run.log_row(
-                updater.iteration, **self._interval.take(), epoch=float(updater.epoch_detail), elapsed_s=trainer.elapsed_time
-            )
+            ours = {"epoch": float(updater.epoch_detail), "elapsed_s": trainer.elapsed_time}
+            taken = {"t", "step", *ours}
+            observed = {f"observed/{name}" if name in taken else name: value for name, value in self._interval.take().items()}
+            self._run.log_row(updater.iteration, **observed, **ours)
         if updater.is_new_epoch:
             means = self._epoch.take()
             if self._options.progress and self._run.rank == 0:
@@ -266,8 +277,9 @@ def resume(trainer: Any, run: Run, options: RecordOptions) -> Hyperparameters | 
         return None
     saved = run.checkpoints.restore("newest" if options.resume == "auto" else options.resume)
     if saved is not None:
-        if run.rank == 0:
-            logger.info("resumed from step %d (%s)", saved.step, saved.path)
+        if run.rank == 0 and options.progress:
+            sys.stdout.write(f"resumed from step {saved.step} ({saved.path})\n")
+            sys.stdout.flush()
         return restore(trainer, saved, run.comm, seed=options.seed)
     if run.resume_from is not None and run.rank == 0:
         logger.warning("%s has no checkpoint to resume from: training begins at step 0", run.resume_from.id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from dtrain.chainer.extensions import RecordOptions, StopAfter, attach
 from dtrain.chainer.iterator import GlobalBatchIterator
 from dtrain.chainer.random_state import seed_random
 from dtrain.chainer.updater import Exchange, GlobalBatchUpdater, _call, average_statistics_, persistent_arrays
-from dtrain.errors import UsageError, WorkspaceError
+from dtrain.errors import UsageError, WorkspaceError, did_you_mean
 from dtrain.layout import atomic_file
 
 if TYPE_CHECKING:
@@ -102,10 +101,8 @@ class Trainer:
         once.
         """
         self.loop.run(show_loop_exception_msg=False)
-        observation = self.loop.observation
-        return {
-            name: float(getattr(value, "array", value)) for name, value in observation.items() if getattr(value, "size", 1) == 1
-        }
+        values = {name: getattr(value, "array", value) for name, value in self.loop.observation.items()}
+        return {name: float(v) for name, v in values.items() if hasattr(v, "__float__") and getattr(v, "size", 1) == 1}
 
     def save_model(self, path: str | Path = "model.npz") -> Path:
         """Write the weights and statistics for ``chainer.serializers.load_npz``, whole or not at all. Collective; returns the
@@ -133,10 +130,7 @@ class Trainer:
 def _options(given: dict[str, Any]) -> TrainOptions:
     fields = {field.name: field for field in dataclasses.fields(TrainOptions)}
     for name in given.keys() - fields.keys():
-        nearest = difflib.get_close_matches(name, fields, n=1)
-        raise UsageError(
-            f"Trainer has no option {name!r}; " + (f"did you mean {nearest[0]!r}?" if nearest else f"it has {', '.join(fields)}")
-        )
+        raise UsageError(f"Trainer has no option {name!r}{did_you_mean(name, fields)}; it has {', '.join(fields)}")
     missing = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in given]
     if missing:
         raise UsageError(f"Trainer needs {' and '.join(missing)}")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from typing import TYPE_CHECKING
 
 from dtrain.comm.base import Array, Communicator
-from dtrain.errors import UsageError
+from dtrain.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from dtrain.env import RankEnv
@@ -33,9 +32,7 @@ def create_communicator(env: RankEnv, kind: str = "auto") -> Communicator:
         kind = "local" if env.world_size == 1 else "mpi"
     if kind not in COMMUNICATORS:
         known = ["auto", *COMMUNICATORS]
-        nearest = difflib.get_close_matches(kind, known, n=1, cutoff=0.4)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise UsageError(f"communicator {kind!r} is not known; choose one of {', '.join(known)}{hint}")
+        raise UsageError(f"communicator {kind!r} is not known{did_you_mean(kind, known)}; choose one of {', '.join(known)}")
     module_name, _, class_name = COMMUNICATORS[kind].partition(":")
     factory = getattr(importlib.import_module(module_name), class_name)
     communicator: Communicator = factory(expected_size=env.world_size)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TextIO
 
 # Colours of rank prefixes, of the 16 that every terminal has: cyan, green, magenta, yellow, blue, and their bright ones.
 _COLOURS = (36, 32, 35, 33, 34, 96, 92, 95, 93, 94)
+
+# What moves the cursor or erases (Chainer's PrintReport does) would take away other ranks' lines; colours may pass.
+_MOVES = re.compile(r"\x1b\[[0-9;?]*[A-HJKSTfhlsu]")
 
 
 def has_colour(stream: TextIO) -> bool:
@@ -47,12 +51,17 @@ class LineReader:
 
     def lines(self, data: bytes, *, final: bool = False) -> list[str]:
         """The whole lines that end in ``data``, without their ends; with ``final`` also a last one that has no end."""
+        if not data and not final:
+            return []
         *lines, self._rest = (self._rest + data).split(b"\n")
+        # Of a bar that is still being drawn only its last state can matter; all of them would be read again and again.
+        self._rest = self._rest[self._rest.rfind(b"\r", 0, max(0, len(self._rest) - 1)) + 1 :]
         if final and self._rest:
             lines.append(self._rest)
             self._rest = b""
         # A progress bar overwrites its line by carriage returns: what counts is what stands there in the end.
-        return [line.removesuffix(b"\r").rpartition(b"\r")[2].decode(errors="replace") for line in lines]
+        shown = (line.removesuffix(b"\r").rpartition(b"\r")[2].decode(errors="replace") for line in lines)
+        return [_MOVES.sub("", line) for line in shown]
 
     def close(self) -> None:
         if self._descriptor is not None:

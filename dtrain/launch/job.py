@@ -14,7 +14,7 @@ from dtrain.launch import local, mpi, parameter_server
 from dtrain.launch.console import Console
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.supervise import Limits, Supervisor
-from dtrain.layout import RunLayout, StepFolder, Workspace, write_json
+from dtrain.layout import RunLayout, StepFolder, Workspace, read_json, write_json
 from dtrain.snapshot import take_snapshot
 from dtrain.spec import CLUSTER_LAUNCHERS, JobSpec
 from dtrain.status import RunStatus
@@ -99,7 +99,9 @@ def _report(run: RunLayout, status: RunStatus, console: Console) -> None:
         others = f"1 other {kind} was" if status.size == 2 else f"{status.size - 1} other {kind}s were"
         console.say(f"dtrain: {others} ended because of it, or failed after it")
     console.say(f"dtrain: first to fail was {failure.describe()}", bad=True)
-    detail = failure.traceback.rstrip().splitlines() or _last_lines(log)
+    detail = failure.traceback.rstrip().splitlines()
+    if not detail and (detail := _last_lines(log)):
+        console.say("dtrain: the last it printed:")
     for line in detail:
         console.say(f"    {line}")
     console.say(f"dtrain: its whole output is in {log}")
@@ -114,12 +116,19 @@ def _last_lines(log: Path) -> list[str]:
         return []
 
 
-def resume_folder(reference: str, workspace: Workspace) -> Path:
-    """The folder of the run that ``--resume`` names.
+def resume_folder(reference: str, workspace: Workspace, console: Console) -> Path | None:
+    """The folder of the run that ``--resume`` means: the one it names or, where that ended before its first checkpoint, the one
+    that it was itself resumed from, and so on. None when none of them has a checkpoint: then the job begins anew, and says so.
 
-    Raises WorkspaceError when there is none, UsageError when it has no checkpoint to start from.
+    Raises WorkspaceError when there is no such run.
     """
-    run = workspace.find_run(reference)
-    if not StepFolder.committed(run.checkpoints):
-        raise UsageError(f"run {run.id} cannot be resumed: it has no whole checkpoint in {run.checkpoints}")
+    named = run = workspace.find_run(reference)
+    while not StepFolder.committed(run.checkpoints):
+        earlier = read_json(run.spec).get("resume_from")
+        if earlier is None or not RunLayout(Path(earlier)).spec.is_file():
+            console.say(f"dtrain: run {named.id} ended before its first checkpoint; this run begins anew", bad=True)
+            return None
+        run = RunLayout(Path(earlier))
+    if run != named:
+        console.say(f"dtrain: run {named.id} ended before its first checkpoint; resuming {run.id}, from which it was resumed")
     return run.root

@@ -74,7 +74,9 @@ def find_mpi() -> MpiInstallation:
     try:
         answer = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise NotRunnable(f"{mpirun} cannot be run: {error}; {install.MPI} brings Open MPI") from error
+        failed = NotRunnable(f"{mpirun} cannot be run: {error}; {install.MPI} brings Open MPI")
+        failed.exit_code = 126 if isinstance(error, PermissionError) else failed.exit_code
+        raise failed from error
     text = answer.stdout + answer.stderr
     for family in FAMILIES:
         match = re.search(family.recognised_by, text)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dtrain import env
 from dtrain.roles import Task
 from dtrain.spec import JobSpec
 
@@ -95,4 +96,4 @@ class LaunchPlan:
 def rank_argv(spec: JobSpec) -> tuple[str, ...]:
     """The command of one rank: this Python, dtrain's rank entry, then the script or module and its arguments, untouched."""
     target = ("-m", spec.target) if spec.is_module else (spec.script_in_source,)
-    return (sys.executable, "-m", "dtrain._rank_main", *target, *spec.args)
+    return (sys.executable, "-m", "dtrain._rank_main", *target, *env.escape_arguments(spec.args))

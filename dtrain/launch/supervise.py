@@ -8,21 +8,20 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 
 import psutil
 
 from dtrain import env
-from dtrain.errors import WorkspaceError
+from dtrain.errors import NotRunnable, WorkspaceError
 from dtrain.launch.console import Console, LineReader
 from dtrain.launch.crew import Crew
 from dtrain.launch.plan import LaunchPlan
 from dtrain.layout import RunLayout
-from dtrain.processes import ProcessRecord, signal_name
+from dtrain.processes import END_SCRIPT, ProcessRecord, signal_name
 from dtrain.status import (
-    ERROR_LINE,
     RankFailure,
     RunStatus,
     failure_from_line,
@@ -41,6 +40,8 @@ _CHECK_S = 0.1
 _LAUNCHER_REACTION_S = 0.3
 # The launcher's words are shown this much later, to know by then whether they are about a rank that failed.
 _LAUNCHER_HOLD_S = 0.5
+# How long mpirun may take to end once its ranks have, before it is killed too.
+_LAUNCHER_END_S = 3.0
 # How long to insist on SIGKILL: a process in uninterruptible sleep (a dead network file system) does not die of it.
 _KILL_S = 10.0
 # How long a worker whose chief is done may take to end by itself, as an Estimator's does. One that serves never would.
@@ -52,8 +53,8 @@ class Limits:
     """``timeout_s``: seconds that the job may take, None for no limit; ``grace_s``: from being told to end to being killed;
     ``start_timeout_s``: from a task's start until it has to listen on its port."""
 
-    timeout_s: float | None = None
-    grace_s: float = 10.0
+    timeout_s: float | None
+    grace_s: float
     start_timeout_s: float = 120.0
 
 
@@ -98,6 +99,12 @@ class Supervisor:
         with self._catching_signals():
             try:
                 self._watch()
+            except NotRunnable as error:
+                failed = dataclasses.replace(
+                    running, state="failed", ended=time.time(), exit_code=error.exit_code, cause=str(error)
+                )
+                write_record(self._run.status, failed)
+                raise
             finally:
                 self._end_everything()
                 self._show(final=True)
@@ -178,8 +185,7 @@ class Supervisor:
             with contextlib.suppress(OSError), open(self._run.launcher_log, "ab") as log:  # a full disk: shown, though not kept
                 log.write(data)
         for line in self._launcher_reader.lines(data, final=final):
-            if line.startswith(ERROR_LINE):
-                failure = failure_from_line(line)
+            if (failure := failure_from_line(line)) is not None:
                 self._failures.setdefault(failure.rank, failure)
             else:
                 self._launcher_lines.append((time.monotonic(), line))
@@ -203,17 +209,14 @@ class Supervisor:
         return self._hosts[rank]
 
     def _end_everything(self) -> None:
-        """Leave no process of this job: TERM, the grace time, then KILL; also what daemonised or lost its parent."""
-        if any(process.poll() is None for process in self._crew.processes):
+        """Leave no process of this job: scripts first, then the launcher, which would not leave them their grace time."""
+        if self._any_alive():
             self._ending = True
-            self._signal_all(signal.SIGTERM)
-            heard = len(self._signals)
-            deadline = time.monotonic() + self._limits.grace_s
-            while time.monotonic() < deadline and len(self._signals) == heard:
-                if all(process.poll() is not None for process in self._crew.processes) and not self._leftovers():
-                    break
-                time.sleep(_POLL_S)
-                self._show()
+            if not self._tell_scripts_to_end():
+                self._tell_launchers_to_end()
+            self._wait(self._limits.grace_s, self._scripts_ended)
+            self._tell_launchers_to_end()
+            self._wait(min(self._limits.grace_s, _LAUNCHER_END_S), lambda: not self._any_alive())
         # Nobody whose record could still come is alive after this: what is read below is final.
         deadline = time.monotonic() + _KILL_S
         while (leftovers := self._leftovers()) and time.monotonic() < deadline:
@@ -222,28 +225,55 @@ class Supervisor:
                     left.kill()
             psutil.wait_procs(leftovers, timeout=1)
         if leftovers:
-            self._console.say(
-                f"dtrain: cannot end process {', '.join(str(left.pid) for left in leftovers)} of this run", bad=True
-            )
+            pids = ", ".join(str(left.pid) for left in leftovers)
+            self._console.say(f"dtrain: cannot end process {pids} of this run", bad=True)
         for process in self._crew.processes:
             process.kill()
             process.wait()
         self._collect(final=True)
 
+    def _any_alive(self) -> bool:
+        return any(process.poll() is None for process in self._crew.processes)
+
+    def _wait(self, seconds: float, until: Callable[[], bool]) -> None:
+        """Show what comes until the condition holds or the time is over, or the user says for the second time to end."""
+        heard = len(self._signals)
+        deadline = time.monotonic() + seconds
+        while not until() and time.monotonic() < deadline and len(self._signals) == heard:
+            time.sleep(_POLL_S)
+            self._show()
+            self._collect()
+
+    def _tell_scripts_to_end(self) -> bool:
+        """True when every rank that has not ended was told by its guard; not those that have not begun."""
+        told = True
+        for rank in range(self._plan.size):
+            record = read_process(self._run, rank)
+            script = record.find() if record is not None else None
+            if script is not None:
+                with contextlib.suppress(psutil.Error):
+                    if (guard := script.parent()) is not None:
+                        guard.send_signal(END_SCRIPT)
+            else:
+                told = told and self._has_ended(rank)
+        return told
+
+    def _has_ended(self, rank: int) -> bool:
+        files = self._run.rank(rank)
+        return rank in self._failures or files.done.is_file() or files.error.is_file()
+
+    def _scripts_ended(self) -> bool:
+        return not self._any_alive() or all(self._has_ended(rank) for rank in range(self._plan.size))
+
+    def _tell_launchers_to_end(self) -> None:
+        for process in self._crew.processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+
     def _close(self) -> None:
         for reader in (*self._readers.values(), self._launcher_reader):
             reader.close()
         os.close(self._pipe_end)
-
-    def _signal_all(self, number: signal.Signals) -> None:
-        # The launcher passes the signal on to its ranks, and their guards to the scripts; without a launcher they get it here.
-        for process in self._crew.processes:
-            if process.poll() is None:
-                os.killpg(process.pid, number)
-        if all(process.poll() is not None for process in self._crew.processes):
-            for left in self._leftovers():
-                with contextlib.suppress(psutil.Error):
-                    left.send_signal(number)
 
     def _leftovers(self) -> list[psutil.Process]:
         """All processes of this host that belong to the run: they carry its folder in their environment."""
@@ -292,19 +322,13 @@ class Supervisor:
         Of several nobody can say which was the first: MPICH kills the others before they can leave a record, and names any.
         """
         silent = [rank for rank in missing if rank not in self._failures and self._run.rank(rank).process.is_file()]
-        killed = 128 + signal.SIGKILL
+        if launcher_code <= 0:  # one that was itself killed took its ranks with it
+            return []
         message = "vanished without a record: it was killed together with the process that watched it"
+        killed = [RankFailure.now(rank, "signal", 128 + signal.SIGKILL, message) for rank in silent]
         return [
-            RankFailure(
-                rank=rank,
-                task=self._names.get(rank, ""),
-                host=self._host(rank),
-                time=time.time(),
-                exit_code=killed,
-                kind="signal",
-                message=message,
-            )
-            for rank in (silent if launcher_code > 0 else [])  # one that was itself killed took its ranks with it
+            dataclasses.replace(failure, host=self._host(failure.rank), task=self._names.get(failure.rank, ""))
+            for failure in killed
         ]
 
     def _launcher_cause(self, code: int) -> str:

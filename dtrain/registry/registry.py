@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import secrets
 import shutil
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
-from dtrain.errors import RegistryError
+from dtrain.errors import RegistryError, did_you_mean
 from dtrain.layout import NAME_PATTERN, RunLayout, check_name, fsync_folder
 from dtrain.registry.records import (
     ModelFile,
@@ -196,9 +195,7 @@ class Registry:
         if not numbers:
             names = self.names()
             hint = f"it has {', '.join(names[:12])}" if names else "`dtrain register` makes the first"
-            if near := difflib.get_close_matches(name, names, n=1):
-                hint = f"did you mean {near[0]}?"
-            raise RegistryError(f"no model {name!r} in registry {self.layout.root}; {hint}")
+            raise RegistryError(f"no model {name!r} in registry {self.layout.root}{did_you_mean(name, names)}; {hint}")
         if version is None:
             return numbers
         if version == "latest":

@@ -96,7 +96,8 @@ def _resolve(run: RunLayout, path: Path) -> Path:
 def _verify_steps(run: RunLayout, selected: Iterable[Selected]) -> None:
     checkpoints = run.checkpoints.resolve()
     inside = [s.source.relative_to(checkpoints).parts for s in selected if s.source.is_relative_to(checkpoints)]
-    for step in sorted({parts[0] for parts in inside if len(parts) > 1}):
+    newest = [folder.name for folder in committed_steps(run.checkpoints).values()][-1:]  # its damage is a damaged run's
+    for step in sorted({parts[0] for parts in inside if len(parts) > 1} | set(newest)):
         problems = verify_step(checkpoints / step)
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""

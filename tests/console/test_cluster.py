@@ -308,7 +308,7 @@ def test_a_server_that_does_not_end_is_killed_after_the_grace_time(project: Proj
     )
     done = project.dtrain("run", "--launcher", "parameter_server", "--grace", "1", "-n", "1", script)
     assert done.returncode == 0, done.stderr
-    assert count(project, "ps0", "told") == 1
+    assert count(project, "ps0", "told") >= 1
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_flipped_bit_in_the_registry(trained: Project) -> None:
         (("register", "latest", "--name", "net", "--path", "outputs/nothing"), 1, "model.bin"),
         (("pull", "net", "there"), 1, "net"),
         (("models", "net"), 1, "net"),
-        (("show", "nothing"), 1, "no run 'nothing'"),
+        (("show", "nothing"), 2, "no run 'nothing'"),
         (("verify", "net"), 1, "net"),
         (("verfy",), 2, "verfy"),
     ],
@@ -143,6 +143,16 @@ def test_registering_a_failed_run_is_refused(project: Project) -> None:
     assert refused.returncode == 1
     assert "--any-state" in refused.stderr
     assert project.dtrain("register", "latest", "--name", "net", "--any-state").returncode == 0
+
+
+def test_registering_a_run_whose_checkpoint_is_damaged_is_refused(project: Project) -> None:
+    script = "import numpy as np, dtrain\nrun = dtrain.init()\nrun.checkpoints.save(1, {'w': np.ones(3)})\n"
+    project.dtrain("run", project.script(script + "open('outputs/model.bin', 'w').write('m')\n"))
+    (shard,) = project.latest.checkpoints.glob("*/*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:-1])
+    refused = project.dtrain("register", "latest", "--name", "net")
+    assert refused.returncode == 1
+    assert "does not verify" in refused.stderr
 
 
 def test_colours_only_on_a_terminal(trained: Project) -> None:
@@ -173,13 +183,15 @@ def test_a_loss_that_became_nan_is_seen(trained: Project) -> None:
 def test_a_damaged_run_does_not_hide_the_others(trained: Project) -> None:
     good = trained.latest.id
     assert trained.dtrain("run", "train.py", "[bold]").returncode == 0
+    trained.latest.status.write_text('{"state": "completed", "of_another_version": 1}')
+    assert [each["state"] for each in trained.json("runs")] == ["completed", "damaged"]
     trained.latest.status.write_text("{")
     assert [each["state"] for each in trained.json("runs")] == ["completed", "damaged"]
     text = trained.dtrain("runs").stdout
     assert good in text
     assert "damaged" in text
     shown = trained.dtrain("show", "latest")
-    assert (shown.returncode, "status.json is damaged" in shown.stderr) == (1, True)
+    assert (shown.returncode, "status.json is damaged" in shown.stderr) == (2, True)
 
 
 def test_what_an_ascii_terminal_cannot_show_is_escaped(project: Project) -> None:

@@ -77,7 +77,6 @@ def test_same_weights_on_1_2_and_4_ranks(tmp_path: Path, optimizer: str, toleran
         assert start(tmp_path / str(ranks), ranks, "--plain", "--optimizer", optimizer) == 0, (
             tmp_path / str(ranks) / "output.txt"
         ).read_text()
-        assert_same(tmp_path / str(ranks), tmp_path / str(ranks), 1)
     expected = weights(tmp_path / "1", 0)
     for ranks in (2, 4):
         for rank in range(ranks):

@@ -312,7 +312,7 @@ def test_meta_of_a_checkpoint_is_plain_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"epoch": 3}, "no option 'epoch'; did you mean 'epochs'"),
+        ({"epoch": 3}, r"no option 'epoch' \(did you mean epochs\?\)"),
         ({"epochs": 0}, "epochs=0"),
         ({"batch_size": True}, "batch_size=True"),
         ({"batch_size": 23}, "batch_size=23 exceeds the 22 training samples"),

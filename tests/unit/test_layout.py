@@ -37,6 +37,15 @@ def test_latest_is_by_time_whatever_the_experiments_are_called(tmp_path: Path) -
     assert workspace.find_run("latest") == newest
 
 
+def test_a_folder_that_is_named_otherwise_is_never_the_latest(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    named = make(workspace, "a")
+    by_hand = RunLayout(workspace.runs / "a-dry-run")
+    by_hand.root.mkdir()
+    write_json(by_hand.spec, {})
+    assert workspace.list_runs() == [by_hand, named]
+
+
 def test_a_run_that_is_not_there_or_not_unique(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     with pytest.raises(WorkspaceError, match="no run in workspace"):

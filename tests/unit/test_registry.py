@@ -85,6 +85,7 @@ def test_checkpoint_must_verify_as_a_whole(registry: Registry, run: RunLayout, p
     flip_bit(shard, -3)
     with pytest.raises(RegistryError, match=r"step-000000200.*does not verify"):
         registry.register(run, "digits", path=path)
+    flip_bit(shard, -3)
     shutil.copytree(folder, run.checkpoints / "step-000000300", ignore=lambda *_: ["manifest.json"])
     with pytest.raises(RegistryError, match=r"step-000000300.*does not verify"):
         registry.register(run, "digits", path="outputs/checkpoints/step-000000300")

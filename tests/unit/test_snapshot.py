@@ -40,6 +40,23 @@ def test_the_first_ignore_file_counts(tmp_path: Path, present: tuple[str, ...]) 
     assert set(names(tmp_path)) == expected
 
 
+def test_no_workspace_is_copied_wherever_it_is(tmp_path: Path) -> None:
+    fill(tmp_path, "train.py", "runs/a/spec.json", "registry/models/x/1.json", "old/runs/b/spec.json", "old/other")
+    assert names(tmp_path, excluded=tmp_path) == ["train.py"]
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """Through the copy itself: root may read what others may not."""
+    fill(tmp_path / "s", "train.py")
+    (tmp_path / "c").mkdir()
+    real = list_files(tmp_path / "s")
+    (tmp_path / "s" / "train.py").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(snapshot, "list_files", lambda *_args, **_options: real)
+        with pytest.raises(UsageError, match=r"train.py cannot be read .*\.dtrainignore"):
+            take_snapshot(tmp_path / "s", tmp_path / "c")
+
+
 def test_links_lead_where_they_led(tmp_path: Path) -> None:
     source, elsewhere, copy = tmp_path / "source", tmp_path / "elsewhere", tmp_path / "copy"
     fill(source, "a.py")
