@@ -26,6 +26,7 @@ class Project:
 
     folder: Path
     env: dict[str, str] = field(default_factory=dict)
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def script(self, text: str, name: str = "train.py") -> str:
         (self.folder / name).write_text(text)
@@ -44,7 +45,8 @@ class Project:
     def start(self, *args: str) -> subprocess.Popen[str]:
         argv = [sys.executable, "-m", "dtrain.cli", *args]
         pipe = subprocess.PIPE
-        return subprocess.Popen(argv, cwd=self.folder, env=self.environ(), stdout=pipe, stderr=pipe, text=True)
+        self.started.append(subprocess.Popen(argv, cwd=self.folder, env=self.environ(), stdout=pipe, stderr=pipe, text=True))
+        return self.started[-1]
 
     def json(self, *args: str) -> Any:
         done = self.dtrain(*args, "--json")
@@ -73,6 +75,9 @@ def project(tmp_path: Path) -> Iterator[Project]:
     """A project folder; when the test ends, no process of any of its runs may be left."""
     project = Project(tmp_path)
     yield project
+    for job in project.started:  # of a test that failed half way
+        if job.poll() is None:
+            job.kill()
     left = project.processes()
     for process in left:
         process.kill()
