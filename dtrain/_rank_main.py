@@ -29,6 +29,7 @@ from dtrain.layout import RankLayout, RunLayout, write_json
 from dtrain.processes import END_SCRIPT, LAUNCHER_IS_GONE, ProcessRecord, die_with_parent, signal_name
 from dtrain.status import Kind, RankFailure, exception_message, failure_to_line, write_record
 
+_STAY_S = 0.05
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -123,7 +124,7 @@ class _Guard:
         exit_code = self._record(os.waitstatus_to_exitcode(status))
         while self._stays:
             # A rank that leaves makes mpirun end the others at once, which may still be using their grace time.
-            signal.pause()
+            time.sleep(_STAY_S)  # not pause(): the signal may come between the test and it
         os._exit(exit_code)
 
     def _record(self, code: int) -> int:
