@@ -204,7 +204,7 @@ assert checkpointer.restore().step == 2
 def test_a_rank_killed_while_saving_leaves_the_older_step(tmp_path: Path, rank: int, at: str) -> None:
     killed = open_mpi().run(2, ["-c", KILL, str(tmp_path), str(rank), at], timeout_s=60)
     assert killed.returncode != 0, killed.stdout
-    assert (tmp_path / "step-000000002").is_dir()
+    assert (tmp_path / "step-000000002").is_dir(), killed.stdout
     assert not (tmp_path / "step-000000002" / "manifest.json").exists()
     restored = open_mpi().run(2, ["-c", RESTORE, str(tmp_path)], timeout_s=60)
     assert restored.returncode == 0, restored.stdout
