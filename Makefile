@@ -6,34 +6,54 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
+# A lane is a set of versions that go together, constraints/$(LANE).txt; each has an environment of its own.
+LANE ?= keras3
 VENV ?= .venv
 MPICH_VENV ?= .venv-mpich
 # `tensorflow` for the full build (600 MB)
 TENSORFLOW ?= tensorflow-cpu
 HOROVOD_VERSION := 0.28.1
 
-BIN := $(VENV)/bin
+ifeq ($(LANE),keras3)
+  LANE_VENV := $(VENV)
+  PYTHONS := 3.10, 3.11 or 3.12
+  REQUIRE := mpi,mpich,chainer,tensorflow,horovod
+  # tf_keras asks for the full tensorflow by name, also beside tensorflow-cpu, so it is installed without what it asks for.
+  NO_DEPS := tf_keras
+else ifeq ($(LANE),keras2)
+  LANE_VENV := $(VENV)-keras2
+  PYTHONS := 3.10 or 3.11
+  WHY := : TensorFlow 2.15 has no build for 3.12
+  REQUIRE := mpi,chainer,tensorflow,horovod
+  NO_DEPS :=
+else
+  $(error there is no lane '$(LANE)'; LANE is keras3, the default, or keras2)
+endif
+
+BIN := $(LANE_VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet
-CONSTRAINTS := -c constraints/build.txt -c constraints/keras3.txt
 # Chainer's and Horovod's sources need the old build tools of constraints/build.txt, which lie in the environment itself.
-LANE := --no-build-isolation $(CONSTRAINTS)
+LOCKED := --no-build-isolation -c constraints/build.txt -c constraints/$(LANE).txt
 PART := .ci/part
 
 # A stamp says what is installed; its name holds the Python, so that another PYTHON= means another environment.
 PYTHON_VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null)
-STAMPS := $(VENV)/.dtrain
+STAMPS := $(LANE_VENV)/.dtrain
 VENV_STAMP := $(STAMPS)/python-$(PYTHON_VERSION)
 DEMO_STAMP := $(STAMPS)/demo
 TEST_STAMP := $(STAMPS)/test-$(TENSORFLOW)
 MPICH_STAMP := $(MPICH_VENV)/.dtrain-$(PYTHON_VERSION)
-INPUTS := Makefile setup.py pyproject.toml constraints/build.txt constraints/keras3.txt
+INPUTS := Makefile setup.py pyproject.toml constraints/build.txt constraints/$(LANE).txt
+TEST_STAMPS := $(TEST_STAMP) $(if $(findstring mpich,$(REQUIRE)),$(MPICH_STAMP))
 
-REQUIRE := mpi,mpich,chainer,tensorflow,horovod
-PYTEST := PATH="$(abspath $(BIN)):$$PATH" DTRAIN_TEST_MPICH_PYTHON="$(abspath $(MPICH_VENV))/bin/python" $(BIN)/python -m pytest
+PYTEST := PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest
+ifneq ($(findstring mpich,$(REQUIRE)),)
+  PYTEST := DTRAIN_TEST_MPICH_PYTHON="$(abspath $(MPICH_VENV))/bin/python" $(PYTEST)
+endif
 
 .PHONY: help
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 \t/' | expand -t 20
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1 \t/' | expand -t 20
 
 .PHONY: demo
 demo: $(DEMO_STAMP) ## train on two ranks, show the run, register the model
@@ -56,12 +76,18 @@ test: ## install everything (Horovod is built once and kept), then linters and a
 	@$(PART) 'lint' $(MAKE) --no-print-directory lint
 	@$(PART) 'tests' $(MAKE) --no-print-directory pytest
 
+.PHONY: test-keras2
+test-keras2: ## the same with TensorFlow 2.15, Keras 2 and NumPy 1: the tests that depend on them
+	@$(MAKE) --no-print-directory LANE=keras2 check-python
+	@$(PART) 'install keras2' $(MAKE) --no-print-directory LANE=keras2 test-environment
+	@$(PART) 'tests keras2' $(MAKE) --no-print-directory LANE=keras2 pytest
+
 .PHONY: test-environment
-test-environment: $(TEST_STAMP) $(MPICH_STAMP)
+test-environment: $(TEST_STAMPS)
 
 .PHONY: pytest
-pytest: $(TEST_STAMP) $(MPICH_STAMP) # ARGS are handed on: make pytest ARGS='-k registry'
-	$(PYTEST) --require=$(REQUIRE) $(ARGS)
+pytest: $(TEST_STAMPS) # ARGS are handed on, LANE says which versions: make pytest LANE=keras2 ARGS='-k registry'
+	$(PYTEST) --lane=$(LANE) --require=$(REQUIRE) $(ARGS)
 
 .PHONY: lint
 lint: $(TEST_STAMP) ## ruff, its formatter and mypy --strict
@@ -81,37 +107,36 @@ gpu-check: ## the tests that need an NVIDIA GPU; fails where there is none
 	@if ! nvidia-smi -L 2>/dev/null; then \
 	    echo "no GPU here: nvidia-smi finds none. gpu-check needs an NVIDIA GPU with its driver; nothing was tested" >&2; exit 1; fi
 	@$(MAKE) --no-print-directory $(VENV_STAMP)
-	$(PIP) $(LANE) -e '.[demo,dev,cuda$(CUDA)]'
+	$(PIP) $(LOCKED) -e '.[demo,dev,cuda$(CUDA)]'
 	$(PYTEST) -m gpu --require=gpu,mpi,chainer $(ARGS)
 
 .PHONY: clean
 clean: ## remove environments, caches and build results; runs in workspace/ stay
-	rm -rf $(VENV) $(MPICH_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-keras2 $(MPICH_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # What installs what
 
 .PHONY: check-python
 check-python:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null || { \
-	    echo "dtrain needs Python 3.10, 3.11 or 3.12; '$(PYTHON)' is $(or $(PYTHON_VERSION),not there). Say which: make demo PYTHON=python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] not in "$(PYTHONS)".replace(",", "").split())' 2>/dev/null || { \
+	    echo "dtrain$(if $(WHY), with constraints/$(LANE).txt) needs Python $(PYTHONS)$(WHY); '$(PYTHON)' is $(or $(PYTHON_VERSION),not there). Say which: make $(if $(WHY),test-$(LANE),demo) PYTHON=python3.11" >&2; exit 2; }
 
 $(VENV_STAMP): constraints/build.txt | check-python
 	@# Another Python than last time: the old environment would shadow the one that was asked for.
-	@if [ -e $(VENV) ] && [ ! -d $(STAMPS) ]; then echo "$(VENV) is there, and not made by this Makefile; name another folder: make ... VENV=DIR" >&2; exit 2; fi
-	@[ -e $@ ] || rm -rf $(VENV)
-	$(PYTHON) -m venv $(VENV)
+	@if [ -e $(LANE_VENV) ] && [ ! -d $(STAMPS) ]; then echo "$(LANE_VENV) is there, and not made by this Makefile; name another folder: make ... VENV=DIR" >&2; exit 2; fi
+	@[ -e $@ ] || rm -rf $(LANE_VENV)
+	$(PYTHON) -m venv $(LANE_VENV)
 	$(PIP) -r constraints/build.txt
 	@mkdir -p $(STAMPS) && touch $@
 
 $(DEMO_STAMP): $(VENV_STAMP) $(INPUTS)
-	$(PIP) $(LANE) -e '.[demo]'
+	$(PIP) $(LOCKED) -e '.[demo]'
 	@touch $@
 
 $(TEST_STAMP): $(VENV_STAMP) $(INPUTS) .ci/horovod_wheel.sh
-	$(PIP) $(LANE) -e '.[demo,dev]' $(TENSORFLOW) cloudpickle packaging pyyaml
-	@# tf_keras asks for the full tensorflow by name, also beside tensorflow-cpu.
-	$(PIP) --no-deps $(CONSTRAINTS) tf_keras
+	$(PIP) $(LOCKED) -e '.[demo,dev]' $(TENSORFLOW) cloudpickle packaging pyyaml
+	$(if $(NO_DEPS),$(PIP) --no-deps $(LOCKED) $(NO_DEPS))
 	wheel=$$(.ci/horovod_wheel.sh $(BIN)/python $(HOROVOD_VERSION)); $(PIP) --no-deps --force-reinstall "$$wheel"
 	@touch $@ $(DEMO_STAMP)
 
@@ -119,5 +144,5 @@ $(MPICH_STAMP): $(INPUTS) | check-python
 	rm -rf $(MPICH_VENV)
 	$(PYTHON) -m venv $(MPICH_VENV)
 	$(MPICH_VENV)/bin/python -m pip install --quiet -r constraints/build.txt
-	$(MPICH_VENV)/bin/python -m pip install --quiet $(LANE) mpich mpi4py pytest pytest-mpi pytest-timeout -e .
+	$(MPICH_VENV)/bin/python -m pip install --quiet $(LOCKED) mpich mpi4py pytest pytest-mpi pytest-timeout -e .
 	@touch $@

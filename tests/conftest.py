@@ -1,4 +1,4 @@
-"""Options common to all tests: what a test needs, and ``--require``, which lets no test be skipped for want of it."""
+"""Options common to all tests: what a test needs; ``--require``, which lets no test be skipped for want of it; and ``--lane``."""
 
 from __future__ import annotations
 
@@ -41,6 +41,13 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "gpu": _gpu,
 }
 
+ROOT = Path(__file__).parents[1]
+
+DEFAULT_LANE = "keras3"
+# What another lane has other versions of, beside NumPy; and the folders whose tests are about arrays.
+FRAMEWORKS = {"chainer", "tensorflow", "horovod"}
+ARRAYS = (ROOT / "tests" / "unit", ROOT / "tests" / "contract")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -48,6 +55,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="",
         metavar="NAME,...",
         help=f"fail where a test would be skipped for want of one of these; of {', '.join(NEEDS)}",
+    )
+    parser.addoption(
+        "--lane",
+        choices=sorted(path.stem for path in (ROOT / "constraints").glob("keras*.txt")),
+        help=f"the versions that are installed must be those of constraints/LANE.txt; and of every lane but {DEFAULT_LANE}, "
+        "only those tests run that depend on the versions",
     )
 
 
@@ -69,14 +82,26 @@ def _required(config: pytest.Config) -> set[str]:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what needs something that is not there; below, --require makes a failure of it."""
+    if config.getoption("--lane") not in (None, DEFAULT_LANE):
+        config.hook.pytest_deselected(items=[item for item in items if not _depends_on_lane(item)])
+        items[:] = [item for item in items if _depends_on_lane(item)]
     there = {name: probe() for name, probe in NEEDS.items()}
     for item in items:
-        needs = [name for mark in item.iter_markers("needs") for name in mark.args]
-        if item.get_closest_marker("gpu") is not None:
-            needs.append("gpu")
-        missing = [name for name in needs if not there[name]]
+        missing = [name for name in _needs(item) if not there[name]]
         if missing:
             item.add_marker(pytest.mark.skip(reason=f"needs {' and '.join(missing)}"))
+
+
+def _needs(item: pytest.Item) -> list[str]:
+    needs = [name for mark in item.iter_markers("needs") for name in mark.args]
+    return [*needs, "gpu"] if item.get_closest_marker("gpu") is not None else needs
+
+
+def _depends_on_lane(item: pytest.Item) -> bool:
+    """MPICH's tests never do: its Python is another one, which has no lane."""
+    needs = set(_needs(item))
+    about_arrays = any(item.path.is_relative_to(folder) for folder in ARRAYS)
+    return "mpich" not in needs and (about_arrays or not needs.isdisjoint(FRAMEWORKS))
 
 
 def refused_skip(reason: str, required: set[str]) -> str | None:
