@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from dtrain.errors import NotRunnable, UsageError
 from dtrain.layout import check_name
 
-Launcher = Literal["local", "mpi"]
+Launcher = Literal["local", "mpi", "horovod"]
 LAUNCHERS: tuple[Launcher, ...] = get_args(Launcher)
 
 

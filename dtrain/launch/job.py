@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dtrain.errors import UsageError, WorkspaceError
-from dtrain.launch import local, mpi
+from dtrain.launch import horovod, local, mpi
 from dtrain.launch.console import Console
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.supervise import Limits, Supervisor
@@ -27,6 +27,8 @@ def planner(spec: JobSpec) -> Callable[[RunLayout, Path], LaunchPlan]:
     """
     if spec.launcher_name == "local":
         return functools.partial(local.plan, spec)
+    if spec.launcher_name == "horovod":
+        return functools.partial(horovod.plan, spec, horovod=horovod.find_horovod(spec))
     return functools.partial(mpi.plan, spec, mpi=mpi.find_mpi())
 
 

@@ -86,6 +86,14 @@ def test_the_contract_holds(mpi: Mpi, ranks: int) -> None:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.needs("horovod", "tensorflow", "mpi")
+def test_the_contract_holds_over_horovod(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DTRAIN_TEST_COMMUNICATOR", "horovod")
+    check_tests(open_mpi(), ranks, CONTRACT)
+
+
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("file", sorted((ROOT / "tests" / "ranks").glob("test_*.py")), ids=lambda file: file.stem)
 @pytest.mark.needs("mpi")

@@ -20,6 +20,7 @@ from dtrain.errors import UsageError
 @dataclass
 class Env:
     size: int = 1
+    vocabulary: str = "openmpi"
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
@@ -33,7 +34,7 @@ def test_one_rank_gets_the_null_object(kind: str) -> None:
 
 
 def test_an_unknown_kind_is_refused_with_the_nearest_right_one() -> None:
-    with pytest.raises(UsageError, match=r"'mpy' is not known; choose one of auto, local, mpi; did you mean 'mpi'\?"):
+    with pytest.raises(UsageError, match=r"'mpy' is not known; choose one of auto, local, mpi, horovod; did you mean 'mpi'\?"):
         create_communicator(Env(), "mpy")
 
 
@@ -47,7 +48,7 @@ def test_mpi_without_mpi4py_says_how_to_get_it() -> None:
         "import sys; sys.modules['mpi4py'] = None\n"
         "from types import SimpleNamespace\n"
         "from dtrain.comm import create_communicator\n"
-        "create_communicator(SimpleNamespace(size=2))\n"
+        "create_communicator(SimpleNamespace(size=2, vocabulary='openmpi'))\n"
     )
     assert "MissingDependency" in result.stderr
     assert "pip install 'dtrain[mpi]'" in result.stderr
