@@ -1,0 +1,33 @@
+"""TensorFlow on dtrain: data-parallel training over Horovod, on Keras 3, tf_keras and Keras 2.
+
+Importing it also mends Horovod's own Keras calls, for scripts that use those: on Keras 3 they would train each rank alone,
+without an error (see ``horovod_fix``). TensorFlow and Horovod are imported when a name below is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from dtrain.env import quiet_tensorflow
+from dtrain.tensorflow import horovod_fix
+
+quiet_tensorflow()
+horovod_fix.install()
+
+if TYPE_CHECKING:
+    from dtrain.tensorflow.optimizer import DistributedGradientTape as DistributedGradientTape
+    from dtrain.tensorflow.optimizer import DistributedOptimizer as DistributedOptimizer
+
+_EXPORTS = {
+    "DistributedGradientTape": "dtrain.tensorflow.optimizer",
+    "DistributedOptimizer": "dtrain.tensorflow.optimizer",
+}
+
+__all__ = [*_EXPORTS]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
