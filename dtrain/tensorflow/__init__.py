@@ -16,12 +16,18 @@ quiet_tensorflow()
 horovod_fix.install()
 
 if TYPE_CHECKING:
+    from dtrain.tensorflow.device import choose_device as choose_device
+    from dtrain.tensorflow.fit import callbacks as callbacks
     from dtrain.tensorflow.optimizer import DistributedGradientTape as DistributedGradientTape
     from dtrain.tensorflow.optimizer import DistributedOptimizer as DistributedOptimizer
+    from dtrain.tensorflow.trainer import Trainer as Trainer
 
 _EXPORTS = {
     "DistributedGradientTape": "dtrain.tensorflow.optimizer",
     "DistributedOptimizer": "dtrain.tensorflow.optimizer",
+    "callbacks": "dtrain.tensorflow.fit",
+    "choose_device": "dtrain.tensorflow.device",
+    "Trainer": "dtrain.tensorflow.trainer",
 }
 
 __all__ = [*_EXPORTS]

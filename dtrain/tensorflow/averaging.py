@@ -19,6 +19,7 @@ import tensorflow as tf
 from dtrain.comm import Communicator
 from dtrain.comm.horovod import HorovodCommunicator
 from dtrain.errors import CommunicationError, UsageError
+from dtrain.tensorflow.state import short_name
 
 logger = logging.getLogger(__name__)
 
@@ -89,11 +90,6 @@ def check_same_variables(variables: Sequence[Any]) -> None:
                     f"the ranks train different models: trainable variable {index} is {_describe(ours)} on rank 0 and "
                     f"{_describe(theirs)} on rank {rank}; build the same model on every rank"
                 )
-
-
-def short_name(variable: Any) -> str:
-    """``kernel``, of ``dense_3/kernel:0``."""
-    return str(variable.name).rsplit("/", 1)[-1].split(":")[0]
 
 
 def _describe(variable: tuple[str, tuple[int, ...], str]) -> str:

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from dtrain.errors import UsageError
 from dtrain.tensorflow.horovod_fix import plain_variables
+from dtrain.tensorflow.state import read_learning_rate
 
 
 def mend(module: ModuleType) -> None:
@@ -57,13 +58,6 @@ def _average_metrics(self: Any, logs: dict[str, Any] | None = None) -> None:
     with tf.device(self.device):
         means = hvd.allreduce(values, op=hvd.Average).numpy()
     logs.update(zip(names, (float(mean) for mean in means), strict=True))
-
-
-def read_learning_rate(optimizer: Any) -> float:
-    value = optimizer.learning_rate
-    if callable(value) and not hasattr(value, "assign"):
-        raise UsageError("the optimizer's learning rate follows a schedule of its own; give it a number to have it changed here")
-    return float(np.asarray(value))
 
 
 def _adjust_learning_rate(self: Any, epoch: float) -> None:
