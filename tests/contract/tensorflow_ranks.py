@@ -23,7 +23,10 @@ def environ(folder: Path, **more: str) -> dict[str, str]:
 
 def run_python(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     """``python ARGUMENTS`` in ``folder``; ``more`` are variables."""
-    command = [sys.executable, *arguments]
+    return run_command(folder, sys.executable, *arguments, **more)
+
+
+def run_command(folder: Path, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, cwd=folder, env=environ(folder, **more), capture_output=True, text=True, timeout=240, check=False
     )

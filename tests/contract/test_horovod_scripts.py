@@ -59,6 +59,25 @@ def test_models_that_differ_are_named_and_nobody_waits(tmp_path: Path, differenc
     assert words in done.stderr, done.stderr
 
 
+STALLED = """
+import time
+import horovod.tensorflow as hvd
+import tensorflow as tf
+hvd.init()
+if hvd.rank() == 1:
+    time.sleep(300)
+hvd.allreduce(tf.ones(3), name="gradients_of_layer_1")
+"""
+
+
+def test_a_stall_ends_and_says_what_was_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "stalled.py").write_text(STALLED)
+    short = {"HOROVOD_STALL_CHECK_TIME_SECONDS": "1", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "2"}
+    done = dtrain_run(tmp_path, 2, "--source", ".", "stalled.py", **short)
+    assert done.returncode != 0
+    assert "gradients_of_layer_1" in done.stdout + done.stderr
+
+
 REFUSED = """
 import horovod.keras
 import horovod.tensorflow.keras as hvd
