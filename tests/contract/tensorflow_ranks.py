@@ -5,13 +5,25 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-KERAS = {"keras3": {}, "tf_keras": {"TF_USE_LEGACY_KERAS": "1"}}
+
+
+def _lanes() -> dict[str, dict[str, str]]:
+    """Which Keras ``tf.keras`` can be here, and the variables that choose it."""
+    try:
+        is_keras2 = version("keras").startswith("2.")
+    except PackageNotFoundError:
+        is_keras2 = False
+    return {"keras2": {}} if is_keras2 else {"keras3": {}, "tf_keras": {"TF_USE_LEGACY_KERAS": "1"}}
+
+
+KERAS = _lanes()
 
 
 def environ(folder: Path, **more: str) -> dict[str, str]:

@@ -48,7 +48,7 @@ def test_same_weights_on_all_ranks_and_as_one_process(tmp_path: Path, keras: str
     assert_close(weights(tmp_path, "loaded", 2, 0), weights(tmp_path, "trainer", 2, 0), 0, "loaded")
 
 
-@pytest.mark.parametrize(("keras", "case"), [("keras3", "resumed_fit"), ("keras3", "trainer"), ("tf_keras", "resumed_fit")])
+@pytest.mark.parametrize(("keras", "case"), [*((keras, "resumed_fit") for keras in KERAS), (next(iter(KERAS)), "trainer")])
 def test_killed_and_resumed_is_bit_for_bit_as_never_killed(tmp_path: Path, keras: str, case: str) -> None:
     folders = [tmp_path / "straight", tmp_path / "resumed"]
     for folder in folders:
@@ -75,9 +75,8 @@ def test_killed_and_resumed_is_bit_for_bit_as_never_killed(tmp_path: Path, keras
 @pytest.mark.parametrize(
     ("keras", "case", "words"),
     [
-        ("keras3", "apart", "CommunicationError: after step 1 the weights of rank 1 differ from those of the other ranks"),
-        ("tf_keras", "apart", "CommunicationError: after step 1 the weights of rank 1 differ from those of the other ranks"),
-        ("keras3", "shapes", "array 0 is (6, 2) float32 on rank 0, (6, 3) float32 on rank 1"),
+        *((keras, "apart", "CommunicationError: after step 1 the weights of rank 1 differ from those of") for keras in KERAS),
+        (next(iter(KERAS)), "shapes", "array 0 is (6, 2) float32 on rank 0, (6, 3) float32 on rank 1"),
     ],
 )
 def test_ranks_out_of_step_are_named(tmp_path: Path, keras: str, case: str, words: str) -> None:
@@ -102,7 +101,9 @@ def test_the_example_runs_by_every_way_of_starting(tmp_path: Path, way: str) -> 
     if way == "dtrain":
         done = dtrain_run(tmp_path, 2, "--source", str(Path(EXAMPLE).parent), EXAMPLE)
     else:
-        done = run_command(tmp_path, *WAYS[way], sys.executable, EXAMPLE)
+        # horovodrun loads Horovod itself, outside mpirun; a wheel that was built for another environment looks for MPI there.
+        library = {"LD_LIBRARY_PATH": str(Path(sys.executable).parents[1] / "lib")} if way == "horovodrun" else {}
+        done = run_command(tmp_path, *WAYS[way], sys.executable, EXAMPLE, **library)
     assert done.returncode == 0, done.stdout + done.stderr
     run = Workspace(tmp_path / "workspace").find_run("latest")
     assert (run.outputs / "model.keras").is_file()
