@@ -102,7 +102,8 @@ def warm(momentum, **options):
     made.fit(np.zeros((8, 3)), np.zeros((8, 1)), batch_size=2, epochs=3, verbose=0, callbacks=[warmup, seen])
     np.testing.assert_allclose(rates, [0.2 / hvd.size() * (min(e, 8) / 4 * (hvd.size() - 1) / 2 + 1) for e in range(1, 9)]
                                + [0.2] * 4, rtol=1e-6)
-assert "hvd.load_model does not work with the Keras of" in told(lambda: hvd.load_model("m.keras"))
+if [int(part) for part in tf.__version__.split(".")[:2]] >= [2, 16]:
+    assert "hvd.load_model does not work with the Keras of" in told(lambda: hvd.load_model("m.keras"))
 print("told", told(lambda: warm(0.9)))
 warm(0.0)
 warm(0.9, momentum_correction=False)
