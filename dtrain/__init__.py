@@ -6,7 +6,7 @@ In a script::
     run = dtrain.init()
     run.log("loss", 0.1, step=1)
 
-Frameworks are plugged in by ``dtrain.chainer``. Nothing heavy is imported before it is used.
+Frameworks are plugged in by ``dtrain.chainer`` and ``dtrain.tensorflow``. Nothing heavy is imported before it is used.
 """
 
 from __future__ import annotations

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import importlib.abc
-import importlib.machinery
+import importlib
 import os
 import re
 import runpy
@@ -18,12 +17,13 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
 from typing import NoReturn
 
-from dtrain.env import RankEnv, other_world, unescape_arguments
+from dtrain._after_import import AfterImport
+from dtrain.env import RankEnv, other_world, quiet_tensorflow, unescape_arguments
 from dtrain.errors import DtrainError, RankError
 from dtrain.layout import RankLayout, RunLayout, write_json
 from dtrain.processes import END_SCRIPT, LAUNCHER_IS_GONE, ProcessRecord, die_with_parent, signal_name
@@ -163,7 +163,8 @@ class _Guard:
 
 def _run_script(recorder: Recorder, argv: Sequence[str]) -> NoReturn:
     """Run the user's script or module as ``__main__``, as Python itself would, and leave with its exit code."""
-    _check_worlds(recorder.env)
+    quiet_tensorflow()
+    _watch_imports(recorder.env)
     faulthandler.enable()
     try:
         if argv[0] == "-m":
@@ -246,54 +247,24 @@ def _leave(exit_code: int) -> NoReturn:
     sys.exit(exit_code)
 
 
-class _WorldCheck(importlib.abc.MetaPathFinder):
-    """Compares mpi4py's world with the launcher's when the script imports mpi4py, whether or not it knows of dtrain.
+def _watch_imports(rank_env: RankEnv) -> None:
+    """See to what goes wrong silently in libraries that the script may use, whether or not it knows of dtrain."""
 
-    An mpirun and an mpi4py of different MPIs make N worlds of one rank, each of which trains everything and exits with 0.
-    """
+    def check_world(module: ModuleType) -> None:
+        # An mpirun and an mpi4py of different MPIs make N worlds of one rank, each of which trains everything and exits with 0.
+        if module.Is_initialized() and (found := module.COMM_WORLD.Get_size()) != rank_env.size:
+            raise other_world(rank_env.size, found, re.split(r"[,\n]", module.Get_library_version())[0])
 
-    def __init__(self, rank_env: RankEnv) -> None:
-        self._env = rank_env
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        after = {"mpi4py": self._come_first, "mpi4py.MPI": self._check}.get(fullname)
-        if after is None:
-            return None
-        others = (finder for finder in sys.meta_path if finder is not self)
-        spec = next((found for finder in others if (found := finder.find_spec(fullname, path, target))), None)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _LoadThen(spec.loader, after)
-        return spec
-
-    def _come_first(self, _module: ModuleType) -> None:
-        # mpi4py's package puts a finder of its own, which picks the build for the MPI it found, in front of us.
-        sys.meta_path.remove(self)
-        sys.meta_path.insert(0, self)
-
-    def _check(self, module: ModuleType) -> None:
-        if module.Is_initialized() and (found := module.COMM_WORLD.Get_size()) != self._env.size:
-            raise other_world(self._env.size, found, re.split(r"[,\n]", module.Get_library_version())[0])
-
-
-class _LoadThen(importlib.abc.Loader):
-    """Another loader, and what to do once it has executed the module."""
-
-    def __init__(self, loader: importlib.abc.Loader, then: Callable[[ModuleType], None]) -> None:
-        self._loader, self._then = loader, then
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        self._loader.exec_module(module)
-        self._then(module)
-
-
-def _check_worlds(rank_env: RankEnv) -> None:
     if rank_env.world_size > 1:
-        sys.meta_path.insert(0, _WorldCheck(rank_env))
+        # mpi4py's package puts a finder of its own, which picks the build for the MPI it found, in front of ours.
+        watch = AfterImport({"mpi4py": lambda _: watch.come_first(), "mpi4py.MPI": check_world})
+        watch.install()
+    # Horovod's Keras calls, on a Keras that it does not know: dtrain.tensorflow mends them when it is imported.
+    AfterImport({"horovod": _mend_horovod}).install()
+
+
+def _mend_horovod(_module: ModuleType) -> None:
+    importlib.import_module("dtrain.tensorflow")
 
 
 if __name__ == "__main__":

@@ -375,6 +375,11 @@ def inherited(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name not in _OF_ONE_RUN and name not in own}
 
 
+def quiet_tensorflow() -> None:
+    """Keep TensorFlow's start-up messages off, unless the user set how many there shall be; before it is imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
 def workspace(option: str | Path | None = None, environ: Mapping[str, str] | None = None) -> Workspace:
     """The workspace: the option, else ``$DTRAIN_WORKSPACE``, else ``./workspace``."""
     environ = os.environ if environ is None else environ

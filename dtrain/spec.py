@@ -14,7 +14,7 @@ from dtrain.errors import NotRunnable, UsageError, did_you_mean
 from dtrain.layout import check_name
 from dtrain.roles import DIALECTS, Dialect, Task, cluster_tasks
 
-Launcher = Literal["local", "mpi", "parameter_server", "multi_worker"]
+Launcher = Literal["local", "mpi", "horovod", "parameter_server", "multi_worker"]
 LAUNCHERS: tuple[Launcher, ...] = get_args(Launcher)
 CLUSTER_LAUNCHERS: tuple[Launcher, ...] = ("parameter_server", "multi_worker")
 

@@ -51,15 +51,16 @@ def test_make_targets_exist(target: str) -> None:
 
 
 def test_python_blocks_run(tmp_path: Path) -> None:
-    """The first as it is, twice, the second time resumed; of Chainer's, that it is Python: it needs a model to run."""
-    own, chainer = blocks("python")
+    """The first as it is, twice, the second time resumed; of those for frameworks, that they are Python: they need a model."""
+    own, *frameworks = blocks("python")
     (tmp_path / "train.py").write_text(own)
     for resume in ([], ["--resume", "latest"]):
         argv = [sys.executable, "-m", "dtrain.cli", "run", *resume, "train.py"]
         environ = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(argv, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-    compile(chainer, "README.md", "exec")
+    for block in frameworks:
+        compile(block, "README.md", "exec")
 
 
 def test_every_command_of_the_command_line_is_in_the_readme() -> None:

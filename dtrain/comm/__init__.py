@@ -16,6 +16,7 @@ __all__ = ["COMMUNICATORS", "Array", "Communicator", "create_communicator"]
 COMMUNICATORS: dict[str, str] = {
     "local": "dtrain.comm.local:LocalCommunicator",
     "mpi": "dtrain.comm.mpi:MpiCommunicator",
+    "horovod": "dtrain.comm.horovod:HorovodCommunicator",
 }
 """Kind of communicator, and where its class is; what it needs is imported when it is made."""
 
@@ -23,13 +24,13 @@ COMMUNICATORS: dict[str, str] = {
 def create_communicator(env: RankEnv, kind: str = "auto") -> Communicator:
     """Make the communicator of this job; collective, blocks until all ranks of ``env`` have called it.
 
-    ``kind`` is a key of COMMUNICATORS or ``auto``: ``local`` for one rank, else ``mpi``. A task of a TensorFlow cluster is
-    a world of its own: what tasks exchange goes through TensorFlow. Raises UsageError for another kind
-    or for ``local`` with more than one rank, MissingDependency with the command that installs what is absent, and RankError
-    when the world that is found has another size than ``env.world_size``.
+    ``kind`` is a key of COMMUNICATORS or ``auto``: ``local`` for one rank, ``horovod`` for those that horovodrun started over
+    Gloo, else ``mpi``. A task of a TensorFlow cluster is a world of its own: what tasks exchange goes through TensorFlow.
+    Raises UsageError for another kind or for ``local`` with more than one rank, MissingDependency with the command that
+    installs what is absent, and RankError when the world that is found has another size than ``env.world_size``.
     """
     if kind == "auto":
-        kind = "local" if env.world_size == 1 else "mpi"
+        kind = "local" if env.world_size == 1 else "horovod" if env.vocabulary == "horovod" else "mpi"
     if kind not in COMMUNICATORS:
         known = ["auto", *COMMUNICATORS]
         raise UsageError(f"communicator {kind!r} is not known{did_you_mean(kind, known)}; choose one of {', '.join(known)}")

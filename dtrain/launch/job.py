@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dtrain.errors import UsageError, WorkspaceError
-from dtrain.launch import local, mpi, parameter_server
+from dtrain.launch import horovod, local, mpi, parameter_server
 from dtrain.launch.console import Console
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.supervise import Limits, Supervisor
@@ -31,6 +31,8 @@ def planner(spec: JobSpec) -> Callable[[RunLayout, Path], LaunchPlan]:
         return functools.partial(parameter_server.plan, spec, ports=parameter_server.free_ports(len(spec.tasks)))
     if spec.launcher_name == "local" or spec.launcher_name in CLUSTER_LAUNCHERS:  # a cluster of one worker is a rank
         return functools.partial(local.plan, spec)
+    if spec.launcher_name == "horovod":
+        return functools.partial(horovod.plan, spec, horovod=horovod.find_horovod(spec))
     return functools.partial(mpi.plan, spec, mpi=mpi.find_mpi())
 
 

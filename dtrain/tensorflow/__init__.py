@@ -1,15 +1,35 @@
-"""TensorFlow on dtrain. TensorFlow itself is imported when a name below is first used."""
+"""TensorFlow on dtrain: data-parallel training over Horovod, on Keras 3, tf_keras and Keras 2; and parameter servers.
+
+Importing it also mends Horovod's own Keras calls, for scripts that use those: on Keras 3 they would train each rank alone,
+without an error (see ``horovod_fix``). TensorFlow and Horovod are imported when a name below is first used.
+"""
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dtrain.env import quiet_tensorflow
+from dtrain.tensorflow import horovod_fix
+
+quiet_tensorflow()
+horovod_fix.install()
+
 if TYPE_CHECKING:
+    from dtrain.tensorflow.device import choose_device as choose_device
+    from dtrain.tensorflow.fit import callbacks as callbacks
+    from dtrain.tensorflow.optimizer import DistributedGradientTape as DistributedGradientTape
+    from dtrain.tensorflow.optimizer import DistributedOptimizer as DistributedOptimizer
     from dtrain.tensorflow.parameter_server import serve_if_server as serve_if_server
+    from dtrain.tensorflow.trainer import Trainer as Trainer
 
 _EXPORTS = {
+    "DistributedGradientTape": "dtrain.tensorflow.optimizer",
+    "DistributedOptimizer": "dtrain.tensorflow.optimizer",
+    "callbacks": "dtrain.tensorflow.fit",
+    "choose_device": "dtrain.tensorflow.device",
     "serve_if_server": "dtrain.tensorflow.parameter_server",
+    "Trainer": "dtrain.tensorflow.trainer",
 }
 
 __all__ = [*_EXPORTS]

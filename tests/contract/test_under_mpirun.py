@@ -99,6 +99,14 @@ def rank_tests() -> list[ParameterSet]:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.needs("horovod", "tensorflow", "mpi")
+def test_the_contract_holds_over_horovod(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DTRAIN_TEST_COMMUNICATOR", "horovod")
+    check_tests(open_mpi(), ranks, CONTRACT)
+
+
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("file", "ranks"), rank_tests())
 def test_rank_tests_pass(file: Path, ranks: int) -> None:
     check_tests(open_mpi(), ranks, file)

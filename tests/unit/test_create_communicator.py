@@ -28,7 +28,7 @@ def test_one_rank_gets_the_null_object(kind: str) -> None:
 
 
 def test_an_unknown_kind_is_refused_with_the_nearest_right_one() -> None:
-    with pytest.raises(UsageError, match=r"'mpy' is not known \(did you mean mpi\?\); choose one of auto, local, mpi"):
+    with pytest.raises(UsageError, match=r"'mpy' is not known \(did you mean mpi\?\); choose one of auto, local, mpi, horovod"):
         create_communicator(RankEnv(), "mpy")
 
 
@@ -42,7 +42,7 @@ def test_mpi_without_mpi4py_says_how_to_get_it() -> None:
         "import sys; sys.modules['mpi4py'] = None\n"
         "from dtrain.env import RankEnv\n"
         "from dtrain.comm import create_communicator\n"
-        "create_communicator(RankEnv(size=2))\n"
+        "create_communicator(RankEnv(size=2, vocabulary='openmpi'))\n"
     )
     assert "MissingDependency" in result.stderr
     assert "pip install 'dtrain[mpi]'" in result.stderr

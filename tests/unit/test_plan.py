@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dtrain.launch import local, mpi
+from dtrain.errors import MissingDependency, UsageError
+from dtrain.launch import horovod, local, mpi
 from dtrain.launch.mpi import FAMILIES, MpiInstallation
 from dtrain.layout import RunLayout
 from dtrain.spec import JobSpec, available_cores
@@ -63,3 +64,47 @@ def test_module_and_source(tmp_path: Path, script: str) -> None:
     assert process.argv[-3:] == ("dtrain._rank_main", "-m", "package.train")
     assert spec.experiment_name == "train"
     assert JobSpec(target=script, source=tmp_path.parent).script_in_source == f"{tmp_path.name}/train.py"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A folder of packages, with a Horovod that is whole as far as a look without importing goes."""
+    folder = tmp_path / "site" / "horovod" / "tensorflow"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").write_text("raise AssertionError('imported')")
+    (folder / "mpi_lib.cpython-311.so").write_bytes(b"\x7fELF...\0libmpi.so.40\0libtensorflow_cc.so.2\0")
+    return tmp_path / "site"
+
+
+def test_horovod_is_mpi_with_an_end_to_stalls(script: str, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mpi, "find_mpi", lambda: installation("Open MPI"))
+    spec = JobSpec(target=script, workers=2, launcher="horovod")
+    run = RunLayout(tmp_path / "run")
+    found = horovod.find_horovod(spec, [str(site)])
+    planned = horovod.plan(spec, run, tmp_path, found)
+    assert (planned.launcher, planned.size) == ("horovod", 2)
+    (process,) = planned.processes
+    (bare,) = mpi.plan(spec, run, tmp_path, found.mpi).processes
+    assert process.argv == bare.argv
+    added = {name: value for name, value in process.environment.items() if name not in bare.environment}
+    assert added == {"HOROVOD_STALL_CHECK_TIME_SECONDS": "60", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "600"}
+
+    monkeypatch.setenv("HOROVOD_STALL_CHECK_TIME_SECONDS", "5")
+    (process,) = horovod.plan(spec, run, tmp_path, found).processes
+    assert not [name for name in process.environment if name.startswith("HOROVOD_")]
+
+
+def test_a_horovod_that_cannot_serve_is_told_before_anything_starts(script: str, site: Path, tmp_path: Path) -> None:
+    spec = JobSpec(target=script, launcher="horovod")
+    with pytest.raises(MissingDependency, match=r"has not; run: .*pip install --no-build-isolation horovod==0.28.1"):
+        horovod.find_horovod(spec, [str(tmp_path / "empty")])
+    library = next(site.glob("horovod/tensorflow/*.so"))
+    library.write_bytes(b"\x7fELF...libtensorflow_cc.so.2")
+    with pytest.raises(MissingDependency, match="built without MPI"):
+        horovod.find_horovod(spec, [str(site)])
+    library.unlink()
+    with pytest.raises(MissingDependency, match="built without TensorFlow"):
+        horovod.find_horovod(spec, [str(site)])
+    (tmp_path / "horovod.py").write_text("")
+    with pytest.raises(UsageError, match=r"horovod\.py would be imported in place of the package"):
+        horovod.find_horovod(spec, [str(site)])

@@ -1,0 +1,81 @@
+"""Launcher ``horovod``: mpirun starts the ranks, as Horovod's own does, once it is seen that Horovod can run here."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import mmap
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dtrain import install
+from dtrain.errors import MissingDependency, UsageError
+from dtrain.launch import mpi
+from dtrain.launch.mpi import MpiInstallation
+from dtrain.launch.plan import LaunchPlan
+from dtrain.layout import RunLayout
+from dtrain.spec import JobSpec
+
+# Left alone, Horovod waits for a missing rank for ever and only warns. The first is when it begins to complain, the second when
+# it ends the job; long enough for a rank that traces a large graph or validates alone. Cycle time, fusion and autotuning stay as
+# they are: a shorter cycle burns a core, and training steps on CPU ranks got slower.
+STALL_VARIABLES = {"HOROVOD_STALL_CHECK_TIME_SECONDS": "60", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "600"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HorovodInstallation:
+    """A Horovod that serves TensorFlow over MPI, and the MPI to start it with."""
+
+    folder: Path
+    mpi: MpiInstallation
+
+
+def find_horovod(spec: JobSpec, path: list[str] | None = None) -> HorovodInstallation:
+    """Find Horovod for the ranks of ``spec`` on this Python's ``path``, without importing it.
+
+    Raises MissingDependency when it is not installed, or built without TensorFlow or MPI, and UsageError when something in the
+    source folder would be imported in its place.
+    """
+    shadow = next((p for name in ("horovod.py", "horovod") if _is_importable(p := spec.source_folder / name)), None)
+    if shadow is not None:
+        raise UsageError(f"{shadow} would be imported in place of the package Horovod by every rank; give it another name")
+    # `python -m dtrain.cli` puts the current folder on the path, which is not where the ranks look.
+    found = importlib.machinery.PathFinder.find_spec(
+        "horovod", [p for p in (sys.path if path is None else path) if p not in ("", os.getcwd())]
+    )
+    if found is None or not found.submodule_search_locations:
+        raise MissingDependency(f"launcher 'horovod' needs Horovod, which {sys.executable} has not; run: {install.HOROVOD}")
+    folder = Path(next(iter(found.submodule_search_locations)))
+    library = next(folder.glob("tensorflow/mpi_lib*.so"), None)
+    if library is None:
+        raise MissingDependency(f"the Horovod in {folder} is built without TensorFlow; build it anew: {install.HOROVOD}")
+    if not _mentions(library, b"libmpi"):
+        raise MissingDependency(
+            f"the Horovod in {folder} is built without MPI, by which its ranks are started; build it anew: {install.HOROVOD}"
+        )
+    return HorovodInstallation(folder=folder, mpi=mpi.find_mpi())
+
+
+def _is_importable(path: Path) -> bool:
+    return path.is_file() if path.suffix else (path / "__init__.py").is_file()
+
+
+def _mentions(library: Path, name: bytes) -> bool:
+    """Whether a shared library names another one; the names of what it needs stand in it as they are."""
+    with open(library, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(name) >= 0
+
+
+def plan(spec: JobSpec, run: RunLayout, cwd: Path, horovod: HorovodInstallation) -> LaunchPlan:
+    """The plan of launcher ``mpi``, with Horovod's variables. Pure; ``cwd`` is the folder in which the ranks will work."""
+    planned = mpi.plan(spec, run, cwd, horovod.mpi)
+    (process,) = planned.processes
+    environment = {**horovod_variables({**os.environ, **spec.environment}), **process.environment}
+    return replace(planned, launcher="horovod", processes=(replace(process, environment=environment),))
+
+
+def horovod_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """What ends a stalled job; what the user set stays, and setting one of the two leaves both to the user."""
+    return {} if any(name in environ for name in STALL_VARIABLES) else dict(STALL_VARIABLES)

@@ -1,0 +1,195 @@
+"""The mean of gradients over the ranks, within a graph or eagerly, and a Keras 3 optimizer that applies it.
+
+Horovod wraps an optimizer by overriding methods that Keras 2 calls and Keras 3 does not: there its wrapper averages nothing.
+Ours averages in ``apply``, through which every way of training goes.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import horovod.tensorflow as hvd
+import tensorflow as tf
+
+from dtrain.comm import Communicator
+from dtrain.comm.horovod import HorovodCommunicator
+from dtrain.errors import CommunicationError, UsageError
+from dtrain.tensorflow.state import short_name
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reduction:
+    """How gradients become one over the ranks: Horovod's options, by its names."""
+
+    op: Any = hvd.Average
+    compression: Any = hvd.Compression.none
+    sparse_as_dense: bool = False
+    gradient_predivide_factor: float = 1.0
+    process_set: Any = hvd.global_process_set
+    accumulated_as_sum: bool = False
+    """Whether what backward passes accumulated is their sum, as Horovod's default has it, or their mean."""
+
+    def __call__(self, gradients: Sequence[Any]) -> list[Any]:
+        """The reduced gradients; those that are None stay so. Collective; as TensorFlow operations."""
+        reduced = list(gradients)
+        groups: dict[Any, list[int]] = {}
+        for index, gradient in enumerate(reduced):
+            if gradient is None:
+                continue
+            if self.sparse_as_dense and isinstance(gradient, tf.IndexedSlices):
+                reduced[index] = gradient = tf.convert_to_tensor(gradient)
+            # A group of Horovod's is of one dtype.
+            groups.setdefault((gradient.dtype, isinstance(gradient, tf.IndexedSlices)), []).append(index)
+        for (_, is_sparse), indices in groups.items():
+            factors = {}
+            if self.op == hvd.Average and not is_sparse and self.gradient_predivide_factor != 1.0:
+                factor = self.gradient_predivide_factor
+                factors = {"prescale_factor": 1.0 / factor, "postscale_factor": factor}
+            results = hvd.grouped_allreduce(
+                [reduced[index] for index in indices],
+                op=self.op,
+                compression=self.compression,
+                process_set=self.process_set,
+                **factors,
+            )
+            for index, result in zip(indices, results, strict=True):
+                reduced[index] = result
+        return reduced
+
+
+@lru_cache(maxsize=1)
+def agreement() -> Communicator:
+    """The communicator by which the ranks agree before they exchange; collective when it is made."""
+    return HorovodCommunicator()
+
+
+def check_same_variables(variables: Sequence[Any]) -> None:
+    """Raise CommunicationError on all ranks, naming those that differ, unless all have the same variables. Collective.
+
+    Horovod itself waits for a tensor that only some ranks have. Names are compared without the layer's, which counts the layers
+    that a process has made.
+    """
+    mine = [(short_name(v), tuple(v.shape), tf.as_dtype(v.dtype).name) for v in variables]
+    by_rank = agreement().allgather_obj(mine)
+    for rank, other in enumerate(by_rank):
+        if len(other) != len(by_rank[0]):
+            raise CommunicationError(
+                f"the ranks' models differ: rank 0 has {len(by_rank[0])} trainable variables, rank {rank} has {len(other)}; "
+                "build the same model on every rank"
+            )
+        for index, (ours, theirs) in enumerate(zip(by_rank[0], other, strict=True)):
+            if ours != theirs:
+                raise CommunicationError(
+                    f"the ranks train different models: trainable variable {index} is {_describe(ours)} on rank 0 and "
+                    f"{_describe(theirs)} on rank {rank}; build the same model on every rank"
+                )
+
+
+def _describe(variable: tuple[str, tuple[int, ...], str]) -> str:
+    name, shape, dtype = variable
+    return f"{name} {shape} {dtype}"
+
+
+def keras3() -> Any:
+    """The loaded Keras, if it is Keras 3 or later, or None."""
+    keras = sys.modules.get("keras")
+    return keras if keras is not None and int(str(getattr(keras, "__version__", "0")).split(".")[0]) >= 3 else None
+
+
+def is_keras3_optimizer(optimizer: Any) -> bool:
+    keras = keras3()
+    return keras is not None and isinstance(optimizer, keras.optimizers.Optimizer)
+
+
+class _Averaging:
+    """Put in front of a Keras 3 optimizer's class."""
+
+    dtrain_reduction: Reduction
+
+    def build(self: Any, variables: Sequence[Any]) -> None:
+        if self.dtrain_reduction.process_set is hvd.global_process_set:
+            check_same_variables(variables)
+        super().build(variables)  # type: ignore[misc]
+
+    def apply(self: Any, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
+        if not self.gradient_accumulation_steps:
+            grads = self.dtrain_reduction(grads)
+        super().apply(grads, trainable_variables)  # type: ignore[misc]
+
+    def _clip_gradients(self: Any, grads: Sequence[Any]) -> Any:
+        # With accumulation Keras calls it in the pass that updates, and with what the passes came to: so one exchange an update.
+        if self.gradient_accumulation_steps:
+            grads = self.dtrain_reduction(grads)
+            if self.dtrain_reduction.accumulated_as_sum:
+                grads = [gradient * float(self.gradient_accumulation_steps) for gradient in grads]
+        return super()._clip_gradients(grads)  # type: ignore[misc]
+
+
+def distribute(optimizer: Any, reduction: Reduction, *, backward_passes: int = 1) -> Any:
+    """Make a Keras 3 optimizer average its gradients over the ranks; returns the same object.
+
+    Its class gets a subclass of the same name, so that a saved model is loaded with the plain one, without Horovod.
+    """
+    cls = type(optimizer)
+    if issubclass(cls, _Averaging):
+        raise UsageError(f"this {cls.__name__} averages its gradients already; wrap an optimizer once")
+    if backward_passes > 1:
+        if optimizer.gradient_accumulation_steps not in (None, backward_passes):
+            raise UsageError(
+                f"backward_passes_per_step={backward_passes}, but the optimizer has gradient_accumulation_steps="
+                f"{optimizer.gradient_accumulation_steps}; give one of them"
+            )
+        if optimizer.built and optimizer.gradient_accumulation_steps is None:
+            raise UsageError("backward_passes_per_step needs an optimizer that has not trained yet; wrap it before")
+        optimizer.gradient_accumulation_steps = backward_passes
+    _patch_compile()
+    if optimizer.built and reduction.process_set is hvd.global_process_set:
+        check_same_variables(optimizer._trainable_variables)
+    _set_class(optimizer, type(cls.__name__, (_Averaging, cls), {"__module__": cls.__module__, "dtrain_reduction": reduction}))
+    return optimizer
+
+
+def is_distributed(optimizer: Any) -> bool:
+    return isinstance(optimizer, _Averaging)
+
+
+def _set_class(optimizer: Any, cls: type) -> None:
+    object.__setattr__(optimizer, "__class__", cls)  # Keras's own __setattr__ tracks what it is given
+
+
+@lru_cache(maxsize=1)
+def _patch_compile() -> None:
+    """Let ``compile`` of Keras 3 see to what does not go with an optimizer of ours."""
+    # Where it is defined: a model that has another `compile` than that counts as custom, and is not compiled when it is loaded.
+    trainer = next(cls for cls in keras3().Model.__mro__ if "compile" in vars(cls))
+    original = trainer.compile
+
+    def compile(self: Any, *args: Any, **kwargs: Any) -> None:
+        optimizer = args[0] if args else kwargs.get("optimizer")
+        if is_distributed(optimizer):
+            # Scripts for Horovod on Keras 2 pass it, and it has no meaning on Keras 3.
+            kwargs.pop("experimental_run_tf_function", None)
+            if kwargs.get("jit_compile") is True:
+                raise UsageError(
+                    "jit_compile=True: XLA does not compile Horovod's operations; leave it out or say jit_compile=False"
+                )
+            if len(args) < 8:
+                kwargs["jit_compile"] = False
+        original(self, *args, **kwargs)
+        scaling = self.optimizer
+        if scaling is not optimizer and is_distributed(getattr(scaling, "inner_optimizer", None)):
+            # Keras wrapped it to scale the loss (mixed_float16). It applies nothing where a gradient has overflowed, so the
+            # average must come before it looks: else one rank would skip an exchange that the others wait in.
+            inner = scaling.inner_optimizer
+            reduction = inner.dtrain_reduction
+            _set_class(inner, type(inner).__mro__[2])
+            distribute(scaling, reduction)
+
+    trainer.compile = compile

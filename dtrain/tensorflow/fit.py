@@ -1,0 +1,186 @@
+"""What ``fit`` needs on many ranks: one beginning, averaged and recorded metrics, checkpoints, and a check of the weights."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import tensorflow as tf
+
+from dtrain.errors import CommunicationError, UsageError
+from dtrain.tensorflow import state
+
+if TYPE_CHECKING:
+    from dtrain.run import Run
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "dtrain.tensorflow/1"
+
+_begun: weakref.WeakSet[Run] = weakref.WeakSet()
+"""Runs of which a checkpoint was looked for in this process: a second ``fit`` goes on from the first, not from its checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """What :func:`callbacks` does, and when; checks itself."""
+
+    resume: Literal["auto", "never"] | int = "auto"
+    """``auto``: from the newest checkpoint that verifies, if there is one; a number: from that step; ``never``: from none."""
+    checkpoint_every: int | Literal["never"] = 1
+    """So many epochs."""
+    check_every: int = 100
+    """So many steps from one comparison of the ranks' weights to the next; the first is after the first step."""
+    warmup_epochs: float = 0.0
+    """Over so many epochs the learning rate rises from its ``size``-th part to what the optimizer was given."""
+
+    def __post_init__(self) -> None:
+        if self.resume not in ("auto", "never") and not _is_count(self.resume, least=0):
+            raise UsageError(f"resume={self.resume!r} is not allowed; use 'auto', 'never' or a step's number")
+        if self.checkpoint_every != "never" and not _is_count(self.checkpoint_every, least=1):
+            raise UsageError(f"checkpoint_every={self.checkpoint_every!r} is not allowed; use a number of epochs, or 'never'")
+        if not _is_count(self.check_every, least=1):
+            raise UsageError(f"check_every={self.check_every!r} is not allowed; use a number of steps, at least 1")
+        if not 0 <= self.warmup_epochs < float("inf"):
+            raise UsageError(f"warmup_epochs={self.warmup_epochs!r} is not allowed; use 0 or more")
+
+
+def _is_count(value: object, *, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def callbacks(run: Run, **options: Any) -> list[Any]:
+    """Callbacks for ``model.fit(..., callbacks=[*dtrain.tensorflow.callbacks(run), ...])``; put them first.
+
+    The options are the fields of :class:`FitOptions`. All ranks take rank 0's weights, or those of the checkpoint that is
+    resumed, from whose epoch ``fit`` then goes on. At an epoch's end each rank records its own metrics, and the callbacks after
+    these see the means over ranks. Every rank must make the same number of steps in an epoch. Raises CommunicationError out of
+    ``fit``, on all ranks, when the ranks' weights differ.
+    """
+    try:
+        chosen = FitOptions(**options)
+    except TypeError as error:
+        raise UsageError(f"callbacks: {error}; there are {', '.join(FitOptions.__dataclass_fields__)}") from error
+    return [DataParallel(run, chosen)]
+
+
+class DataParallel(tf.keras.callbacks.Callback):
+    """The callback of :func:`callbacks`."""
+
+    _supports_tf_logs = True  # on Keras 2: do not fetch a batch's metrics for us
+
+    def __init__(self, run: Run, options: FitOptions, *, validation_samples: int | None = None) -> None:
+        """``validation_samples`` of this rank weigh its validation metrics; None: all ranks weigh alike."""
+        super().__init__()
+        self._run, self._options = run, options
+        self._validation_samples = validation_samples
+        self.first_epoch = 0
+        self._epoch = 0
+        self._steps = 0
+        self._prepared = False
+        self._full_rate: float | None = None
+
+    def prepare(self, model: Any) -> None:
+        """Give all ranks the same beginning: rank 0's, or that of a checkpoint. Collective; once, before any training."""
+        self._prepared = True
+        if self._options.warmup_epochs:
+            self._full_rate = state.read_learning_rate(model.optimizer)
+        state.broadcast_state(model, self._run.comm)
+        resume = self._options.resume
+        if resume == "never" or self._run in _begun:
+            return
+        _begun.add(self._run)
+        saved = self._run.checkpoints.restore("newest" if resume == "auto" else resume)
+        if saved is None:
+            if self._run.resume_from is not None and self._run.rank == 0:
+                logger.warning("%s has no checkpoint to resume from: training begins anew", self._run.resume_from.id)
+            return
+        state.restore(model, saved.shared, saved.own)
+        self.first_epoch, self._steps = int(saved.meta["epochs"]), saved.step
+        if self._run.rank == 0:
+            logger.info("resumed from step %d (%s)", saved.step, saved.path)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if not self._prepared:
+            self.prepare(self.model)
+        if self._options.warmup_epochs and not self.params.get("steps"):
+            raise UsageError("warmup_epochs needs to know the steps of an epoch; pass steps_per_epoch to fit")
+        if self.first_epoch:
+            # Where Keras's own BackupAndRestore says so: Keras 3 and Keras 2.
+            if hasattr(self.model, "_training_state"):
+                self.model._training_state = _Start(self.first_epoch)
+            else:
+                self.model._initial_epoch = self.first_epoch
+
+    def on_train_end(self, logs: Any = None) -> None:
+        if self.first_epoch:
+            if hasattr(self.model, "_training_state"):
+                self.model._training_state = None
+            else:
+                self.model._initial_epoch = 0
+        self.first_epoch, self._prepared = 0, False
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._epoch, self._batches = epoch, 0
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if self._full_rate is None:
+            return
+        size, over = self._run.size, self._options.warmup_epochs
+        done = self._epoch + (batch + 1) / self.params["steps"]
+        if done < over:
+            self.model.optimizer.learning_rate = self._full_rate * (1 + (size - 1) * done / over) / size
+        else:
+            # Once: from here on it is whoever's.
+            self.model.optimizer.learning_rate = self._full_rate
+            self._full_rate = None
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        before = self._steps
+        self._steps += batch + 1 - self._batches  # several with steps_per_execution
+        self._batches = batch + 1
+        every = self._options.check_every
+        if before == 0 or before // every != self._steps // every:
+            state.check_in_step(self.model, self._run.comm, self._steps)
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        state.average_statistics(self.model, self._run.comm)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        logs = {} if logs is None else logs
+        mine = {name: float(np.asarray(value)) for name, value in logs.items() if np.size(value) == 1}
+        self._run.log_row(self._steps, **mine, epoch=epoch + 1)
+        logs.update(self._means(mine))
+        every = self._options.checkpoint_every
+        if every != "never" and (epoch + 1) % every == 0:
+            state.average_statistics(self.model, self._run.comm)
+            shared, own = state.capture(self.model)
+            meta = {"format": FORMAT, "epochs": epoch + 1}
+            self._run.checkpoints.save(self._steps, shared, own, meta)
+
+    def _means(self, mine: dict[str, float]) -> dict[str, float]:
+        shares = self._run.comm.allgather_obj((mine, self._validation_samples))
+        for rank, (other, _) in enumerate(shares):
+            if other.keys() != shares[0][0].keys():
+                odd = ", ".join(sorted(other.keys() ^ shares[0][0].keys()))
+                raise CommunicationError(
+                    f"only one of ranks 0 and {rank} has the metrics {odd}; pass the same to compile and fit"
+                )
+        means = {}
+        for name in mine:
+            weights = [samples if name.startswith("val_") and samples else 1 for _, samples in shares]
+            means[name] = float(np.average([share[name] for share, _ in shares], weights=weights))
+        return means
+
+
+class _Start:
+    """Tells Keras 2's ``fit`` at which epoch to begin."""
+
+    def __init__(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def maybe_load_initial_counters_from_ckpt(self, steps: Any, initial_epoch: int, mode: Any) -> tuple[int, int]:
+        return max(self._epoch, initial_epoch), 0

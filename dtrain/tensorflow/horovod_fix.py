@@ -1,0 +1,140 @@
+"""Horovod 0.28.1 on Keras 3 and tf_keras: its Keras calls made right, or refused; what is right already is left alone.
+
+Seen with Keras 3 before (TensorFlow 2.18.1): ``DistributedOptimizer`` with ``fit`` exchanges nothing and says nothing; the tape,
+the callbacks and ``broadcast_variables`` raise on Keras variables. With tf_keras the metric and learning-rate callbacks raise,
+because Horovod takes its backend from ``import keras``, which is another Keras.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+from dtrain._after_import import AfterImport
+from dtrain.env import RankEnv, other_world
+from dtrain.errors import UsageError
+
+_installed = False
+
+
+def install() -> None:
+    """Mend Horovod's modules as they are imported, and those that are already; imports none. Once."""
+    global _installed
+    if _installed:
+        return
+    _installed = True
+    AfterImport(
+        {
+            "horovod.tensorflow.mpi_ops": _check_world_after_init,
+            "horovod.tensorflow.functions": _broadcast_keras_variables,
+            "horovod.tensorflow": _mend_tape,
+            "horovod._keras": _mend_optimizer,
+            "horovod._keras.callbacks": _mend_callbacks,
+        }
+    ).install()
+
+
+def plain_variables(variables: Any) -> Any:
+    """TensorFlow's variables of a list in which some are Keras 3's."""
+    if not isinstance(variables, (list, tuple)):
+        return _plain(variables)
+    return [plain_variables(each) for each in variables]
+
+
+def _plain(variable: Any) -> Any:
+    # A Keras 3 variable has TensorFlow's as its `_value`; `value` may be one that autocast made.
+    return variable._value if not hasattr(variable, "ref") and hasattr(variable, "_value") else variable
+
+
+def _check_world_after_init(module: ModuleType) -> None:
+    original = module.init
+
+    def init(*args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
+        rank_env = RankEnv.read()
+        # Elastic workers come and go; and a script may ask for some of the ranks.
+        if not args and not kwargs and rank_env.vocabulary not in ("horovod", "alone") and module.size() != rank_env.size:
+            raise other_world(rank_env.size, module.size(), "Horovod")
+
+    module.init = init  # type: ignore[attr-defined]
+
+
+def _broadcast_keras_variables(module: ModuleType) -> None:
+    original = module.broadcast_variables
+
+    def broadcast_variables(variables: Any, root_rank: int, *args: Any, **kwargs: Any) -> Any:
+        return original(plain_variables(list(variables)), root_rank, *args, **kwargs)
+
+    module.broadcast_variables = broadcast_variables  # type: ignore[attr-defined]
+
+
+def _mend_tape(module: ModuleType) -> None:
+    # Bound here by name when it was imported, which may have been before the module it comes from was mended.
+    module.broadcast_variables = importlib.import_module("horovod.tensorflow.functions").broadcast_variables  # type: ignore[attr-defined]
+    tape = module._DistributedGradientTape
+    gradient, register_local_source = tape.gradient, tape.register_local_source
+    agreed: list[bool] = []
+
+    def gradient_(self: Any, target: Any, sources: Any, *args: Any, **kwargs: Any) -> Any:
+        sources = plain_variables(sources)
+        # All ranks' first: later ones may take other sources on purpose.
+        if not agreed and self.process_set is module.global_process_set and isinstance(sources, list):
+            agreed.append(True)
+            from dtrain.tensorflow.averaging import check_same_variables
+
+            check_same_variables(sources)
+        return gradient(self, target, sources, *args, **kwargs)
+
+    tape.gradient = gradient_
+    tape.register_local_source = lambda self, source: register_local_source(self, plain_variables(source))
+    vars_to_refs = module.vars_to_refs
+    module.vars_to_refs = lambda variables: vars_to_refs(plain_variables(variables))  # type: ignore[attr-defined]
+    from dtrain.tensorflow.batch_norm import keras3_sync_batch_norm
+
+    synchronized = keras3_sync_batch_norm()
+    if synchronized is not None:
+        module.SyncBatchNormalization = synchronized  # type: ignore[attr-defined]
+
+
+def _mend_optimizer(module: ModuleType) -> None:
+    create = module.create_distributed_optimizer
+
+    def create_distributed_optimizer(keras: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        from dtrain.tensorflow import averaging
+
+        if not averaging.is_keras3_optimizer(optimizer):
+            return create(keras, optimizer, *args, **kwargs)
+        names = ("name", "device_dense", "device_sparse", "compression", "sparse_as_dense", "gradient_predivide_factor", "op")
+        # `groups` only says what travels together; ours sends all gradients of a dtype in one group.
+        options = {**dict(zip(names, args, strict=False)), **kwargs}
+        reduction = averaging.Reduction(
+            op=options["op"],
+            compression=options["compression"],
+            sparse_as_dense=options["sparse_as_dense"],
+            gradient_predivide_factor=options["gradient_predivide_factor"],
+            process_set=options["process_set"],
+            accumulated_as_sum=not options.get("average_aggregated_gradients", False),
+        )
+        return averaging.distribute(optimizer, reduction, backward_passes=options.get("backward_passes_per_step", 1))
+
+    load = module.load_model
+
+    def load_model(keras: Any, *args: Any, **kwargs: Any) -> Any:
+        version = str(module.tf.__version__)
+        major, minor = (int(part) for part in version.split(".")[:2])
+        if (major, minor) < (2, 16):
+            return load(keras, *args, **kwargs)
+        raise UsageError(
+            f"hvd.load_model does not work with the Keras of TensorFlow {version}; load it with keras.models.load_model(path), "
+            "then compile it with hvd.DistributedOptimizer(model.optimizer)"
+        )
+
+    module.create_distributed_optimizer = create_distributed_optimizer  # type: ignore[attr-defined]
+    module.load_model = load_model  # type: ignore[attr-defined]
+
+
+def _mend_callbacks(module: ModuleType) -> None:
+    from dtrain.tensorflow import horovod_callbacks
+
+    horovod_callbacks.mend(module)

@@ -1,0 +1,84 @@
+"""For ``fit``, or a loop of one's own: an optimizer and a tape that average gradients over the ranks of a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dtrain import install
+from dtrain.env import other_world
+from dtrain.errors import MissingDependency, UsageError
+
+if TYPE_CHECKING:
+    from dtrain.run import Run
+
+COMPRESSIONS = ("none", "fp16")
+
+
+def start_horovod(run: Run) -> Any:
+    """Return ``horovod.tensorflow``, started, with the ranks of ``run``. Collective.
+
+    Raises MissingDependency without Horovod, RankError when it sees other ranks than the run.
+    """
+    try:
+        import horovod.tensorflow as hvd
+    except ImportError as error:
+        raise MissingDependency(f"{run.size} ranks average by Horovod ({error}); run: {install.HOROVOD}") from error
+    hvd.init()
+    if (hvd.size(), hvd.rank()) != (run.size, run.rank):
+        raise other_world(run.size, hvd.size(), "Horovod")
+    return hvd
+
+
+def DistributedOptimizer(
+    optimizer: Any,
+    run: Run,
+    *,
+    compression: str = "none",
+    backward_passes_per_step: int = 1,
+    sparse_as_dense: bool = False,
+) -> Any:
+    """Make ``optimizer`` (of Keras 2, tf_keras or Keras 3) apply the mean of all ranks' gradients. Collective.
+
+    ``compression="fp16"`` halves what travels. With ``backward_passes_per_step`` above 1, gradients of so many batches are
+    averaged on each rank before the ranks exchange and update. Sparse gradients (of embeddings) travel as what they are, unless
+    ``sparse_as_dense``. For one rank without accumulation it is the optimizer itself; a Keras 3 optimizer is changed in place.
+    """
+    _check(compression, backward_passes_per_step)
+    if run.size == 1 and backward_passes_per_step == 1:
+        return optimizer
+    if run.size == 1 and hasattr(optimizer, "gradient_accumulation_steps"):
+        optimizer.gradient_accumulation_steps = backward_passes_per_step
+        return optimizer
+    hvd = start_horovod(run)
+    from dtrain.tensorflow import averaging
+
+    chosen = getattr(hvd.Compression, compression)
+    if averaging.is_keras3_optimizer(optimizer):
+        reduction = averaging.Reduction(compression=chosen, sparse_as_dense=sparse_as_dense)
+        return averaging.distribute(optimizer, reduction, backward_passes=backward_passes_per_step)
+    return hvd.DistributedOptimizer(
+        optimizer,
+        compression=chosen,
+        backward_passes_per_step=backward_passes_per_step,
+        average_aggregated_gradients=backward_passes_per_step > 1,
+        sparse_as_dense=sparse_as_dense,
+    )
+
+
+def DistributedGradientTape(tape: Any, run: Run, *, compression: str = "none", sparse_as_dense: bool = False) -> Any:
+    """Wrap a ``tf.GradientTape`` so that ``gradient`` returns the mean of all ranks' gradients; its sources are a flat list.
+
+    Not with a DistributedOptimizer: one of them averages.
+    """
+    _check(compression, 1)
+    if run.size == 1:
+        return tape
+    hvd = start_horovod(run)
+    return hvd.DistributedGradientTape(tape, compression=getattr(hvd.Compression, compression), sparse_as_dense=sparse_as_dense)
+
+
+def _check(compression: str, backward_passes_per_step: int) -> None:
+    if compression not in COMPRESSIONS:
+        raise UsageError(f"compression={compression!r} is not known; choose one of {', '.join(COMPRESSIONS)}")
+    if not isinstance(backward_passes_per_step, int) or backward_passes_per_step < 1:
+        raise UsageError(f"backward_passes_per_step={backward_passes_per_step!r} is not allowed; use a whole number, at least 1")

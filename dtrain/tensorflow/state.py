@@ -1,0 +1,144 @@
+"""A Keras model's state as a checkpoint's tensors, and back; Keras 2, tf_keras and Keras 3 alike.
+
+* shared (the same on all ranks): weights and optimizer variables. Running statistics (BatchNormalization), which are each rank's
+  own while it trains, are replaced by their mean before;
+* own (a rank's): the states of Keras 3's random generators (dropout).
+
+Names begin with a variable's place: the names that Keras makes up count the layers that a process has made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import blake3
+import numpy as np
+
+from dtrain.comm import Array, Communicator
+from dtrain.comm._agreement import name_ranks
+from dtrain.errors import CheckpointError, CommunicationError, UsageError
+
+
+def short_name(variable: Any) -> str:
+    """``kernel``, of ``dense_3/kernel:0``."""
+    return str(variable.name).rsplit("/", 1)[-1].split(":")[0]
+
+
+def read(variables: Sequence[Any]) -> list[Array]:
+    """Copies of their values."""
+    return [np.array(variable.numpy()) for variable in variables]
+
+
+def assign(variables: Sequence[Any], values: Sequence[Array]) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+def optimizer_variables(model: Any) -> list[Any]:
+    """All of them, made where the optimizer has not trained yet. Raises UsageError for a model that is not compiled or built."""
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        raise UsageError("the model is not compiled; call model.compile(optimizer, loss) first")
+    if not model.built:
+        raise UsageError(
+            "the model has no weights before it sees data, and all ranks must begin with the same: give it an Input layer, or "
+            "call model.build(input_shape) before fit"
+        )
+    if hasattr(optimizer, "build"):
+        if not getattr(optimizer, "built", False):
+            optimizer.build(model.trainable_variables)
+    else:  # tf.keras.optimizers.legacy
+        optimizer._create_all_weights(model.trainable_variables)
+    variables = optimizer.variables
+    return list(variables() if callable(variables) else variables)
+
+
+def generator_states(model: Any) -> list[Any]:
+    """The states of Keras 3's random generators; none on Keras 2."""
+    return [variable for variable in model.variables if short_name(variable) == "seed_generator_state"]
+
+
+def capture(model: Any) -> tuple[dict[str, Array], dict[str, Array]]:
+    """(shared, own) for ``Checkpointer.save``."""
+    shared = {**_named("model", model.weights), **_named("optimizer", optimizer_variables(model))}
+    return shared, _named("generator", generator_states(model))
+
+
+def restore(model: Any, shared: Mapping[str, Array], own: Mapping[str, Array] | None) -> None:
+    """Put back what :func:`capture` returned. Raises CheckpointError where the model or optimizer is another one."""
+    _restore("model", model.weights, shared)
+    _restore("optimizer", optimizer_variables(model), shared)
+    if own is not None:
+        _restore("generator", generator_states(model), own)
+
+
+def _named(part: str, variables: Sequence[Any]) -> dict[str, Array]:
+    return dict(zip(_names(part, variables), read(variables), strict=True))
+
+
+def _names(part: str, variables: Sequence[Any]) -> list[str]:
+    return [f"{part}/{index:04d}/{short_name(variable)}" for index, variable in enumerate(variables)]
+
+
+def _restore(part: str, variables: Sequence[Any], tensors: Mapping[str, Array]) -> None:
+    names = _names(part, variables)
+    there = [name for name in tensors if name.startswith(f"{part}/")]
+    if odd := sorted(set(names) ^ set(there)):
+        raise CheckpointError(
+            f"the checkpoint is of another {part}: only one of the two has {', '.join(odd[:5])}; resume with the "
+            "script that saved it"
+        )
+    for name, variable in zip(names, variables, strict=True):
+        if tuple(variable.shape) != tensors[name].shape:
+            raise CheckpointError(f"{name} has shape {tensors[name].shape} in the checkpoint, and {tuple(variable.shape)} here")
+    assign(variables, [tensors[name] for name in names])
+
+
+def broadcast_state(model: Any, comm: Communicator) -> None:
+    """Give all ranks rank 0's weights and optimizer variables. Collective.
+
+    Raises CommunicationError on all ranks, naming those that differ, where they have not the same variables.
+    """
+    variables = [*model.weights, *optimizer_variables(model)]
+    values = read(variables)
+    if comm.size > 1:
+        comm.broadcast_(values)
+        if comm.rank != 0:
+            assign(variables, values)
+
+
+def average_statistics(model: Any, comm: Communicator) -> None:
+    """Replace running statistics by their mean over the ranks. Collective."""
+    statistics = [v for v in model.non_trainable_weights if np.dtype(v.numpy().dtype).kind == "f"]
+    if comm.size > 1 and statistics:
+        values = read(statistics)
+        comm.allreduce_mean_(values)
+        assign(statistics, values)
+
+
+def check_in_step(model: Any, comm: Communicator, step: int) -> None:
+    """Raise CommunicationError on all ranks unless all have the same trainable weights, bit for bit. Collective."""
+    if comm.size == 1:
+        return
+    hasher = blake3.blake3()
+    for variable in model.trainable_variables:
+        hasher.update(np.ascontiguousarray(variable.numpy()).tobytes())
+    digests = comm.allgather_obj(hasher.hexdigest())
+    if len(set(digests)) == 1:
+        return
+    # The weights that most ranks have are taken for right; where two are as many, rank 0's side.
+    common = max(digests, key=digests.count)
+    odd = [rank for rank, digest in enumerate(digests) if digest != common]
+    raise CommunicationError(
+        f"after step {step} the weights of {name_ranks(odd)} differ from those of the other ranks: they train apart. Is the "
+        "optimizer a DistributedOptimizer, or the tape a DistributedGradientTape, and does every rank make the same steps?"
+    )
+
+
+def read_learning_rate(optimizer: Any) -> float:
+    """The learning rate now. Raises UsageError for a schedule, which nobody can set."""
+    value = optimizer.learning_rate
+    if callable(value) and not hasattr(value, "assign"):
+        raise UsageError("the optimizer's learning rate follows a schedule of its own; give it a number to have it changed here")
+    return float(np.asarray(value))

@@ -1,0 +1,156 @@
+"""Trains with dtrain.tensorflow: ``tensorflow_script.py FOLDER CASE...``; writes the weights of every rank to the folder."""
+
+import os
+import signal
+import sys
+
+import numpy as np
+
+import dtrain
+import dtrain.tensorflow
+
+# isort: split
+import tensorflow as tf
+
+keras = tf.keras
+STEPS, BATCH = 5, 32
+run = dtrain.init(experiment="tensorflow")
+
+
+def data():
+    draw = np.random.RandomState(0)
+    x = draw.randn(STEPS * BATCH, 6).astype("float32")
+    return x, (x @ draw.randn(6, 2) + 0.1 * draw.randn(STEPS * BATCH, 2)).astype("float32")
+
+
+def share(array):
+    parts = array.reshape(STEPS, run.size, BATCH // run.size, *array.shape[1:])
+    return parts[:, run.rank].reshape(-1, *array.shape[1:])
+
+
+def build(seed=1, dropout=0.0):
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential(
+        [
+            keras.layers.Input((6,)),
+            keras.layers.Dense(8, activation="tanh"),
+            keras.layers.Dropout(dropout),
+            keras.layers.Dense(2),
+        ]
+    )
+
+
+def fit(model, optimizer, epochs=1, extra=(), **options):
+    model.compile(optimizer, "mse", metrics=["mae"])
+    x, y = data()
+    history = model.fit(
+        share(x),
+        share(y),
+        batch_size=BATCH // run.size,
+        shuffle=False,
+        epochs=epochs,
+        verbose=0,
+        callbacks=[*dtrain.tensorflow.callbacks(run, **options), *extra],
+    )
+    return model, history.history
+
+
+def case_fit():
+    """Other weights on every rank before: rank 0's are everybody's."""
+    optimizer = dtrain.tensorflow.DistributedOptimizer(keras.optimizers.Adam(0.01), run)
+    model, history = fit(build(1 + run.rank), optimizer, checkpoint_every="never")
+    assert len(set(run.comm.allgather_obj(history["mae"][0]))) == 1
+    return model
+
+
+def case_passes():
+    """Two shares averaged, then one update: as one update of twice the batch."""
+    optimizer = dtrain.tensorflow.DistributedOptimizer(keras.optimizers.SGD(0.1), run, backward_passes_per_step=2 // run.size)
+    model = build()
+    model.compile(optimizer, "mse")
+    x, y = data()
+    mine = np.arange(128).reshape(4, run.size, -1)[:, run.rank].ravel()
+    model.fit(x[mine], y[mine], batch_size=16, shuffle=False, verbose=0)
+    return model
+
+
+def case_tape():
+    model, optimizer = build(), keras.optimizers.SGD(0.1)
+
+    @tf.function
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(model(x, training=True) - y))
+        tape = dtrain.tensorflow.DistributedGradientTape(tape, run)
+        optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables, strict=True))
+
+    x, y = (tf.constant(share(array)) for array in data())
+    for index in range(STEPS):
+        size = BATCH // run.size
+        step(x[index * size : (index + 1) * size], y[index * size : (index + 1) * size])
+    return model
+
+
+def case_warmup():
+    rates = []
+    optimizer = dtrain.tensorflow.DistributedOptimizer(keras.optimizers.SGD(0.1), run)
+    model = build()
+    seen = keras.callbacks.LambdaCallback(on_train_batch_begin=lambda batch, logs: rates.append(float(optimizer.learning_rate)))
+    fit(model, optimizer, epochs=2, extra=[seen], warmup_epochs=1, checkpoint_every="never", resume="never")
+    rising = [0.1 * (1 + (run.size - 1) * done / STEPS) / run.size for done in range(1, STEPS)]
+    np.testing.assert_allclose(rates, [*rising, *[0.1] * (STEPS + 1)], rtol=1e-6)
+    return model
+
+
+class Die(keras.callbacks.Callback):
+    """Kills this rank when it has begun that epoch's third batch."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if os.environ.get("DIE_IN_EPOCH") == str(self.epoch) and batch == 2 and run.rank == run.size - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def case_resumed_fit():
+    """Only the dropout of Keras 3 keeps its state in variables."""
+    dropout = 0.5 if keras.__name__.startswith("keras.") else 0.0
+    optimizer = dtrain.tensorflow.DistributedOptimizer(keras.optimizers.Adam(0.01), run)
+    return fit(build(1 + run.rank, dropout), optimizer, epochs=4, extra=[Die()])[0]
+
+
+def case_trainer():
+    def build_model():
+        model = build(1)
+        model.compile(keras.optimizers.Adam(0.01), "mse", metrics=["mae"])
+        return model
+
+    x, y = data()
+    trainer = dtrain.tensorflow.Trainer(build_model, (x, y), (x[:31], y[:31]), run=run, epochs=4, batch_size=BATCH)
+    original = trainer.model.fit
+    trainer.model.fit = lambda *args, callbacks, **kwargs: original(*args, callbacks=[*callbacks, Die()], **kwargs)
+    metrics = trainer.run()
+    trainer.save_model()
+    loss, mae = trainer.model.evaluate(x[:31], y[:31], verbose=0)
+    # 31 samples are shares of 16 and 15: weighed by them the mean is the whole's.
+    np.testing.assert_allclose([metrics["val_loss"], metrics["val_mae"]], [loss, mae], rtol=1e-5)
+    return trainer.model
+
+
+def case_apart():
+    """A plain optimizer: nobody averages."""
+    return fit(build(), keras.optimizers.SGD(0.1), check_every=2)[0]
+
+
+def case_shapes():
+    model = keras.Sequential([keras.layers.Input((6,)), keras.layers.Dense(2 + run.rank)])
+    model.compile("sgd", "mse")
+    model.fit(np.zeros((4, 6)), np.zeros((4, 2 + run.rank)), verbose=0, callbacks=dtrain.tensorflow.callbacks(run))
+    return model
+
+
+for name in sys.argv[2:]:
+    trained = globals()[f"case_{name}"]()
+    arrays = {str(index): weight for index, weight in enumerate(trained.get_weights())}
+    np.savez(os.path.join(sys.argv[1], f"{name}-{run.size}-{run.rank}.npz"), **arrays)

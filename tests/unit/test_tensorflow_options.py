@@ -1,0 +1,91 @@
+"""What of dtrain.tensorflow needs no second rank: what is refused, and what is not loaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.needs("tensorflow")
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_python(folder: Path, code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_nothing_heavy_is_loaded_before_it_is_used(tmp_path: Path) -> None:
+    code = "import sys, dtrain.tensorflow; print([n for n in ('tensorflow', 'keras', 'horovod', 'mpi4py') if n in sys.modules])"
+    assert run_python(tmp_path, code).strip() == "[]"
+
+
+REFUSALS = """
+import numpy as np
+import dtrain
+import dtrain.tensorflow
+import tensorflow as tf
+run = dtrain.init()
+keras = tf.keras
+x, y = np.zeros((8, 3), np.float32), np.zeros((8, 1), np.float32)
+def told(action):
+    try:
+        action()
+    except dtrain.errors.DtrainError as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+import dtrain.errors
+def build():
+    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    return model
+def trainer(build=build, train=(x, y), test=None, **options):
+    return dtrain.tensorflow.Trainer(build, train, test, run=run, **{"epochs": 1, "batch_size": 4, **options})
+assert "did you mean 'batch_size'?" in told(lambda: trainer(batchsize=3))
+assert "batch_size=9 exceeds the 8 training samples" in told(lambda: trainer(batch_size=9))
+assert "different numbers of samples: 7, 8" in told(lambda: trainer(train=(x, y[:7])))
+assert "a pair (inputs, targets)" in told(lambda: trainer(train=x))
+assert "device='tpu' is not known" in told(lambda: trainer(device="tpu"))
+assert "build_model() must return a compiled model" in told(lambda: trainer(lambda: keras.Sequential([keras.layers.Input((3,))])))
+assert "checkpoint_every=0" in told(lambda: dtrain.tensorflow.callbacks(run, checkpoint_every=0))
+assert "UsageError: callbacks:" in told(lambda: dtrain.tensorflow.callbacks(run, chekpoint_every=1))
+assert "compression='fp8'" in told(lambda: dtrain.tensorflow.DistributedOptimizer(keras.optimizers.SGD(), run, compression="fp8"))
+if not tf.config.list_physical_devices("GPU"):
+    assert "NotRunnable: device='gpu' was asked for, and TensorFlow sees no GPU" in told(lambda: trainer(device="gpu"))
+# alone everything is there, without Horovod
+optimizer = keras.optimizers.SGD()
+assert dtrain.tensorflow.DistributedOptimizer(optimizer, run) is optimizer
+made = trainer(epochs=2, test=(x, y))
+assert made.run()["val_loss"] >= 0 and made.save_model("m.keras").is_file() and run.checkpoints.steps() == [2, 4]
+# a second fit in one process goes on from the first, not from its checkpoint
+model = build()
+before = model.get_weights()
+model.fit(x, y, epochs=1, verbose=0, callbacks=dtrain.tensorflow.callbacks(run, checkpoint_every="never"))
+other = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2), keras.layers.Dense(1)])
+other.compile("sgd", "mse")
+step = lambda which: dtrain.tensorflow.callbacks(run, resume=which, checkpoint_every="never")
+dtrain.tensorflow.fit._begun.clear()
+wrong = told(lambda: other.fit(x, y, verbose=0, callbacks=step(4)))
+assert "CheckpointError: the checkpoint is of another model: only one of the two has model/0002/kernel" in wrong, wrong
+import sys
+assert "horovod" not in sys.modules
+print("done")
+"""
+
+
+def test_refusals_and_training_alone(tmp_path: Path) -> None:
+    told = run_python(tmp_path, REFUSALS)
+    assert "done" in told
+    assert "cpu_feature_guard" not in told  # TensorFlow's messages at its start
