@@ -2,7 +2,8 @@
 
 * shared (the same on all ranks): weights and optimizer variables. Running statistics (BatchNormalization), which are each rank's
   own while it trains, are replaced by their mean before;
-* own (a rank's): the states of Keras 3's random generators (dropout).
+* own (a rank's): the states of Keras 3's random generators (dropout). Keras 2 and tf_keras keep those where nobody reads them: a
+  resumed run draws other masks there.
 
 Names begin with a variable's place: the names that Keras makes up count the layers that a process has made.
 """

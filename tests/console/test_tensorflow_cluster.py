@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import signal
@@ -179,6 +180,7 @@ print("steps:", int(legacy.optimizer.iterations.numpy()))
 """
 
 
+@pytest.mark.skipif(importlib.util.find_spec("tf_keras") is None, reason="this lane has neither Keras 3 nor tf_keras")
 def test_keras_3_is_refused_on_parameter_servers_and_tf_keras_is_right(cluster: tuple[Project, tuple[str, ...]]) -> None:
     project, run = cluster
     done = project.dtrain(*run, "--chief", project.script(KERAS), timeout=180)

@@ -45,7 +45,7 @@ model.fit(np.zeros((4, 3)), np.zeros((4, 1)), verbose=0)
 """
 
 
-@pytest.mark.skipif("keras3" not in KERAS, reason="on Keras 2 the optimizer is Horovod's own, which waits and ends as a stall")
+@pytest.mark.skipif("keras3" not in KERAS, reason="Keras 2's optimizer stays the script's: it waits, and ends as a stall")
 @pytest.mark.parametrize(
     ("difference", "words"),
     [
