@@ -108,6 +108,7 @@ class _Guard:
         self._recorder, self._child = recorder, child
         self._ended_by: str | None = None
         self._stays = False
+        self._may_go = False
 
     def watch(self, launcher: int, ready: int) -> NoReturn:
         for number in _FORWARDED:
@@ -145,13 +146,15 @@ class _Guard:
     def _forward(self, number: int, _frame: FrameType | None) -> None:
         self._stays = False
         if number in (signal.SIGTERM, signal.SIGINT):
+            self._may_go = True
             self._ended_by = self._ended_by or f"ended by {signal_name(number)}"
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._child, number)
 
     def _end_script(self, _number: int, _frame: FrameType | None) -> None:
+        may_go = self._may_go  # the launcher's own SIGTERM, sent later, is delivered before a real-time signal
         self._forward(signal.SIGTERM, None)
-        self._stays = True
+        self._may_go, self._stays = may_go, not may_go
 
     def _launcher_is_gone(self, *_: object) -> None:
         # Nobody is left to end what the script started, so that goes with it: its process group.

@@ -7,13 +7,16 @@
 import argparse
 import contextlib
 import itertools
+import sys
 import time
 
 import numpy as np
-import tensorflow as tf
 
 import dtrain
-import dtrain.tensorflow
+import dtrain.tensorflow  # before tensorflow: it quiets its start
+
+# isort: split
+import tensorflow as tf
 
 
 class MLP(tf.Module):
@@ -64,6 +67,8 @@ def main():
     args = parse_arguments()
     run = dtrain.init()
     dtrain.tensorflow.serve_if_server()  # servers and workers stay here until the chief is done
+    if run.role == "evaluator":
+        sys.exit("this example validates on the chief; start it without --evaluator")
     train, (test_images, test_labels) = load_digits()
     coordinator, scope = None, contextlib.nullcontext()
     if run.role == "chief":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -10,14 +11,18 @@ import subprocess
 import time
 from collections.abc import Callable
 
+import psutil
+
 from dtrain import env
 from dtrain.errors import NotRunnable
 from dtrain.launch.plan import LaunchPlan, PlannedProcess, PlannedTask
 from dtrain.layout import RunLayout
 from dtrain.processes import die_with_parent, signal_name
-from dtrain.status import RankFailure, read_failure
+from dtrain.status import RankFailure, read_failure, read_process
 
 _PROBE_S = 0.2
+# How long a killed task may take to let its port go: a big process is a while in dying.
+_PORT_FREE_S = 10.0
 
 
 class Member:
@@ -57,6 +62,8 @@ class Crew:
         """``output`` is the descriptor that all processes write to; ``say`` shows words of dtrain's own."""
         self._run, self._output, self._start_timeout_s, self._say = run, output, start_timeout_s, say
         self._members = [Member(planned) for planned in plan.processes]
+        self._failed = False
+        """Nothing is started any more."""
 
     @property
     def processes(self) -> list[subprocess.Popen[bytes]]:
@@ -91,6 +98,9 @@ class Crew:
         Raises NotRunnable when a command cannot be started.
         """
         failures = [failure for member in self._members if (failure := self._look_at(member)) is not None]
+        self._failed = self._failed or bool(failures)
+        if self._failed:
+            return failures
         waiting = [member for member in self._members if member.process is None]
         if failures or not waiting or not all(member.listens for member in self._members if member.process is not None):
             return failures
@@ -108,11 +118,21 @@ class Crew:
         if code is None:
             member.seen_alive = time.time()
             return None if member.listens else self._probe(member, task)
-        failure = self._failure_of(member, task, code) if code != 0 else None
-        if failure is not None and failure.kind == "signal" and member.restarts < task.max_restarts:
+        failure = self._failure_of(member, task, code) if code != 0 else self._left_early(member, task)
+        if failure is not None and failure.kind == "signal" and member.restarts < task.max_restarts and not self._failed:
             return self._start_again(member, task, failure)
         member.ended = member.listens = True
         return failure
+
+    def _left_early(self, member: Member, task: PlannedTask) -> RankFailure | None:
+        """The failure of a task that ended with 0 and never listened: the others would wait for it for ever.
+
+        A server that did listen may end by itself: some TF1 scripts make it wait for the workers' word.
+        """
+        if member.decides or member.listens:
+            return None
+        how = "does its script call dtrain.tensorflow.serve_if_server(), or make a server?"
+        return _failure(task, f"ended with 0 before it listened on {_address(task)}; {how}")
 
     def _failure_of(self, member: Member, task: PlannedTask, code: int) -> RankFailure:
         """How a task failed: as its guard recorded it, else (the guard was killed as well) by the exit code."""
@@ -177,7 +197,22 @@ class Crew:
             f"dtrain: {task.task} was {failure.message}; it is started again on {_address(task)} "
             f"({member.restarts} of {task.max_restarts} restarts)"
         )
-        return self._start(member)
+        self._await_port(task)
+        failure_to_start = self._start(member)
+        member.ended = failure_to_start is not None
+        return failure_to_start
+
+    def _await_port(self, task: PlannedTask) -> None:
+        """Wait for what is left of the killed one: where its guard was killed too, the kernel still ends the script."""
+        record = read_process(self._run, task.rank)
+        script = record.find() if record is not None else None
+        if script is not None:
+            with contextlib.suppress(psutil.Error):
+                script.kill()
+                script.wait(_PORT_FREE_S)
+        deadline = time.monotonic() + _PORT_FREE_S
+        while task.address is not None and _somebody_listens(task.address) and time.monotonic() < deadline:
+            time.sleep(_PROBE_S)
 
 
 def _failure(

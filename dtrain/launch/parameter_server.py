@@ -67,7 +67,7 @@ def _planned(spec: JobSpec, rank: int, task: Task, port: int) -> PlannedTask:
     With a chief the job's outcome is the chief's (and its evaluator's), and workers serve it; without one it is the
     workers', of whom worker 0 leads.
     """
-    asynchronous = spec.launcher == "parameter_server"
+    asynchronous = any(each.role == "ps" for each in spec.tasks)  # without servers the workers compute together
     has_chief = spec.cluster_options.dialect != "workers"
     leads = task.role in ("chief", "master")
     led = has_chief or rank == 0

@@ -263,7 +263,8 @@ class Supervisor:
         return rank in self._failures or files.done.is_file() or files.error.is_file()
 
     def _scripts_ended(self) -> bool:
-        return not self._any_alive() or all(self._has_ended(rank) for rank in range(self._plan.size))
+        begun = (rank for rank in range(self._plan.size) if self._run.rank(rank).process.is_file())
+        return not self._any_alive() or all(self._has_ended(rank) for rank in begun)
 
     def _tell_launchers_to_end(self) -> None:
         for process in self._crew.processes:
@@ -289,7 +290,7 @@ class Supervisor:
         launcher_code = self._crew.exit_code()
         vanished = self._vanished(missing, launcher_code)
         failure = first_failure(list(self._failures.values())) or (vanished[0] if len(vanished) == 1 else None)
-        if self._signals:
+        if self._signals and not self._work_done:
             state, code, cause = "canceled", 128 + self._signals[0], f"canceled by {signal_name(self._signals[0])}"
             failure = None
         elif self._timed_out:

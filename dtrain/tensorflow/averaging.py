@@ -184,9 +184,9 @@ def _patch_compile() -> None:
                 kwargs["jit_compile"] = False
         original(self, *args, **kwargs)
         scaling = self.optimizer
-        if scaling is not optimizer and is_distributed(getattr(scaling, "inner_optimizer", None)):
-            # Keras wrapped it to scale the loss (mixed_float16). It applies nothing where a gradient has overflowed, so the
-            # average must come before it looks: else one rank would skip an exchange that the others wait in.
+        if is_distributed(getattr(scaling, "inner_optimizer", None)):
+            # Keras, or the script, wrapped it to scale the loss (mixed_float16). It applies nothing where a gradient has
+            # overflowed, so the average must come before it looks: else one rank would skip an exchange that the others wait in.
             inner = scaling.inner_optimizer
             reduction = inner.dtrain_reduction
             _set_class(inner, type(inner).__mro__[2])

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from dtrain.errors import CommunicationError, UsageError
 from dtrain.tensorflow import state
+from dtrain.tensorflow.optimizer import refuse_in_cluster
 
 if TYPE_CHECKING:
     from dtrain.run import Run
@@ -60,6 +61,7 @@ def callbacks(run: Run, **options: Any) -> list[Any]:
     these see the means over ranks. Every rank must make the same number of steps in an epoch. Raises CommunicationError out of
     ``fit``, on all ranks, when the ranks' weights differ.
     """
+    refuse_in_cluster(run, "callbacks()")
     try:
         chosen = FitOptions(**options)
     except TypeError as error:
@@ -100,6 +102,8 @@ class DataParallel(tf.keras.callbacks.Callback):
             return
         state.restore(model, saved.shared, saved.own)
         self.first_epoch, self._steps = int(saved.meta["epochs"]), saved.step
+        if self.first_epoch >= self._options.warmup_epochs:
+            self._full_rate = None  # the rate is what it was when the checkpoint was made
         if self._run.rank == 0:
             logger.info("resumed from step %d (%s)", saved.step, saved.path)
 

@@ -54,8 +54,8 @@ def _check_world_after_init(module: ModuleType) -> None:
         original(*args, **kwargs)
         rank_env = RankEnv.read()
         # Elastic workers come and go; and a script may ask for some of the ranks.
-        if not args and not kwargs and rank_env.vocabulary not in ("horovod", "alone") and module.size() != rank_env.size:
-            raise other_world(rank_env.size, module.size(), "Horovod")
+        if not args and not kwargs and rank_env.vocabulary not in ("horovod", "alone") and module.size() != rank_env.world_size:
+            raise other_world(rank_env.world_size, module.size(), "Horovod")
 
     module.init = init  # type: ignore[attr-defined]
 
@@ -79,7 +79,8 @@ def _mend_tape(module: ModuleType) -> None:
     def gradient_(self: Any, target: Any, sources: Any, *args: Any, **kwargs: Any) -> Any:
         sources = plain_variables(sources)
         # All ranks' first: later ones may take other sources on purpose.
-        if not agreed and self.process_set is module.global_process_set and isinstance(sources, list):
+        variables = isinstance(sources, list) and all(hasattr(source, "assign") for source in sources)
+        if not agreed and self.process_set is module.global_process_set and variables:
             agreed.append(True)
             from dtrain.tensorflow.averaging import check_same_variables
 

@@ -14,6 +14,15 @@ if TYPE_CHECKING:
 COMPRESSIONS = ("none", "fp16")
 
 
+def refuse_in_cluster(run: Run, what: str) -> None:
+    """Raise UsageError in a task of a TensorFlow cluster: those exchange through tf.distribute, and Horovod knows none."""
+    if run.role != "rank":
+        raise UsageError(
+            f"{what} averages over ranks by Horovod, and this is {run.role} {run.index} of a TensorFlow cluster, whose tasks "
+            "exchange through tf.distribute: use its strategy, or start with `dtrain run --launcher horovod`"
+        )
+
+
 def start_horovod(run: Run) -> Any:
     """Return ``horovod.tensorflow``, started, with the ranks of ``run``. Collective.
 
@@ -44,6 +53,7 @@ def DistributedOptimizer(
     ``sparse_as_dense``. For one rank without accumulation it is the optimizer itself; a Keras 3 optimizer is changed in place.
     """
     _check(compression, backward_passes_per_step)
+    refuse_in_cluster(run, "DistributedOptimizer")
     if run.size == 1 and backward_passes_per_step == 1:
         return optimizer
     if run.size == 1 and hasattr(optimizer, "gradient_accumulation_steps"):
@@ -71,6 +81,7 @@ def DistributedGradientTape(tape: Any, run: Run, *, compression: str = "none", s
     Not with a DistributedOptimizer: one of them averages.
     """
     _check(compression, 1)
+    refuse_in_cluster(run, "DistributedGradientTape")
     if run.size == 1:
         return tape
     hvd = start_horovod(run)

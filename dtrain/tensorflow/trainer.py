@@ -16,7 +16,7 @@ from dtrain.errors import UsageError, WorkspaceError
 from dtrain.tensorflow import state
 from dtrain.tensorflow.device import DEVICES, choose_device
 from dtrain.tensorflow.fit import DataParallel, FitOptions, _is_count
-from dtrain.tensorflow.optimizer import COMPRESSIONS, DistributedOptimizer
+from dtrain.tensorflow.optimizer import COMPRESSIONS, DistributedOptimizer, refuse_in_cluster
 
 if TYPE_CHECKING:
     from dtrain.run import Run
@@ -61,6 +61,7 @@ class Trainer:
 
     def __init__(self, build_model: Callable[[], Any], train: Any, test: Any | None = None, *, run: Run, **options: Any) -> None:
         self._options = chosen = _options(options)
+        refuse_in_cluster(run, "Trainer")
         self._run = run
         self._train, self._samples = train, _count(train, "train")
         if chosen.batch_size % run.size:

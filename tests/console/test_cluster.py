@@ -115,8 +115,8 @@ def test_worker_0_leads_where_there_is_no_chief(project: Project) -> None:
         PRELUDE
         + """
 server = listen()
-if role == "ps" and index == 0:
-    time.sleep(60)
+if role == "ps":
+    time.sleep(60 if index == 0 else 1)
 if role == "worker":
     assert config["environment"] == "cloud"
     time.sleep(0.3 * index)
@@ -268,6 +268,32 @@ def test_a_task_that_never_listens_ends_the_job_by_name(project: Project, task: 
     assert "does not listen on 127.0.0.1:" in done.stderr
     assert "2 s after its start (--start-timeout)" in done.stderr
     assert count(project, "chief0", "begins") == (task != "ps 0")
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_server_that_ends_before_it_listens_is_named_and_nobody_is_started_after(project: Project, code: int) -> None:
+    script = project.script(PRELUDE + f"\nif role == 'ps':\n    sys.exit({code})\n" + SERVE)
+    done = project.dtrain("run", "--launcher", "parameter_server", "--workers", "1", "--servers", "1", "--chief", script)
+    assert done.returncode == (code or 1)
+    assert "first to fail was ps 0" in done.stderr
+    if code == 0:
+        assert "ended with 0 before it listened" in done.stderr
+    assert not count(project, "chief0", "begins")
+    assert not count(project, "worker0", "begins")
+
+
+def test_a_signal_after_the_work_is_done_cancels_nothing(project: Project, wait_until: Callable[..., None]) -> None:
+    script = project.script(
+        PRELUDE
+        + "\nif role == 'chief':\n    sys.exit(0)\nsignal.signal(signal.SIGTERM, lambda *_: time.sleep(3) or sys.exit(0))\n"
+        + SERVE
+    )
+    job = project.start("run", "--launcher", "parameter_server", "--workers", "1", "--servers", "1", "--chief", script)
+    wait_until(lambda: any(project.folder.glob("workspace/runs/*/ranks/00000/done.json")))
+    time.sleep(0.5)
+    job.send_signal(signal.SIGTERM)
+    _, err = job.communicate(timeout=40)
+    assert job.returncode == 0, err
 
 
 def test_a_port_that_is_taken_is_named(project: Project) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import threading
 
@@ -35,6 +36,17 @@ def test_one_world(comm: Communicator) -> None:
     assert hvd.mpi_enabled()
     assert (hvd.rank(), hvd.size(), hvd.local_rank()) == (comm.rank, comm.size, comm.local_rank)
     assert comm.size > 1
+
+
+def test_a_tape_over_tensors_that_are_no_variables(comm: Communicator) -> None:
+    """Horovod's own allows them, and dtrain.tensorflow's mending of it must not take that away."""
+    importlib.import_module("dtrain.tensorflow")
+    tensor = tf.constant([1.0, 2.0]) * (comm.rank + 1)
+    with tf.GradientTape() as plain:
+        plain.watch(tensor)
+        loss = tf.reduce_sum(tensor * tensor)
+    (gradient,) = hvd.DistributedGradientTape(plain).gradient(loss, [tensor])
+    np.testing.assert_allclose(gradient, np.array([1.0, 2.0]) * (comm.size + 1))
 
 
 def test_their_collectives_do_not_meet(comm: Communicator) -> None:

@@ -79,6 +79,33 @@ step = lambda which: dtrain.tensorflow.callbacks(run, resume=which, checkpoint_e
 dtrain.tensorflow.fit._begun.clear()
 wrong = told(lambda: other.fit(x, y, verbose=0, callbacks=step(4)))
 assert "CheckpointError: the checkpoint is of another model: only one of the two has model/0002/kernel" in wrong, wrong
+# a task of a cluster exchanges through TensorFlow; averaging it over "ranks" would train each alone
+class Task:
+    role, index, rank, size = "worker", 1, 1, 2
+for part in (
+    lambda: dtrain.tensorflow.callbacks(Task()),
+    lambda: dtrain.tensorflow.DistributedOptimizer(optimizer, Task()),
+    lambda: dtrain.tensorflow.DistributedGradientTape(None, Task()),
+    lambda: dtrain.tensorflow.Trainer(build, (x, y), run=Task(), epochs=1, batch_size=4),
+):
+    assert "this is worker 1 of a TensorFlow cluster" in told(part), told(part)
+# a resumed run that is past its warm-up keeps the rate that it had
+class Lower(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 5:
+            self.model.optimizer.learning_rate = 0.001
+def trained(epochs):
+    model = build()
+    warm = dtrain.tensorflow.callbacks(run, warmup_epochs=1)
+    model.fit(x, y, epochs=epochs, verbose=0, batch_size=1, callbacks=[*warm, Lower()])
+    return float(np.asarray(model.optimizer.learning_rate))
+for step in run.checkpoints.steps():
+    import shutil
+    shutil.rmtree(run.checkpoints.folder / f"step-{step:09d}")
+dtrain.tensorflow.fit._begun.clear()
+assert abs(trained(6) - 0.001) < 1e-8
+dtrain.tensorflow.fit._begun.clear()
+assert abs(trained(8) - 0.001) < 1e-8
 import sys
 assert "horovod" not in sys.modules
 print("done")
