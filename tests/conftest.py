@@ -64,6 +64,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.fixture(autouse=True)
+def _temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a killed mpirun leaves in /tmp keeps a later one of the same process id from starting; TensorFlow leaves files too."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     unknown = _required(config) - NEEDS.keys()
     if unknown:

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,8 @@ class MpiFamily:
     flags: tuple[str, ...]
     flags_as_root: tuple[str, ...] = ()
     flags_oversubscribed: tuple[str, ...] = ()
+    scratch_variables: tuple[str, ...] = ()
+    """Those that say where it keeps what belongs to one launch."""
 
 
 # Binding is left off: mpirun would bind each rank to one core, also when threads were asked for. A rank that waits
@@ -41,6 +44,9 @@ FAMILIES: tuple[MpiFamily, ...] = (
         flags=("--bind-to", "none", "--map-by", "slot:OVERSUBSCRIBE"),
         flags_as_root=("--allow-run-as-root",),
         flags_oversubscribed=("--mca", "mpi_yield_when_idle", "1"),
+        # Its folder /tmp/ompi.PID outlives an mpirun that is killed, and a later one that is given the same process id refuses to
+        # start ("The PMIx server's listener thread failed to start"). The names are those of version 5 and of version 4.
+        scratch_variables=("PRTE_MCA_prte_tmpdir_base", "OMPI_MCA_orte_tmpdir_base"),
     ),
     MpiFamily(
         title="MPICH",
@@ -100,10 +106,12 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, mpi: MpiInstallation) -> Laun
         *("-n", str(spec.workers)),
         *rank_argv(spec),
     )
+    scratch = Path(tempfile.gettempdir()) / f"dtrain-{run.id}"
     environment = {
+        **{name: str(scratch) for name in family.scratch_variables},
         **env.thread_variables(cores, spec.workers, {**os.environ, **spec.environment}),
         **env.launch_variables(run, size=spec.workers, vocabulary=family.vocabulary, resume_from=spec.resume_from),
         **spec.environment,
     }
     process = PlannedProcess(name="mpirun", host=socket.gethostname(), argv=argv, environment=environment, cwd=cwd)
-    return LaunchPlan(launcher="mpi", size=spec.workers, processes=(process,))
+    return LaunchPlan(launcher="mpi", size=spec.workers, processes=(process,), scratch=scratch)

@@ -54,11 +54,15 @@ class PlannedProcess:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchPlan:
-    """All processes of a job of ``size`` ranks, in the order in which they are started."""
+    """All processes of a job of ``size`` ranks, in the order in which they are started.
+
+    ``scratch`` is a folder of this host that the launcher's own programs may make; it is removed when the job is over.
+    """
 
     launcher: str
     size: int
     processes: tuple[PlannedProcess, ...]
+    scratch: Path | None = None
 
     @property
     def tasks(self) -> dict[int, PlannedTask]:

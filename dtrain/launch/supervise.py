@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shutil
 import signal
 import socket
 import time
@@ -275,6 +276,8 @@ class Supervisor:
         for reader in (*self._readers.values(), self._launcher_reader):
             reader.close()
         os.close(self._pipe_end)
+        if self._plan.scratch is not None:
+            shutil.rmtree(self._plan.scratch, ignore_errors=True)
 
     def _leftovers(self) -> list[psutil.Process]:
         """All processes of this host that belong to the run: they carry its folder in their environment."""

@@ -52,7 +52,12 @@ def optimizer_variables(model: Any) -> list[Any]:
     else:  # tf.keras.optimizers.legacy
         optimizer._create_all_weights(model.trainable_variables)
     variables = optimizer.variables
-    return list(variables() if callable(variables) else variables)
+    found = list(variables() if callable(variables) else variables)
+    # Keras 2 does not count the learning rate among them, which callbacks lower and a resumed run must find lowered.
+    rate = optimizer.learning_rate
+    if hasattr(rate, "assign") and not any(rate is variable for variable in found):
+        found.append(rate)
+    return found
 
 
 def generator_states(model: Any) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -231,6 +232,26 @@ def test_killed_mpirun_ends_the_run(project: Project, wait_until: Callable[..., 
     _, err = job.communicate(timeout=20)
     assert job.returncode == 137
     assert "mpirun was killed by SIGKILL" in err
+    assert not (Path(os.environ["TMPDIR"]) / f"dtrain-{project.latest.id}").exists()
+
+
+STALE = """#!/bin/sh
+mkdir "$TMPDIR/ompi.$$" && echo stale > "$TMPDIR/ompi.$$/pmix.$(hostname).tool"
+exec {mpirun} "$@"
+"""
+
+
+@pytest.mark.needs("mpi")
+def test_what_a_killed_mpirun_left_behind_keeps_nobody_from_starting(project: Project) -> None:
+    """By itself, Open MPI refuses to start where one of the same process id was killed before."""
+    mpirun = project.folder / "mpirun"
+    mpirun.write_text(STALE.format(mpirun=shutil.which("mpirun", path=project.environ()["PATH"])))
+    mpirun.chmod(0o755)
+    project.env["DTRAIN_MPIRUN"] = str(mpirun)
+    done = project.dtrain("run", "-n", "2", project.script("print('hi')"))
+    assert done.returncode == 0, done.stderr
+    by_itself = [str(mpirun), "--allow-run-as-root", "-n", "1", "true"]
+    assert subprocess.run(by_itself, env=project.environ(), capture_output=True, timeout=30, check=False).returncode != 0
 
 
 @pytest.mark.parametrize(
