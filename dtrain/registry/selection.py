@@ -130,6 +130,9 @@ def _holding(run: RunLayout) -> str:
     for name, inner, found in os.walk(run.outputs):
         parent = Path(name)
         closed = {child for child in inner if parent == run.checkpoints or parent / child == run.metrics}
+        if parent == run.checkpoints:
+            closed -= {child for child in closed if child.startswith(".")}  # what is being made
+            inner.clear()
         files += [(parent / child).relative_to(run.root).as_posix() for child in sorted(found)]
         folders += [(parent / child).relative_to(run.root).as_posix() + "/" for child in sorted(closed)]
         inner[:] = sorted(set(inner) - closed)

@@ -49,8 +49,9 @@ def test_alone() -> None:
 def test_what_a_launcher_gives_is_what_a_rank_reads(tmp_path: Path) -> None:
     run = RunLayout(tmp_path / "run")
     given = env.launch_variables(run, size=4, vocabulary="openmpi", resume_from=tmp_path / "old")
-    found = RankEnv.read({**OPENMPI, **given, **env.supervised_variables()})
+    found = RankEnv.read({**OPENMPI, **given, **env.supervised_variables(2)})
     assert (found.run_dir, found.resume_from, found.rank, found.supervised) == (run.root, tmp_path / "old", 3, True)
+    assert found.layout == RunLayout(run.root, 2)
     alone = env.launch_variables(run, size=1, vocabulary="dtrain", resume_from=None) | env.rank_variables(0, 0, 1)
     assert RankEnv.read({**PMI, **alone}).size == 1  # the launcher's word holds, whatever else is set
     assert env.RUN_DIR not in env.inherited({**given, "HOME": "/"})
