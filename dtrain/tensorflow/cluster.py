@@ -34,8 +34,7 @@ def join(run: Run, work: Work) -> StrategyPart | EvaluatorPart:
 
     Raises UsageError for what has no effect, or cannot be, in this task's cluster.
     """
-    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
-    jobs = resolver.cluster_spec().as_dict()
+    jobs = tf.distribute.cluster_resolver.TFConfigClusterResolver().cluster_spec().as_dict()
     _check_keras("ps" in jobs)
     _check(run, work)
     together = "ps" not in jobs and run.role != "evaluator"
@@ -50,7 +49,7 @@ def join(run: Run, work: Work) -> StrategyPart | EvaluatorPart:
     serve_if_server()
     if run.role == "evaluator":
         return EvaluatorPart(run, work)
-    return ChiefPart(run, work, tf.distribute.ParameterServerStrategy(resolver), validates=validates)
+    return ChiefPart(run, work, validates=validates)
 
 
 def _check_keras(has_servers: bool) -> None:
@@ -176,6 +175,12 @@ class StrategyPart:
 class ChiefPart(StrategyPart):
     """Has its workers train on parameter servers, each for itself; only the chief comes so far."""
 
+    def __init__(self, run: Run, work: Work, *, validates: bool) -> None:
+        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+        super().__init__(run, work, tf.distribute.ParameterServerStrategy(resolver), validates=validates)
+        # As tensors they are sent to the workers; arrays would become constants of a graph, which takes 30 s for 300 MB.
+        self._train = tf.nest.map_structure(tf.constant, work.train)
+
     def _batches(self, context: Any) -> Any:
         """A worker's dataset, without end; called within a graph, which that worker runs.
 
@@ -191,7 +196,7 @@ class ChiefPart(StrategyPart):
             return tf.data.Dataset.from_tensor_slices(order).batch(chosen.batch_size, drop_remainder=True)
 
         def gather(mine: Any) -> Any:
-            return tf.nest.map_structure(lambda array: tf.gather(array, mine), work.train)
+            return tf.nest.map_structure(lambda tensor: tf.gather(tensor, mine), self._train)
 
         return tf.data.Dataset.range(np.iinfo(np.int64).max).flat_map(one_pass).map(gather).prefetch(2)
 
