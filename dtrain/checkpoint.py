@@ -18,7 +18,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 VISIBLE_WITHIN_S = 10.0
 """How long rank 0 looks for the other ranks' files: a network file system may show them late."""
+FOLLOW_EVERY_S = 0.5
+"""How often :meth:`Checkpointer.follow` looks for a newer step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +163,32 @@ class Checkpointer:
             f"no checkpoint verifies that could be restored ({'; '.join(problems)}); there is: {existing}; restore another step, "
             "or move these folders away to begin without a checkpoint"
         )
+
+    def follow(self, restored: Restored | None = None) -> Iterator[Restored]:
+        """For an evaluator beside the job: ``restored`` (what it began with), then the newest step whenever this run commits a
+        newer one, verified. Collective; waits in between, and never ends: break off when it has given what you wait for.
+
+        Steps that come and go while one is at work are left out, and so are those that do not verify.
+        """
+        if restored is not None:
+            yield restored
+        last = restored.step if restored is not None else -1
+        warned: set[Path] = set()
+        while True:
+            for path in self._comm.bcast_obj([path for step, path in committed_steps(self.folder).items() if step > last][::-1]):
+                try:
+                    newest = self._load(StepFolder(path))
+                except CheckpointError as error:
+                    # Also one that was deleted, or saved again, while it was read.
+                    if path not in warned and StepFolder(path).manifest.is_file():
+                        logger.warning("checkpoint %s is not used: %s", path, error)
+                        warned.add(path)
+                    continue
+                last = newest.step
+                yield newest
+                break
+            else:
+                time.sleep(FOLLOW_EVERY_S)
 
     def steps(self) -> list[int]:
         """The steps that this run's folder holds now, rising. Not collective; they are not verified."""

@@ -1,13 +1,12 @@
 """Train a small network on handwritten digits with TensorFlow's parameter servers; a chief hands out steps to the workers.
 
-``dtrain run --launcher parameter_server --workers 2 --servers 1 --chief tensorflow_ps_digits.py``; alone it trains as well:
-``python tensorflow_ps_digits.py``.
+``dtrain run --launcher parameter_server --workers 2 --servers 1 --chief tensorflow_ps_digits.py``, with ``--evaluator`` too;
+alone it trains as well: ``python tensorflow_ps_digits.py``.
 """
 
 import argparse
 import contextlib
 import itertools
-import sys
 import time
 
 import numpy as np
@@ -63,13 +62,30 @@ def parse_arguments():
     return parser.parse_args()
 
 
+def accuracy_of(model, test):
+    images, labels = test
+    return float(np.mean(np.argmax(model(images), axis=1) == labels))
+
+
+def evaluate(run, model, test, last_step):
+    """The evaluator's part: the newest checkpoint, again and again, until the last one."""
+    for saved in run.checkpoints.follow(run.checkpoints.restore()):
+        model.load(saved.shared)
+        accuracy = accuracy_of(model, test)
+        run.log_row(saved.step, accuracy=accuracy)
+        print(f"step {saved.step}/{last_step}  validation {accuracy:.4f}")
+        if saved.step >= last_step:
+            break
+
+
 def main():
     args = parse_arguments()
     run = dtrain.init()
     dtrain.tensorflow.serve_if_server()  # servers and workers stay here until the chief is done
+    train, test = load_digits()
+    steps = len(train[0]) // args.batch_size
     if run.role == "evaluator":
-        sys.exit("this example validates on the chief; start it without --evaluator")
-    train, (test_images, test_labels) = load_digits()
+        return evaluate(run, MLP(args.units, seed=0), test, args.epochs * steps)
     coordinator, scope = None, contextlib.nullcontext()
     if run.role == "chief":
         strategy = tf.distribute.ParameterServerStrategy(tf.distribute.cluster_resolver.TFConfigClusterResolver())
@@ -95,7 +111,6 @@ def main():
         return loss
 
     iterator = iter(coordinator.create_per_worker_dataset(batches) if coordinator else batches())
-    steps = len(train[0]) // args.batch_size
     first = restored.step // steps if restored is not None else 0
     for epoch in range(first + 1, args.epochs + 1):
         began = time.perf_counter()
@@ -104,7 +119,7 @@ def main():
             coordinator.join()
             losses = coordinator.fetch(losses)
         loss, steps_per_s = float(np.mean(losses)), steps / (time.perf_counter() - began)
-        accuracy = float(np.mean(np.argmax(model(test_images), axis=1) == test_labels))
+        accuracy = accuracy_of(model, test)
         run.log_row(epoch * steps, loss=loss, accuracy=accuracy, steps_per_s=steps_per_s)
         print(f"epoch {epoch}/{args.epochs}  loss {loss:.4g}  validation {accuracy:.4f}  {steps_per_s:.0f} steps/s")
         run.checkpoints.save(epoch * steps, model.state())

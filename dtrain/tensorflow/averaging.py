@@ -7,7 +7,6 @@ Ours averages in ``apply``, through which every way of training goes.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +18,7 @@ import tensorflow as tf
 from dtrain.comm import Communicator
 from dtrain.comm.horovod import HorovodCommunicator
 from dtrain.errors import CommunicationError, UsageError
-from dtrain.tensorflow.state import short_name
+from dtrain.tensorflow.state import keras3, short_name
 
 logger = logging.getLogger(__name__)
 
@@ -95,12 +94,6 @@ def check_same_variables(variables: Sequence[Any]) -> None:
 def _describe(variable: tuple[str, tuple[int, ...], str]) -> str:
     name, shape, dtype = variable
     return f"{name} {shape} {dtype}"
-
-
-def keras3() -> Any:
-    """The loaded Keras, if it is Keras 3 or later, or None."""
-    keras = sys.modules.get("keras")
-    return keras if keras is not None and int(str(getattr(keras, "__version__", "0")).split(".")[0]) >= 3 else None
 
 
 def is_keras3_optimizer(optimizer: Any) -> bool:

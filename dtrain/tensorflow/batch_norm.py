@@ -7,7 +7,7 @@ from typing import Any
 import horovod.tensorflow as hvd
 import tensorflow as tf
 
-from dtrain.tensorflow.averaging import keras3
+from dtrain.tensorflow.state import keras3
 
 
 def keras3_sync_batch_norm() -> Any:

@@ -12,12 +12,13 @@ from dtrain.errors import NotRunnable, UsageError
 DEVICES = ("auto", "cpu", "gpu")
 
 
-def choose_device(kind: str, comm: Communicator) -> str:
+def choose_device(kind: str, comm: Communicator, *, local_rank: int | None = None) -> str:
     """Let this process see the one GPU of its local rank, or none; returns ``gpu`` or ``cpu``. Collective.
 
     Memory of the GPU is taken as it is needed. ``auto`` takes GPUs when every rank has one, and the CPU when none has. Call it
     before TensorFlow has computed anything. Raises UsageError, on all ranks, for more ranks on a host than it has GPUs, or when
-    only some ranks see one; NotRunnable for ``gpu`` without any.
+    only some ranks see one; NotRunnable for ``gpu`` without any. Where ``local_rank`` is given (by a cluster's task, which
+    is a world of its own to ``comm``), tasks share a GPU where there are more of them.
     """
     if kind not in DEVICES:
         raise UsageError(f"device={kind!r} is not known; choose one of {', '.join(DEVICES)}")
@@ -30,6 +31,8 @@ def choose_device(kind: str, comm: Communicator) -> str:
             return "cpu"
         # A launcher may show each rank its own GPU only: that is then the first for everyone.
         mine = gpus[comm.local_rank if len(gpus) >= comm.local_size else 0]
+        if local_rank is not None:
+            mine = gpus[local_rank % len(gpus)]
         tf.config.set_visible_devices([mine], "GPU")
         tf.config.experimental.set_memory_growth(mine, True)
     except RuntimeError as error:

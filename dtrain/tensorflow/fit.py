@@ -15,6 +15,7 @@ from dtrain.tensorflow import state
 from dtrain.tensorflow.optimizer import refuse_in_cluster
 
 if TYPE_CHECKING:
+    from dtrain.checkpoint import Restored
     from dtrain.run import Run
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,18 @@ def callbacks(run: Run, **options: Any) -> list[Any]:
     return [DataParallel(run, chosen)]
 
 
+def first_checkpoint(run: Run, options: FitOptions) -> Restored | None:
+    """What training goes on from, by ``options.resume``, or None. Collective."""
+    if options.resume == "never":
+        return None
+    saved = run.checkpoints.restore("newest" if options.resume == "auto" else options.resume)
+    if run.rank == 0 and saved is not None:
+        logger.info("resumed from step %d (%s)", saved.step, saved.path)
+    elif run.rank == 0 and run.resume_from is not None:
+        logger.warning("%s has no checkpoint to resume from: training begins anew", run.resume_from.id)
+    return saved
+
+
 class DataParallel(tf.keras.callbacks.Callback):
     """The callback of :func:`callbacks`."""
 
@@ -91,21 +104,16 @@ class DataParallel(tf.keras.callbacks.Callback):
         if self._options.warmup_epochs:
             self._full_rate = state.read_learning_rate(model.optimizer)
         state.broadcast_state(model, self._run.comm)
-        resume = self._options.resume
-        if resume == "never" or self._run in _begun:
+        if self._options.resume == "never" or self._run in _begun:
             return
         _begun.add(self._run)
-        saved = self._run.checkpoints.restore("newest" if resume == "auto" else resume)
+        saved = first_checkpoint(self._run, self._options)
         if saved is None:
-            if self._run.resume_from is not None and self._run.rank == 0:
-                logger.warning("%s has no checkpoint to resume from: training begins anew", self._run.resume_from.id)
             return
         state.restore(model, saved.shared, saved.own)
         self.first_epoch, self._steps = int(saved.meta["epochs"]), saved.step
         if self.first_epoch >= self._options.warmup_epochs:
             self._full_rate = None  # the rate is what it was when the checkpoint was made
-        if self._run.rank == 0:
-            logger.info("resumed from step %d (%s)", saved.step, saved.path)
 
     def on_train_begin(self, logs: Any = None) -> None:
         if not self._prepared:

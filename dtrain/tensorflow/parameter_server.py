@@ -13,6 +13,7 @@ from typing import Any
 from dtrain import install
 from dtrain.env import RankEnv
 from dtrain.errors import CommunicationError, MissingDependency, RankError, UsageError
+from dtrain.tensorflow.state import keras3
 
 try:
     import tensorflow as tf
@@ -20,6 +21,12 @@ except ImportError as error:
     raise MissingDependency(f"TensorFlow is not installed ({error}); {install.TENSORFLOW} brings it") from error
 
 logger = logging.getLogger(__name__)
+
+USE_TF_KERAS = "Set TF_USE_LEGACY_KERAS=1 (`dtrain run --env TF_USE_LEGACY_KERAS=1 ...`), with tf_keras installed"
+KERAS_3_REFUSED = (
+    "Keras 3 does not work under ParameterServerStrategy: model.fit fails, and in an own loop its optimizers lose 12 to 19 % of "
+    f"their steps. {USE_TF_KERAS}, or use tf.Module"
+)
 
 # Keeps the watch on variables until the process ends: it has no end of its own.
 _watching = contextlib.ExitStack()
@@ -72,12 +79,9 @@ def serve_if_server() -> None:
 
 def _refuse_keras_3(next_creator: Callable[..., Any], **options: Any) -> Any:
     """A creator of variables that lets none of Keras 3's come into being under ParameterServerStrategy."""
-    if isinstance(tf.distribute.get_strategy(), tf.distribute.ParameterServerStrategy) and _called_by("keras.src."):
-        raise UsageError(
-            "Keras 3 does not work under ParameterServerStrategy: model.fit fails, and in an own loop its optimizers lose 12 to "
-            "19 % of their steps. Set TF_USE_LEGACY_KERAS=1 (`dtrain run --env TF_USE_LEGACY_KERAS=1 ...`), with tf_keras "
-            "installed, or use tf.Module"
-        )
+    under_servers = isinstance(tf.distribute.get_strategy(), tf.distribute.ParameterServerStrategy)
+    if under_servers and keras3() is not None and _called_by("keras.src."):
+        raise UsageError(KERAS_3_REFUSED)
     return next_creator(**options)
 
 

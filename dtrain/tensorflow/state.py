@@ -10,6 +10,7 @@ Names begin with a variable's place: the names that Keras makes up count the lay
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,12 @@ import numpy as np
 from dtrain.comm import Array, Communicator
 from dtrain.comm._agreement import name_ranks
 from dtrain.errors import CheckpointError, CommunicationError, UsageError
+
+
+def keras3() -> Any:
+    """The loaded Keras, if it is Keras 3 or later, or None."""
+    keras = sys.modules.get("keras")
+    return keras if keras is not None and int(str(getattr(keras, "__version__", "0")).split(".")[0]) >= 3 else None
 
 
 def short_name(variable: Any) -> str:

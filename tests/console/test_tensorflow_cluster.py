@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dtrain.metrics import read_metrics
+from dtrain.metrics import read_metrics, read_rows
 from dtrain.status import read_process
 
 from .conftest import ROOT, Project
@@ -41,11 +41,11 @@ def cluster(project: Project) -> tuple[Project, tuple[str, ...]]:
 
 
 @pytest.mark.needs("sklearn")
-def test_the_example_goes_on_when_a_worker_is_killed(
+def test_the_example_with_an_evaluator_goes_on_when_a_worker_is_killed(
     cluster: tuple[Project, tuple[str, ...]], wait_until: Callable[..., None]
 ) -> None:
     project, run = cluster
-    job = project.start(*run, "--chief", EXAMPLE, "--epochs", "40")
+    job = project.start(*run, "--chief", "--evaluator", EXAMPLE, "--epochs", "40")
     wait_until(lambda: printed(project, 0, "epoch 2/"), timeout=180)
     kill(project, "worker 1")
     out, err = job.communicate(timeout=180)
@@ -54,11 +54,13 @@ def test_the_example_goes_on_when_a_worker_is_killed(
     assert "worker 1 was killed by SIGKILL; it is started again on 127.0.0.1:" in err
     assert f"[{os.uname().nodename}:chief0] epoch 40/40" in out
     data = project.json("show", "latest")
-    assert (data["state"], data["restarts"], data["tasks"]) == ("completed", 1, TASKS)
+    assert (data["state"], data["restarts"], data["tasks"]) == ("completed", 1, [*TASKS, "evaluator 0"])
     chief = data["ranks"][0]["metrics"]
     assert chief["accuracy"] > 0.95
     assert len(read_metrics(project.latest).rows[0]) == 40
     assert data["checkpoints"] == [38 * 44, 39 * 44, 40 * 44]
+    evaluated = read_rows(project.latest.metrics_file(4, "evaluator 0"))[-1]
+    assert (evaluated["step"], evaluated["accuracy"]) == (40 * 44, chief["accuracy"])
 
     # The exported model, registered and pulled, says the same in another process.
     assert project.dtrain("register", "latest", "--name", "digits", "--path", "outputs/model").returncode == 0

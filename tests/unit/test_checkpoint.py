@@ -9,6 +9,7 @@ import math
 import os
 import resource
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,36 @@ def test_own_folder_first_then_the_earlier_run(tmp_path: Path) -> None:
     assert resumed.steps() == [7]
     (step_folder(own, 7) / "rank-00000.safetensors").write_bytes(b"")
     assert resumed.restore().step == 10
+
+
+def test_an_evaluator_follows_while_older_steps_are_deleted(tmp_path: Path) -> None:
+    job, earlier = tmp_path / "job", tmp_path / "earlier"
+    save(earlier, 100)
+    evaluator = make(job, resume_from=earlier)
+    writer = threading.Thread(target=lambda: save(job, *range(101, 181), keep=1))
+    seen = []
+    for saved in evaluator.follow(evaluator.restore()):
+        if not seen:
+            writer.start()
+        np.testing.assert_array_equal(saved.shared["w"], np.full((3, 2), saved.step))
+        seen.append(saved.step)
+        if saved.step == 180:
+            break
+    writer.join()
+    assert seen[0] == 100
+    assert seen == sorted(set(seen))
+
+
+def test_an_evaluator_passes_over_what_does_not_verify(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save(tmp_path, 1, 2)
+    following = make(tmp_path).follow()
+    assert next(following).step == 2
+    save(tmp_path, 3, 4)
+    next(step_folder(tmp_path, 4).glob("*.safetensors")).write_bytes(b"")
+    assert next(following).step == 3
+    save(tmp_path, 5)
+    assert next(following).step == 5
+    assert ["000000004 is not used" in record.message for record in caplog.records] == [True]
 
 
 def test_older_steps_go_and_foreign_files_stay(tmp_path: Path) -> None:

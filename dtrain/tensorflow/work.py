@@ -1,0 +1,132 @@
+"""What a :class:`dtrain.tensorflow.Trainer` is given: its options, its data, and how the model is made."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from dtrain.errors import UsageError
+from dtrain.tensorflow.device import DEVICES
+from dtrain.tensorflow.fit import FitOptions, _is_count
+from dtrain.tensorflow.optimizer import COMPRESSIONS
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(FitOptions):
+    """How :class:`Trainer` trains, and what it records; checks itself."""
+
+    epochs: int
+    """Training ends when this many have been done in all, those before a resume included."""
+    batch_size: int
+    """Samples in a step, of all ranks together; a multiple of the number of ranks."""
+    seed: int = 0
+    """From it follow the first weights and the order of the samples."""
+    device: str = "auto"
+    """``auto``, ``cpu`` or ``gpu``; see :func:`dtrain.tensorflow.device.choose_device`."""
+    compression: str = "none"
+    """``none``, or ``fp16``: gradients travel in half as many bytes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
+            if not _is_count(getattr(self, name), least=least):
+                raise UsageError(f"{name}={getattr(self, name)!r} is not allowed; use a whole number, at least {least}")
+        for name, allowed in (("device", DEVICES), ("compression", COMPRESSIONS)):
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"{name}={getattr(self, name)!r} is not known; choose one of {', '.join(allowed)}")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be trained, on what, and how; the same on every rank or task. Checks itself."""
+
+    build_model: Callable[[], Any]
+    train: Any
+    test: Any | None
+    options: TrainOptions
+
+    def __post_init__(self) -> None:
+        if self.options.batch_size > self.samples:
+            raise UsageError(f"batch_size={self.options.batch_size} exceeds the {self.samples} training samples; lower it")
+
+    @property
+    def samples(self) -> int:
+        return count_samples(self.train, "train")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.samples // self.options.batch_size
+
+    def build(self) -> Any:
+        """A compiled model, with the first weights that follow from the seed."""
+        tf.keras.utils.set_random_seed(self.options.seed)
+        model = self.build_model()
+        if getattr(model, "optimizer", None) is None:
+            raise UsageError("build_model() must return a compiled model: call model.compile(optimizer, loss) in it")
+        return model
+
+    def batches(self, part: int, parts: int, first_epoch: int) -> Any:
+        """A dataset of this part of every batch from an epoch to the last; which samples these are follows from seed, epoch and
+        step alone.
+        """
+        total, share = self.options.batch_size, self.options.batch_size // parts
+
+        def generate() -> Iterator[Any]:
+            for epoch in range(first_epoch, self.options.epochs):
+                order = np.random.default_rng([self.options.seed, epoch]).permutation(self.samples)
+                for start in range(part * share, self.samples - total + part * share + 1, total):
+                    yield self._take(order[start : start + share])
+
+        spec = tf.nest.map_structure(lambda array: tf.TensorSpec((share, *array.shape[1:]), array.dtype), self.train)
+        return tf.data.Dataset.from_generator(generate, output_signature=spec).prefetch(2)
+
+    def _take(self, indices: Any) -> Any:
+        return tf.nest.map_structure(lambda array: array[indices], self.train)
+
+
+def count_samples(data: Any, name: str) -> int:
+    if not isinstance(data, tuple) or len(data) != 2:
+        raise UsageError(f"{name} must be a pair (inputs, targets) of arrays, not {type(data).__name__}")
+    counts = {len(array) for array in tf.nest.flatten(data)}
+    if len(counts) != 1:
+        raise UsageError(f"the arrays of {name} have different numbers of samples: {', '.join(map(str, sorted(counts)))}")
+    return int(counts.pop())
+
+
+def train_options(given: dict[str, Any]) -> TrainOptions:
+    """Options from keywords; raises UsageError, with the nearest right name, for one that is not known."""
+    known = {field.name: field for field in fields(TrainOptions)}
+    for name in given.keys() - known.keys():
+        nearest = difflib.get_close_matches(name, known, n=1)
+        raise UsageError(
+            f"Trainer has no option {name!r}; " + (f"did you mean {nearest[0]!r}?" if nearest else f"it has {', '.join(known)}")
+        )
+    missing = [name for name, field in known.items() if field.default is MISSING and name not in given]
+    if missing:
+        raise UsageError(f"Trainer needs {' and '.join(missing)}")
+    return TrainOptions(**given)
+
+
+def write_model(model: Any, target: Path) -> str | None:
+    """Save a Keras model, whole or not at all; return why it could not be written, or None."""
+    temporary = target.with_name(f".tmp-{target.name}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        model.save(temporary)
+        os.replace(temporary, target)
+    except OSError as error:
+        return f"the model cannot be written to {target}: {error.strerror or error}"
+    return None
+
+
+def show_epoch(epoch: int, epochs: int, values: dict[str, float]) -> None:
+    """Print a line: the one place where dtrain.tensorflow writes any, for Keras's own bars would be torn by many ranks."""
+    told = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+    os.write(1, f"epoch {epoch}/{epochs}  {told}\n".encode())
