@@ -1,7 +1,7 @@
 """Classify handwritten digits with tf.estimator (TensorFlow 2.15 and earlier): a chief and workers train, an evaluator validates.
 
-``dtrain run --launcher parameter_server --workers 2 --servers 1 --chief --evaluator tensorflow_estimator_digits.py``; a cluster that a master
-leads (``--tf-config master``) validates on the master, as does ``python tensorflow_estimator_digits.py`` alone.
+``dtrain run --launcher parameter_server --workers 2 --servers 1 --chief --evaluator tensorflow_estimator_digits.py``. With
+``--tf-config master`` the master validates; alone, it does both: ``python tensorflow_estimator_digits.py``.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def main():
         estimator,
         tf.estimator.TrainSpec(batches, max_steps=args.steps),
         # An evaluator looks for the first checkpoint after two minutes, and for the next ones every ten, unless told otherwise.
-        tf.estimator.EvalSpec(validation, steps=None, start_delay_secs=1, throttle_secs=1, exporters=Record(run, "model", serving)),
+        tf.estimator.EvalSpec(validation, None, exporters=Record(run, "model", serving), start_delay_secs=1, throttle_secs=1),
     )
     print(f"{run.role} {run.index} is done")
 
