@@ -23,6 +23,11 @@ from dtrain.tensorflow.state import short_name
 
 logger = logging.getLogger(__name__)
 
+NOT_ACCUMULATED = (
+    "gradients cannot be accumulated where Keras 3 scales the loss (mixed_float16): its LossScaleOptimizer ignores it; leave out "
+    "backward_passes_per_step and gradient_accumulation_steps, or use mixed_bfloat16, which needs no scaling"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reduction:
@@ -123,6 +128,13 @@ class _Averaging:
             grads = self.dtrain_reduction(grads)
         super().apply(grads, trainable_variables)  # type: ignore[misc]
 
+    def register_local_var(self: Any, var: Any) -> None:
+        # Without it, hvd.PartialDistributedOptimizer would average what is to stay local, and say nothing.
+        raise UsageError(
+            "hvd.PartialDistributedOptimizer keeps no layer local on Keras 3; use hvd.PartialDistributedGradientTape(tape, "
+            "local_layers=[...]) in a loop of your own, or tf_keras (TF_USE_LEGACY_KERAS=1)"
+        )
+
     def _clip_gradients(self: Any, grads: Sequence[Any]) -> Any:
         # With accumulation Keras calls it in the pass that updates, and with what the passes came to: so one exchange an update.
         if self.gradient_accumulation_steps:
@@ -140,6 +152,9 @@ def distribute(optimizer: Any, reduction: Reduction, *, backward_passes: int = 1
     cls = type(optimizer)
     if issubclass(cls, _Averaging):
         raise UsageError(f"this {cls.__name__} averages its gradients already; wrap an optimizer once")
+    scaled = getattr(optimizer, "inner_optimizer", None)
+    if scaled is not None and max(backward_passes, *(each.gradient_accumulation_steps or 1 for each in (optimizer, scaled))) > 1:
+        raise UsageError(NOT_ACCUMULATED)
     if backward_passes > 1:
         if optimizer.gradient_accumulation_steps not in (None, backward_passes):
             raise UsageError(
