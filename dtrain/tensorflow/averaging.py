@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from dtrain.comm import Communicator
 from dtrain.comm.horovod import HorovodCommunicator
+from dtrain.env import RankEnv
 from dtrain.errors import CommunicationError, UsageError
 from dtrain.tensorflow.state import short_name
 
@@ -79,8 +80,10 @@ def check_same_variables(variables: Sequence[Any]) -> None:
     """Raise CommunicationError on all ranks, naming those that differ, unless all have the same variables. Collective.
 
     Horovod itself waits for a tensor that only some ranks have. Names are compared without the layer's, which counts the layers
-    that a process has made.
+    that a process has made. Not done under horovodrun with Gloo: who joins an elastic job would wait for those that began before.
     """
+    if RankEnv.read().vocabulary == "horovod":
+        return
     mine = [(short_name(v), tuple(v.shape), tf.as_dtype(v.dtype).name) for v in variables]
     by_rank = agreement().allgather_obj(mine)
     for rank, other in enumerate(by_rank):

@@ -137,7 +137,9 @@ def _mend_optimizer(module: ModuleType) -> None:
         from dtrain.tensorflow import averaging
 
         if not averaging.is_keras3_optimizer(optimizer):
-            return create(keras, optimizer, *args, **kwargs)
+            distributed = create(keras, optimizer, *args, **kwargs)
+            _check_before_exchange(type(distributed), kwargs.get("process_set"))
+            return distributed
         names = ("name", "device_dense", "device_sparse", "compression", "sparse_as_dense", "gradient_predivide_factor", "op")
         # `groups` only says what travels together; ours sends all gradients of a dtype in one group.
         options = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -165,6 +167,27 @@ def _mend_optimizer(module: ModuleType) -> None:
 
     module.create_distributed_optimizer = create_distributed_optimizer  # type: ignore[attr-defined]
     module.load_model = load_model  # type: ignore[attr-defined]
+
+
+def _check_before_exchange(cls: Any, process_set: Any) -> None:
+    """Let a class that Horovod made for an optimizer of Keras 2 name models that differ, where it would wait for the others."""
+    hvd = importlib.import_module("horovod.tensorflow")
+    if process_set is not hvd.global_process_set or not hvd._executing_eagerly():
+        return
+    allreduce = cls._allreduce
+    agreed: list[bool] = []
+
+    def _allreduce(self: Any, grads: Any, vars: Any) -> Any:
+        variables = list(vars)
+        kept_local = self._local_vars or getattr(self._agg_helper, "_local_vars", ())
+        if not agreed and not kept_local:  # what a rank keeps to itself may be as it likes
+            agreed.append(True)
+            from dtrain.tensorflow.averaging import check_same_variables
+
+            check_same_variables(variables)
+        return allreduce(self, grads, variables)
+
+    cls._allreduce = _allreduce
 
 
 def _mend_callbacks(module: ModuleType) -> None:

@@ -45,7 +45,6 @@ model.fit(np.zeros((4, 3)), np.zeros((4, 1)), verbose=0)
 """
 
 
-@pytest.mark.skipif("keras3" not in KERAS, reason="Keras 2's optimizer stays the script's: it waits, and ends as a stall")
 @pytest.mark.parametrize(
     ("difference", "words"),
     [
@@ -108,7 +107,7 @@ if [int(part) for part in tf.__version__.split(".")[:2]] >= [2, 16]:
 print("told", told(lambda: warm(0.9)))
 warm(0.0)
 warm(0.9, momentum_correction=False)
-# What a partial tape keeps local is each rank's own, divided by the number of ranks, as Horovod does it; the other layer's gradients are averaged.
+# A partial tape divides what stays local by the number of ranks, as Horovod has it, and averages the other layer's gradients.
 local, shared = keras.layers.Dense(1, use_bias=False), keras.layers.Dense(1, use_bias=False)
 for layer in (local, shared):
     layer.build((None, 3))
