@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.abc
 import importlib.machinery
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
+from typing import Any
 
 
 class AfterImport(importlib.abc.MetaPathFinder):
@@ -17,6 +19,7 @@ class AfterImport(importlib.abc.MetaPathFinder):
 
     def __init__(self, then: Mapping[str, Callable[[ModuleType], None]]) -> None:
         self._then = then
+        self._asking: set[tuple[str, int]] = set()
 
     def install(self) -> None:
         """Listen from now on; modules that are loaded already are dealt with at once."""
@@ -34,24 +37,38 @@ class AfterImport(importlib.abc.MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         then = self._then.get(fullname)
-        if then is None:
+        question = (fullname, threading.get_ident())
+        if then is None or question in self._asking:  # asked by another one of our kind, which we are asking
             return None
-        others = (finder for finder in sys.meta_path if finder is not self)
-        spec = next((found for finder in others if (found := finder.find_spec(fullname, path, target))), None)
+        self._asking.add(question)
+        try:
+            finders = [finder.find_spec for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
+            spec = next((found for find in finders if (found := find(fullname, path, target))), None)
+        finally:
+            self._asking.discard(question)
         if spec is not None and spec.loader is not None:
             spec.loader = _LoadThen(spec.loader, then)
         return spec
 
 
 class _LoadThen(importlib.abc.Loader):
-    """Another loader, and what to do once it has executed the module."""
+    """Another loader, and what to do once it has executed the module.
+
+    The module never sees this one; who only looks for its loader finds all that the other one can do.
+    """
 
     def __init__(self, loader: importlib.abc.Loader, then: Callable[[ModuleType], None]) -> None:
         self._loader, self._then = loader, then
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
         self._loader.exec_module(module)
         self._then(module)

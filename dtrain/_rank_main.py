@@ -263,11 +263,13 @@ def _watch_imports(rank_env: RankEnv) -> None:
         # mpi4py's package puts a finder of its own, which picks the build for the MPI it found, in front of ours.
         watch = AfterImport({"mpi4py": lambda _: watch.come_first(), "mpi4py.MPI": check_world})
         watch.install()
-    # Horovod's Keras calls, on a Keras that it does not know: dtrain.tensorflow mends them when it is imported.
-    AfterImport({"horovod": _mend_horovod}).install()
+    # dtrain.tensorflow mends both when it is imported: Horovod's Keras calls, on a Keras that it does not know; and, in a
+    # cluster, workers of TensorFlow 1 that would wait for one that has left.
+    mended = ["horovod"] if rank_env.task is None else ["horovod", "tensorflow"]
+    AfterImport(dict.fromkeys(mended, _mend)).install()
 
 
-def _mend_horovod(_module: ModuleType) -> None:
+def _mend(_module: ModuleType) -> None:
     importlib.import_module("dtrain.tensorflow")
 
 

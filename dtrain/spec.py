@@ -63,10 +63,9 @@ class ClusterOptions:
         if self.chief and self.tf_config not in (None, "chief"):
             leader = "worker 0 leads" if self.tf_config == "workers" else "a master leads"
             raise UsageError(f"--chief contradicts --tf-config {self.tf_config}, in which {leader}; leave one of them out")
-        if self.evaluator and self.dialect == "workers":
-            raise UsageError(
-                "--evaluator goes with --chief or --tf-config chief|master: a cluster that worker 0 leads knows none"
-            )
+        if self.evaluator and self.dialect != "chief":
+            why = "a master evaluates by itself" if self.dialect == "master" else "a cluster that worker 0 leads knows none"
+            raise UsageError(f"--evaluator goes with --chief (or --tf-config chief): {why}")
         _check_seconds("--start-timeout", self.start_timeout_s)
 
     @property

@@ -17,10 +17,16 @@ import tensorflow as tf
 
 from dtrain.comm import Communicator
 from dtrain.comm.horovod import HorovodCommunicator
+from dtrain.env import RankEnv
 from dtrain.errors import CommunicationError, UsageError
 from dtrain.tensorflow.state import keras3, short_name
 
 logger = logging.getLogger(__name__)
+
+NOT_ACCUMULATED = (
+    "gradients cannot be accumulated where Keras 3 scales the loss (mixed_float16): its LossScaleOptimizer ignores it; leave out "
+    "backward_passes_per_step and gradient_accumulation_steps, or use mixed_bfloat16, which needs no scaling"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +79,10 @@ def check_same_variables(variables: Sequence[Any]) -> None:
     """Raise CommunicationError on all ranks, naming those that differ, unless all have the same variables. Collective.
 
     Horovod itself waits for a tensor that only some ranks have. Names are compared without the layer's, which counts the layers
-    that a process has made.
+    that a process has made. Not done under horovodrun with Gloo: who joins an elastic job would wait for those that began before.
     """
+    if RankEnv.read().vocabulary == "horovod":
+        return
     mine = [(short_name(v), tuple(v.shape), tf.as_dtype(v.dtype).name) for v in variables]
     by_rank = agreement().allgather_obj(mine)
     for rank, other in enumerate(by_rank):
@@ -116,6 +124,13 @@ class _Averaging:
             grads = self.dtrain_reduction(grads)
         super().apply(grads, trainable_variables)  # type: ignore[misc]
 
+    def register_local_var(self: Any, var: Any) -> None:
+        # Without it, hvd.PartialDistributedOptimizer would average what is to stay local, and say nothing.
+        raise UsageError(
+            "hvd.PartialDistributedOptimizer keeps no layer local on Keras 3; use hvd.PartialDistributedGradientTape(tape, "
+            "local_layers=[...]) in a loop of your own, or tf_keras (TF_USE_LEGACY_KERAS=1)"
+        )
+
     def _clip_gradients(self: Any, grads: Sequence[Any]) -> Any:
         # With accumulation Keras calls it in the pass that updates, and with what the passes came to: so one exchange an update.
         if self.gradient_accumulation_steps:
@@ -133,6 +148,9 @@ def distribute(optimizer: Any, reduction: Reduction, *, backward_passes: int = 1
     cls = type(optimizer)
     if issubclass(cls, _Averaging):
         raise UsageError(f"this {cls.__name__} averages its gradients already; wrap an optimizer once")
+    scaled = getattr(optimizer, "inner_optimizer", None)
+    if scaled is not None and max(backward_passes, *(each.gradient_accumulation_steps or 1 for each in (optimizer, scaled))) > 1:
+        raise UsageError(NOT_ACCUMULATED)
     if backward_passes > 1:
         if optimizer.gradient_accumulation_steps not in (None, backward_passes):
             raise UsageError(

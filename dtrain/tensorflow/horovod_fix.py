@@ -7,13 +7,18 @@ because Horovod takes its backend from ``import keras``, which is another Keras.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import re
+import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from dtrain import install as commands
 from dtrain._after_import import AfterImport
 from dtrain.env import RankEnv, other_world
-from dtrain.errors import UsageError
+from dtrain.errors import MissingDependency, UsageError
 
 _installed = False
 
@@ -26,11 +31,13 @@ def install() -> None:
     _installed = True
     AfterImport(
         {
+            "tensorflow.python.framework.load_library": _find_mpi,
             "horovod.tensorflow.mpi_ops": _check_world_after_init,
             "horovod.tensorflow.functions": _broadcast_keras_variables,
             "horovod.tensorflow": _mend_tape,
             "horovod._keras": _mend_optimizer,
             "horovod._keras.callbacks": _mend_callbacks,
+            "horovod.tensorflow.elastic": _refuse_state,
         }
     ).install()
 
@@ -45,6 +52,31 @@ def plain_variables(variables: Any) -> Any:
 def _plain(variable: Any) -> Any:
     # A Keras 3 variable has TensorFlow's as its `_value`; `value` may be one that autocast made.
     return variable._value if not hasattr(variable, "ref") and hasattr(variable, "_value") else variable
+
+
+def _find_mpi(module: ModuleType) -> None:
+    """Horovod's library needs that of MPI, which mpirun makes known to its ranks and nobody to a script on its own."""
+    original = module.load_op_library
+
+    def load_op_library(library_filename: str) -> Any:
+        try:
+            return original(library_filename)
+        except Exception as error:
+            missing = re.search(r"\blibmpi\w*\.so[.\d]*", str(error))
+            if missing is None or "horovod" not in library_filename:
+                raise
+            library = Path(sys.prefix, "lib", missing[0])  # where MPI's wheels put it
+            try:
+                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+            except OSError:
+                raise MissingDependency(
+                    f"Horovod needs {missing[0]} of the MPI that it was built with, which is neither where the loader looks nor "
+                    f"{library}; start the script with that MPI's mpirun, add the library's folder to LD_LIBRARY_PATH, or build "
+                    f"Horovod for this environment: {commands.HOROVOD}"
+                ) from error
+            return original(library_filename)
+
+    module.load_op_library = load_op_library  # type: ignore[attr-defined]
 
 
 def _check_world_after_init(module: ModuleType) -> None:
@@ -105,7 +137,9 @@ def _mend_optimizer(module: ModuleType) -> None:
         from dtrain.tensorflow import averaging
 
         if not averaging.is_keras3_optimizer(optimizer):
-            return create(keras, optimizer, *args, **kwargs)
+            distributed = create(keras, optimizer, *args, **kwargs)
+            _check_before_exchange(type(distributed), kwargs.get("process_set"))
+            return distributed
         names = ("name", "device_dense", "device_sparse", "compression", "sparse_as_dense", "gradient_predivide_factor", "op")
         # `groups` only says what travels together; ours sends all gradients of a dtype in one group.
         options = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -135,7 +169,43 @@ def _mend_optimizer(module: ModuleType) -> None:
     module.load_model = load_model  # type: ignore[attr-defined]
 
 
+def _check_before_exchange(cls: Any, process_set: Any) -> None:
+    """Let a class that Horovod made for an optimizer of Keras 2 name models that differ, where it would wait for the others."""
+    hvd = importlib.import_module("horovod.tensorflow")
+    if process_set is not hvd.global_process_set or not hvd._executing_eagerly():
+        return
+    allreduce = cls._allreduce
+    agreed: list[bool] = []
+
+    def _allreduce(self: Any, grads: Any, vars: Any) -> Any:
+        variables = list(vars)
+        kept_local = self._local_vars or getattr(self._agg_helper, "_local_vars", ())
+        if not agreed and not kept_local:  # what a rank keeps to itself may be as it likes
+            agreed.append(True)
+            from dtrain.tensorflow.averaging import check_same_variables
+
+            check_same_variables(variables)
+        return allreduce(self, grads, variables)
+
+    cls._allreduce = _allreduce
+
+
 def _mend_callbacks(module: ModuleType) -> None:
     from dtrain.tensorflow import horovod_callbacks
 
     horovod_callbacks.mend(module)
+
+
+def _refuse_state(module: ModuleType) -> None:
+    original = module.TensorFlowKerasState.__init__
+
+    def __init__(self: Any, model: Any, optimizer: Any = None, *args: Any, **kwargs: Any) -> None:
+        from dtrain.tensorflow import averaging
+
+        if averaging.is_keras3_optimizer(optimizer or model.optimizer):
+            raise UsageError(
+                "hvd.elastic.KerasState does not work with Keras 3; use tf_keras (pip install tf_keras, TF_USE_LEGACY_KERAS=1)"
+            )
+        original(self, model, optimizer, *args, **kwargs)
+
+    module.TensorFlowKerasState.__init__ = __init__

@@ -56,7 +56,7 @@ def DistributedOptimizer(
     refuse_in_cluster(run, "DistributedOptimizer")
     if run.size == 1 and backward_passes_per_step == 1:
         return optimizer
-    if run.size == 1 and hasattr(optimizer, "gradient_accumulation_steps"):
+    if run.size == 1 and hasattr(optimizer, "gradient_accumulation_steps") and not hasattr(optimizer, "inner_optimizer"):
         optimizer.gradient_accumulation_steps = backward_passes_per_step
         return optimizer
     hvd = start_horovod(run)

@@ -349,6 +349,8 @@ def test_a_server_that_does_not_end_is_killed_after_the_grace_time(project: Proj
         (("--launcher", "parameter_server", "--tf-config", "cheif"), "did you mean chief"),
         (("--launcher", "parameter_server", "--chief", "--tf-config", "workers"), "in which worker 0 leads"),
         (("--launcher", "parameter_server", "--evaluator"), "--evaluator goes with --chief"),
+        # tf.estimator's own word for it: "If `master` node exists in `cluster`, task_type `evaluator` is not supported."
+        (("--launcher", "parameter_server", "--tf-config", "master", "--evaluator"), "a master evaluates by itself"),
         (("--launcher", "parameter_server", "--start-timeout", "0"), "--start-timeout=0"),
         (("--launcher", "parameter_server", "-n", "2", "--servers", "3", "--max-ranks", "4"), "-n 2 (with all tasks 5) exceeds"),
         (("--launcher", "parameter_server", "--env", "TF_CONFIG={}", "--dry-run"), "--env TF_CONFIG"),
@@ -362,16 +364,16 @@ def test_options_that_contradict_are_refused(project: Project, options: tuple[st
 
 def test_dry_run_shows_every_process(project: Project) -> None:
     script = project.script("")
-    options = ("--launcher", "parameter_server", "--tf-config", "master", "--evaluator", "-n", "1")
+    options = ("--launcher", "parameter_server", "--chief", "--evaluator", "-n", "1")
     plan = json.loads(project.dtrain("run", "--dry-run", "--json", *options, script).stdout)
     assert [(p["name"], p["rank"]) for p in plan["processes"]] == [
         ("ps 0", 2),
-        ("master 0", 0),
+        ("chief 0", 0),
         ("worker 0", 1),
         ("evaluator 0", 3),
     ]
     config = json.loads(plan["processes"][3]["environment"]["TF_CONFIG"])
-    assert (config["task"], set(config["cluster"])) == ({"type": "evaluator", "index": 0}, {"master", "worker", "ps"})
+    assert (config["task"], set(config["cluster"])) == ({"type": "evaluator", "index": 0}, {"chief", "worker", "ps"})
     ports = [int(address.rpartition(":")[2]) for addresses in config["cluster"].values() for address in addresses]
     assert len(set(ports)) == 3
     for port in ports:  # they are free

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.tensorflow_ranks import HERE, KERAS, assert_close, dtrain_run, weights
+from tests.contract.tensorflow_ranks import HERE, KERAS, assert_close, dtrain_run, run_python, weights
 
 SCRIPT = str(HERE / "horovod_script.py")
 
@@ -45,7 +45,6 @@ model.fit(np.zeros((4, 3)), np.zeros((4, 1)), verbose=0)
 """
 
 
-@pytest.mark.skipif("keras3" not in KERAS, reason="Keras 2's optimizer stays the script's: it waits, and ends as a stall")
 @pytest.mark.parametrize(
     ("difference", "words"),
     [
@@ -108,7 +107,22 @@ if [int(part) for part in tf.__version__.split(".")[:2]] >= [2, 16]:
 print("told", told(lambda: warm(0.9)))
 warm(0.0)
 warm(0.9, momentum_correction=False)
+# A partial tape divides what stays local by the number of ranks, as Horovod has it, and averages the other layer's gradients.
+local, shared = keras.layers.Dense(1, use_bias=False), keras.layers.Dense(1, use_bias=False)
+for layer in (local, shared):
+    layer.build((None, 3))
+x = tf.fill([2, 3], hvd.rank() + 1.0)
+with tf.GradientTape() as plain:
+    total = tf.reduce_sum(local(x) + shared(x))
+tape = horovod.tensorflow.PartialDistributedGradientTape(plain, local_layers=[local])
+ours, mean = (gradient.numpy().ravel().tolist() for gradient in
+              tape.gradient(total, [local.trainable_weights[0], shared.trainable_weights[0]]))
+assert (ours, mean) == ([hvd.rank() + 1.0] * 3, [3.0] * 3), (ours, mean)
+partial = lambda: horovod.keras.PartialDistributedOptimizer(keras.optimizers.SGD(), local_layers=[local])
+state = lambda: hvd.elastic.KerasState(model(keras.optimizers.SGD())).save()
 if getattr(keras, "__version__", "2")[0] == "3":
+    assert "use hvd.PartialDistributedGradientTape" in told(partial)
+    assert "KerasState does not work with Keras 3" in told(state)
     assert "XLA does not compile" in told(lambda: model(hvd.DistributedOptimizer(keras.optimizers.SGD()), jit_compile=True))
     twice = hvd.DistributedOptimizer(keras.optimizers.SGD())
     assert "wrap an optimizer once" in told(lambda: hvd.DistributedOptimizer(twice))
@@ -118,7 +132,11 @@ if getattr(keras, "__version__", "2")[0] == "3":
         old.save("saved.keras")
         plain = keras.models.load_model("saved.keras")
         assert type(plain.optimizer) is keras.optimizers.SGD
+    scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())
+    assert "cannot be accumulated" in told(lambda: hvd.DistributedOptimizer(scaled, backward_passes_per_step=2))
     keras.mixed_precision.set_global_policy("mixed_float16")
+    sgd = keras.optimizers.SGD()
+    assert "cannot be accumulated" in told(lambda: model(hvd.DistributedOptimizer(sgd, backward_passes_per_step=2)))
     half = model(hvd.DistributedOptimizer(keras.optimizers.SGD(0.1)))
     scaler = half.optimizer
     assert type(scaler).__name__ == "LossScaleOptimizer" and type(scaler.inner_optimizer) is keras.optimizers.SGD
@@ -126,6 +144,8 @@ if getattr(keras, "__version__", "2")[0] == "3":
     before = half.get_weights()
     half.fit(np.full((4, 3), 6e4 if hvd.rank() == 1 else 1.0), np.zeros((4, 1)), batch_size=4, verbose=0)
     assert all((a == b).all() for a, b in zip(before, half.get_weights())), (before, half.get_weights())
+else:
+    assert told(partial) is None and told(state) is None
 """
 
 
@@ -136,3 +156,11 @@ def test_what_is_refused_says_what_to_use_and_what_is_not_works(tmp_path: Path, 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "pass momentum_correction=False" in done.stdout
     assert "finished gradual learning rate warmup to 0.2." in done.stdout
+
+
+def test_one_rank_needs_no_mpirun(tmp_path: Path) -> None:
+    """Which elsewhere says where MPI's library lies."""
+    (tmp_path / "alone.py").write_text("import horovod.tensorflow as hvd\nhvd.init()\nprint('of', hvd.size())\n")
+    done = run_python(tmp_path, "-m", "dtrain.cli", "run", "--launcher", "local", "alone.py", LD_LIBRARY_PATH="")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "of 1" in done.stdout
