@@ -101,9 +101,7 @@ def test_the_example_runs_by_every_way_of_starting(tmp_path: Path, way: str) -> 
     if way == "dtrain":
         done = dtrain_run(tmp_path, 2, "--source", str(Path(EXAMPLE).parent), EXAMPLE)
     else:
-        # horovodrun loads Horovod itself, outside mpirun; a wheel that was built for another environment looks for MPI there.
-        library = {"LD_LIBRARY_PATH": str(Path(sys.executable).parents[1] / "lib")} if way == "horovodrun" else {}
-        done = run_command(tmp_path, *WAYS[way], sys.executable, EXAMPLE, **library)
+        done = run_command(tmp_path, *WAYS[way], sys.executable, EXAMPLE)
     assert done.returncode == 0, done.stdout + done.stderr
     run = Workspace(tmp_path / "workspace").find_run("latest")
     assert (run.outputs / "model.keras").is_file()
