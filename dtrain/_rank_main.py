@@ -25,7 +25,7 @@ from typing import NoReturn
 from dtrain._after_import import AfterImport
 from dtrain.env import RankEnv, other_world, quiet_tensorflow, unescape_arguments
 from dtrain.errors import DtrainError, RankError
-from dtrain.layout import RankLayout, RunLayout, write_json
+from dtrain.layout import RankLayout, write_json
 from dtrain.processes import END_SCRIPT, LAUNCHER_IS_GONE, ProcessRecord, die_with_parent, signal_name
 from dtrain.status import Kind, RankFailure, exception_message, failure_to_line, write_record
 
@@ -66,9 +66,10 @@ class Recorder:
 def main() -> NoReturn:
     launcher = os.getppid()
     rank_env = RankEnv.read()
-    if rank_env.run_dir is None:
+    run = rank_env.layout
+    if run is None:
         raise RankError("dtrain._rank_main is started by `dtrain run`, which says in DTRAIN_RUN_DIR where the run lies")
-    files = RunLayout(rank_env.run_dir).rank(rank_env.rank)
+    files = run.rank(rank_env.rank)
     files.root.mkdir(parents=True, exist_ok=True)
     for record in (files.error, files.done):
         record.unlink(missing_ok=True)  # of an earlier start in the same folder (a pasted line of --dry-run)

@@ -127,8 +127,8 @@ def assign_tensors(sizes_bytes: Mapping[str, int], ranks: int) -> dict[str, int]
     return assigned
 
 
-def write_shard(path: Path, rank: int, shared: Mapping[str, Array], own: Mapping[str, Array]) -> Written:
-    """Write one rank's tensors to ``path``: temporary name, sync, rename, sync of the folder. Raises OSError.
+def write_shard(path: Path, rank: int, shared: Mapping[str, Array], own: Mapping[str, Array], staging: Path) -> Written:
+    """Write one rank's tensors to ``path``: in ``staging``, synced, moved to its place, sync of the folder. Raises OSError.
 
     The file is made in memory first (as much again as its tensors take): its hash is then of what was meant to be written,
     and a full disk shows as an OSError of an ordinary write.
@@ -140,7 +140,7 @@ def write_shard(path: Path, rank: int, shared: Mapping[str, Array], own: Mapping
         data = safetensors.numpy.save(tensors)
     except safetensors.SafetensorError as error:  # names that make a header of more than 100 MB, say
         raise CheckpointError(f"{path} cannot be made: {error}") from error
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = staging / f".{path.name}.tmp"
     with open(temporary, "wb") as file:
         file.write(data)
         file.flush()
@@ -168,10 +168,10 @@ def _describe(key: str, array: Array, rank: int, file: str, entry: Mapping[str, 
     )
 
 
-def write_manifest(folder: StepFolder, manifest: Manifest) -> None:
+def write_manifest(folder: StepFolder, manifest: Manifest, staging: Path) -> None:
     """Commit the step: from here on it exists. Raises OSError; the step is then what it was before."""
     body = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
-    write_json(folder.manifest, {**body, "blake3": _digest(body)})
+    write_json(folder.manifest, {**body, "blake3": _digest(body)}, staging)
 
 
 def _digest(body: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ from dtrain import _shards
 from dtrain._shards import Array, FileRecord, Manifest, Written
 from dtrain.comm.base import Communicator
 from dtrain.errors import CheckpointError, UsageError
-from dtrain.layout import StepFolder, fsync_folder
+from dtrain.layout import StepFolder, fsync_folder, staging_folder
 
 T = TypeVar("T")
 
@@ -66,11 +66,13 @@ class Checkpointer:
         *,
         keep: int = 3,
         resume_from: Path | None = None,
-        attempt: int = 0,
+        attempt: int | None = None,
         read_only: str = "",
     ) -> None:
         """``keep`` steps are kept; ``resume_from`` is the checkpoints folder of an earlier run, which is only read.
 
+        ``attempt`` is that of the run: files are made in its staging folder, and when that is gone, so is this process's right to
+        save. None: they are made in the steps' own folders.
         ``read_only`` says why this process may not save (another one does), and makes :meth:`save` raise UsageError with it.
         """
         if keep < 1:
@@ -79,7 +81,8 @@ class Checkpointer:
         self._comm = comm
         self._keep = keep
         self._resume_from = resume_from
-        self._attempt = attempt
+        self._attempt = attempt or 0
+        self._staging = None if attempt is None else staging_folder(folder, attempt)
         self._read_only = read_only
 
     def save(
@@ -108,7 +111,8 @@ class Checkpointer:
 
         def write() -> Written:
             folder.root.mkdir(parents=True, exist_ok=True)  # where rank 0's folder is not visible here yet
-            return _shards.write_shard(folder.shard(comm.rank, generation), comm.rank, mine, own_tensors)
+            path = folder.shard(comm.rank, generation)
+            return _shards.write_shard(path, comm.rank, mine, own_tensors, self._staging or folder.root)
 
         written = self._on_all(step, write, undo=folder)
 
@@ -116,7 +120,8 @@ class Checkpointer:
             if comm.rank == 0:
                 _wait_visible(folder, [file for file, _ in written])
                 fsync_folder(self.folder)
-                _shards.write_manifest(folder, self._manifest(step, list(tensors), written, metas))
+                manifest = self._manifest(step, list(tensors), written, metas)
+                _shards.write_manifest(folder, manifest, self._staging or folder.root)
 
         self._on_all(step, commit, undo=folder)
         if comm.rank == 0:
@@ -172,6 +177,10 @@ class Checkpointer:
         own_tensors: dict[str, Array] = {}
 
         def check() -> tuple[int, str, tuple[str, str]]:
+            if not self._may_save():
+                raise CheckpointError(
+                    f"attempt {self._attempt} of this run is over (there is no {self._staging}); what is left of it saves nothing"
+                )
             if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or step < 0:
                 raise CheckpointError(f"step {step!r} is not allowed; steps are whole numbers from 0")
             tensors.update(_shards.check_tensors("shared", shared))
@@ -198,7 +207,7 @@ class Checkpointer:
         if not failed:
             return outcomes
         if undo is not None:
-            if self._comm.rank == 0:
+            if self._comm.rank == 0 and self._may_save():  # else what lies there is the next attempt's
                 _undo(undo)
             self._comm.barrier()
         reasons = "; ".join(f"rank {rank}: {reason}" for rank, reason in failed.items())
@@ -207,6 +216,9 @@ class Checkpointer:
         )
         error.of_rank = min(failed)
         raise error from cause
+
+    def _may_save(self) -> bool:
+        return self._staging is None or self._staging.is_dir()
 
     def _exchange(self, action: Callable[[], T]) -> tuple[list[T], dict[int, str], Exception | None]:
         """Run ``action`` on every rank; return all results, the reasons of those ranks that failed, and this rank's own."""

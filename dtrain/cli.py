@@ -96,6 +96,7 @@ def _print_table(table: Any) -> None:
     "--launcher", metavar="|".join(LAUNCHERS), help="How ranks are started. [default: local for one rank, mpi for more]"
 )
 @options.cluster
+@options.restarts
 @click.option("--experiment", metavar="NAME", help="Name that the run's begins with. [default: the script's]")
 @click.option(
     "--source",
@@ -145,8 +146,8 @@ def run(workspace: Workspace, command: tuple[str, ...], resume: str | None, dry_
         raise UsageError("--json goes with --dry-run; the finished run as JSON is `dtrain show latest --json`")
     console = Console()
     resume_from = job.resume_folder(resume, workspace, console) if resume is not None else None
-    cluster = options.take_cluster(given)
-    spec = JobSpec(target=command[0], args=command[1:], resume_from=resume_from, cluster=cluster, **given)
+    given |= {"cluster": options.take_cluster(given), "restarts": options.take_restarts(given)}
+    spec = JobSpec(target=command[0], args=command[1:], resume_from=resume_from, **given)
     if dry_run:
         plan = job.dry_run(spec, workspace)
         if as_json:
@@ -214,9 +215,10 @@ def show(workspace: Workspace, reference: str, as_json: bool) -> None:
 @main.command()
 @_workspace
 @click.option("--rank", metavar="R", type=int, help="Only this rank's output, raw. [default: all, each line with its rank]")
+@click.option("--attempt", metavar="K", type=int, help="Of a job that was started again: this start. [default: the newest]")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run ends.")
 @click.argument("reference", metavar="RUN")
-def logs(workspace: Workspace, reference: str, rank: int | None, follow: bool) -> None:
+def logs(workspace: Workspace, reference: str, rank: int | None, attempt: int | None, follow: bool) -> None:
     """Print what the ranks of a run wrote to their output.
 
     \b
@@ -225,7 +227,7 @@ def logs(workspace: Workspace, reference: str, rank: int | None, follow: bool) -
     """
     from dtrain.launch.logs import print_logs
 
-    print_logs(workspace.find_run(reference), rank=rank, follow=follow)
+    print_logs(workspace.find_run(reference), rank=rank, attempt=attempt, follow=follow)
 
 
 @main.command()

@@ -98,6 +98,11 @@ class RankEnv:
     task: Task | None = None
 
     @property
+    def layout(self) -> RunLayout | None:
+        """The run folder of this rank's attempt; None when it is still to be made."""
+        return RunLayout(self.run_dir, self.attempt) if self.run_dir is not None else None
+
+    @property
     def world_size(self) -> int:
         """How many ranks a communicator joins: tasks of a cluster exchange through TensorFlow, so each is a world of its own."""
         return 1 if self.task is not None else self.size
@@ -340,9 +345,10 @@ def cluster_variables(addresses: Mapping[Task, str], mine: Task, dialect: Dialec
     return {TF_CONFIG: json.dumps(config)}
 
 
-def supervised_variables() -> dict[str, str]:
-    """Tells a rank that its files are read as they grow, so that its output belongs in its file and not on its pipe."""
-    return {_SUPERVISED: "1"}
+def supervised_variables(attempt: int) -> dict[str, str]:
+    """Tells a rank that its files are read as they grow, so that its output belongs in its file and not on its pipe; and which
+    attempt of the run it belongs to."""
+    return {_SUPERVISED: "1", _ATTEMPT: str(attempt)}
 
 
 def thread_variables(cores: int, local_ranks: int, environ: Mapping[str, str]) -> dict[str, str]:

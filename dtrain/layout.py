@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -45,13 +46,13 @@ def fsync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+def atomic_file(path: Path, staging: Path | None = None) -> Iterator[IO[bytes]]:
     """A file to write that replaces ``path`` when the block ends, whole and durable: a reader sees the old file or the new one.
 
     When the block raises, or the file cannot be written (OSError: disk full, no permission), the old file is untouched and no
-    temporary file is left.
+    temporary file is left. ``staging`` is a folder of the same file system to write it in; None: beside ``path``.
     """
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    descriptor, name = tempfile.mkstemp(dir=staging or path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
@@ -60,7 +61,8 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         os.replace(name, path)
     except BaseException:
-        os.unlink(name)
+        with contextlib.suppress(FileNotFoundError):  # gone with its folder
+            os.unlink(name)
         raise
     fsync_folder(path.parent)
 
@@ -81,9 +83,10 @@ def _umask() -> int:
     return 0o022
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` (of JSON's types, and NumPy scalars and paths) to ``path`` atomically; raises OSError."""
-    atomic_write(path, orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY, default=str) + b"\n")
+def write_json(path: Path, value: Any, staging: Path | None = None) -> None:
+    """Write ``value`` (of JSON's types, and NumPy scalars and paths) to ``path`` as :func:`atomic_file` does; raises OSError."""
+    with atomic_file(path, staging) as file:
+        file.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY, default=str) + b"\n")
 
 
 def read_json(path: Path) -> Any:
@@ -174,11 +177,20 @@ class StepFolder:
         return self.root / (f"rank-{rank:05d}.{generation}.safetensors" if generation else f"rank-{rank:05d}.safetensors")
 
 
+def staging_folder(checkpoints: Path, attempt: int) -> Path:
+    return checkpoints / f".attempt-{attempt}"
+
+
 @dataclass(frozen=True)
 class RunLayout:
-    """One run folder: ``runs/<experiment>-<utc>-<4 hex>/``."""
+    """One run folder: ``runs/<experiment>-<utc>-<4 hex>/``.
+
+    A job that is started again within its run (``--max-restarts``) makes a new *attempt*, with rank folders and metrics files of
+    its own. ``attempt`` says whose are meant here; None: of the newest, to which the link ``ranks`` leads.
+    """
 
     root: Path
+    attempt: int | None = None
 
     @property
     def id(self) -> str:
@@ -223,32 +235,79 @@ class RunLayout:
     @property
     def launcher_log(self) -> Path:
         """What the launcher itself (mpirun) printed, raw: its own complaints, and ranks that died before they began."""
-        return self.root / "launcher.log"
+        return self.ranks / "launcher.log"
 
     @property
     def ranks(self) -> Path:
-        return self.root / "ranks"
+        return self.root / "ranks" if self.attempt is None else self._attempt
+
+    @property
+    def _attempt(self) -> Path:
+        return self.root / "attempts" / str(self.attempt or 0)
+
+    @property
+    def attempt_status(self) -> Path:
+        """How one attempt ended; the run's own status is that of the last."""
+        return self._attempt / "status.json"
+
+    @property
+    def staging(self) -> Path:
+        """Where this attempt makes the files of its checkpoints, before they are moved to their place."""
+        return staging_folder(self.checkpoints, self.attempt or 0)
+
+    def newest_attempt(self) -> RunLayout:
+        """This run with the number of its newest attempt."""
+        try:
+            return RunLayout(self.root, int(os.path.basename(os.readlink(self.root / "ranks"))))
+        except FileNotFoundError:
+            return RunLayout(self.root, 0)
 
     def rank(self, rank: int) -> RankLayout:
         return RankLayout(self.ranks / f"{rank:05d}")
 
     def metrics_file(self, rank: int, task: str = "") -> Path:
         """A rank's metrics; the name has role and index (``task``, as ``worker 0``) where ranks have roles."""
-        return self.metrics / f"rank-{rank:05d}{'-' if task else ''}{task.replace(' ', '-')}.jsonl"
+        parts = [f"rank-{rank:05d}", *task.split(), *(["attempt", str(self.attempt)] if self.attempt else [])]
+        return self.metrics / f"{'-'.join(parts)}.jsonl"
 
-    def metrics_files(self) -> dict[int, Path]:
-        """The metrics that are there, by rank."""
-        found = {int(path.stem.split("-")[1]): path for path in self.metrics.glob("rank-*.jsonl")}
-        return dict(sorted(found.items()))
+    def metrics_files(self) -> dict[int, list[Path]]:
+        """The metrics that are there: by rank, a file for each attempt that wrote some, the first one's first."""
+        found: dict[int, list[tuple[int, Path]]] = {}
+        for path in self.metrics.glob("rank-*.jsonl"):
+            attempt = re.search(r"-attempt-(\d+)$", path.stem)
+            found.setdefault(int(path.stem.split("-")[1]), []).append((int(attempt[1]) if attempt else 0, path))
+        return {rank: [path for _, path in sorted(files)] for rank, files in sorted(found.items())}
 
     def make_folders(self, size: int) -> None:
         """Make the folders of a run of ``size`` ranks and the links by which a script's ./outputs and ./logs lead here."""
-        for folder in (self.code, self.metrics, self.checkpoints, self.logs, *(self.rank(r).root for r in range(size))):
+        for folder in (self.code, self.metrics, self.checkpoints, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
         for name in ("outputs", "logs"):
             link = self.code / name
             if not link.is_symlink():
                 link.symlink_to(Path("..") / name)
+        self.begin_attempt(0, size)
+
+    def begin_attempt(self, number: int, size: int) -> RunLayout:
+        """Make the folders of an attempt of ``size`` ranks, lead ``ranks`` to them, and return this run with its number."""
+        begun = RunLayout(self.root, number)
+        for folder in (begun.staging, *(begun.rank(rank).root for rank in range(size))):
+            folder.mkdir(parents=True, exist_ok=True)
+        link = self.root / f".ranks-{number}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(begun.ranks.relative_to(self.root))
+        os.replace(link, self.root / "ranks")
+        return begun
+
+    def end_attempt(self) -> None:
+        """Let nothing more of this attempt be saved: not by a rank either that could not be ended, say on a lost host.
+
+        Files come to their place only from :attr:`staging`, which is gone from here on.
+        """
+        closed = self.checkpoints / f".ended-{self.attempt or 0}"
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(self.staging, closed)
+            shutil.rmtree(closed, ignore_errors=True)
 
 
 @dataclass(frozen=True)

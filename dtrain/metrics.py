@@ -180,5 +180,16 @@ def _last_of(rows: list[dict[str, Any]], name: str) -> Value | None:
 
 
 def read_metrics(run: RunLayout) -> RunMetrics:
-    """Read the metrics of every rank that wrote some, also while the run goes on."""
-    return RunMetrics({rank: read_rows(path) for rank, path in run.metrics_files().items()})
+    """Read the metrics of every rank that wrote some, also while the run goes on.
+
+    Where the job was started again, an attempt's rows take the place of the earlier ones' from its first step on.
+    """
+    found = {}
+    for rank, paths in run.metrics_files().items():
+        rows: list[dict[str, Any]] = []
+        for path in paths:
+            newer = read_rows(path)
+            begin = min((row["step"] for row in newer), default=math.inf)
+            rows = [row for row in rows if row["step"] < begin] + newer
+        found[rank] = rows
+    return RunMetrics(found)

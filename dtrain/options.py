@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 import click
 
+from dtrain.errors import UsageError
 from dtrain.roles import DIALECTS
-from dtrain.spec import ClusterOptions
+from dtrain.spec import ClusterOptions, Restarts
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,3 +42,34 @@ def take_cluster(given: dict[str, Any]) -> ClusterOptions | None:
     """Take the cluster's options out of ``given``; None when there are none."""
     values = {field.name: value for field in fields(ClusterOptions) if (value := given.pop(field.name)) is not None}
     return ClusterOptions(**values) if values else None
+
+
+def restarts(command: F) -> F:
+    """The fields of Restarts."""
+    codes = ",".join(map(str, Restarts.restart_on))
+    options = (
+        click.option(
+            "--max-restarts",
+            type=int,
+            metavar="K",
+            default=Restarts.max_restarts,
+            show_default=True,
+            help="Start the whole job again from its newest checkpoint, up to K times.",
+        ),
+        click.option(
+            "--restart-on", metavar="CODES", default=codes, show_default=True, help="Exit codes after which that is done."
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def take_restarts(given: dict[str, Any]) -> Restarts:
+    """Take the restarts' options out of ``given``."""
+    text, most = given.pop("restart_on"), given.pop("max_restarts")
+    try:
+        codes = tuple(int(code) for code in text.split(","))
+    except ValueError:
+        raise UsageError(f"--restart-on {text!r} is not a list of exit codes; use numbers from 1 to 255, as 137,143") from None
+    return Restarts(max_restarts=most, restart_on=codes)

@@ -195,6 +195,8 @@ def heading(data: dict[str, Any]) -> list[str]:
         lines.append(f"resumed  from {spec['resume_from']}")
     if data["restarts"]:
         lines.append(f"restarts {data['restarts']} of killed workers")
+    for number, cause in enumerate(data["earlier"]):
+        lines.append(f"attempt  {number} failed: {cause}")
     if data["cause"]:
         lines.append(f"cause    {data['cause']}")
     if data["tags"]:

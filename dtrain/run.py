@@ -100,9 +100,8 @@ def _open_folder(rank_env: RankEnv, experiment: str | None, workspace: str | Pat
     """Rank 0: the run's folder, made and described unless a launcher did so."""
     if rank_env.resume_from is not None and not RunLayout(rank_env.resume_from).spec.is_file():
         raise WorkspaceError(f"there is no run to resume in {rank_env.resume_from}; DTRAIN_RESUME is the path of a run folder")
-    if rank_env.run_dir is not None:
-        layout = RunLayout(rank_env.run_dir)
-    else:
+    layout = rank_env.layout
+    if layout is None:
         layout = env.workspace(workspace).create_run(experiment or experiment_from(_script()[0]))
     if not layout.spec.is_file():
         layout.make_folders(rank_env.size)

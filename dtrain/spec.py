@@ -94,6 +94,25 @@ class ClusterOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Restarts:
+    """How often the whole job is started again, from its newest whole checkpoint, and after which exit codes.
+
+    The codes that are set are those of being killed from outside: Ctrl-C of a rank (130), SIGKILL (137: also what a machine that
+    is out of memory sends), SIGTERM (143). A script's own failure (1, 2) would as a rule only repeat itself.
+    """
+
+    max_restarts: int = 0
+    restart_on: tuple[int, ...] = (130, 137, 143)
+
+    def __post_init__(self) -> None:
+        if self.max_restarts < 0:
+            raise UsageError(f"--max-restarts {self.max_restarts} is not a number from 0")
+        for code in self.restart_on:
+            if not 1 <= code <= 255:
+                raise UsageError(f"--restart-on {code} is not an exit code; use numbers from 1 to 255, as 137,143")
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobSpec:
     """One job: a script or module, its arguments, and how many ranks run it.
 
@@ -118,6 +137,7 @@ class JobSpec:
     timeout_s: float | None = None
     grace_s: float = 10.0
     resume_from: Path | None = None
+    restarts: Restarts = field(default_factory=Restarts)
 
     def __post_init__(self) -> None:
         if self.workers < 1:

@@ -77,7 +77,7 @@ class RunStatus:
     """The outcome of a run so far; times in Unix seconds; ``cause`` is one sentence, empty when there is nothing to say.
 
     ``tasks``: role and index of every rank (``worker 0``), by rank; empty where ranks have no roles. ``restarts``: how often a
-    killed worker was started again.
+    killed worker was started again. ``earlier``: the causes of the attempts before this one, after which the whole job was.
     """
 
     state: State
@@ -90,6 +90,7 @@ class RunStatus:
     supervisor: ProcessRecord | None = None
     tasks: list[str] = field(default_factory=list)
     restarts: int = 0
+    earlier: list[str] = field(default_factory=list)
 
     @property
     def duration_s(self) -> float | None:

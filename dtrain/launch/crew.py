@@ -175,7 +175,7 @@ class Crew:
             member.process = subprocess.Popen(
                 planned.argv,
                 cwd=planned.cwd,
-                env={**env.inherited(), **planned.environment, **env.supervised_variables()},
+                env={**env.inherited(), **planned.environment, **env.supervised_variables(self._run.attempt or 0)},
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
                 stderr=self._output,

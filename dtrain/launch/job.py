@@ -11,9 +11,10 @@ from pathlib import Path
 
 from dtrain.errors import UsageError, WorkspaceError
 from dtrain.launch import horovod, local, mpi, parameter_server
+from dtrain.launch.attempts import run_attempts
 from dtrain.launch.console import Console
 from dtrain.launch.plan import LaunchPlan
-from dtrain.launch.supervise import Limits, Supervisor
+from dtrain.launch.supervise import Limits
 from dtrain.layout import RunLayout, StepFolder, Workspace, read_json, write_json
 from dtrain.snapshot import take_snapshot
 from dtrain.spec import CLUSTER_LAUNCHERS, JobSpec
@@ -61,7 +62,7 @@ def run_job(spec: JobSpec, workspace: Workspace, console: Console) -> tuple[RunL
     limits = Limits(timeout_s=spec.timeout_s, grace_s=spec.grace_s)
     if spec.tasks:
         limits = dataclasses.replace(limits, start_timeout_s=spec.cluster_options.start_timeout_s)
-    status = Supervisor(plan, run, limits, console).run()
+    status = run_attempts(plan, run, limits, spec.restarts, console)
     _report(run, status, console)
     return run, status
 

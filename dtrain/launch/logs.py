@@ -13,12 +13,26 @@ from dtrain.status import read_process, read_status
 _POLL_S = 0.1
 
 
-def print_logs(run: RunLayout, *, rank: int | None, follow: bool) -> None:
+def print_logs(run: RunLayout, *, rank: int | None, attempt: int | None, follow: bool) -> None:
     """Print the output of one rank, raw, or of all, each line with its host and rank in front.
 
-    With ``follow`` it blocks until the run has ended. Raises UsageError for a rank that the run does not have, WorkspaceError
-    when nothing was kept: who starts ranks by hand has their output in the terminal.
+    ``attempt`` None means the newest. With ``follow`` it blocks until the run has ended, and goes on with the attempts that come.
+    Raises UsageError for a rank or attempt that the run does not have, WorkspaceError when nothing was kept: who starts ranks by
+    hand has their output in the terminal.
     """
+    newest = run.newest_attempt()
+    if attempt is not None and attempt not in range((newest.attempt or 0) + 1):
+        raise UsageError(f"--attempt {attempt}: run {run.id} has attempts 0 to {newest.attempt}")
+    shown = newest if attempt is None else RunLayout(run.root, attempt)
+    while True:
+        _print_attempt(shown, rank, follow)
+        newest = shown.newest_attempt()
+        if not follow or newest == shown:
+            return
+        shown = RunLayout(run.root, (shown.attempt or 0) + 1)
+
+
+def _print_attempt(run: RunLayout, rank: int | None, follow: bool) -> None:
     status = read_status(run)
     size, labels = status.size, dict(enumerate(task.replace(" ", "") for task in status.tasks))
     if rank is not None and not 0 <= rank < size:
@@ -30,7 +44,7 @@ def print_logs(run: RunLayout, *, rank: int | None, follow: bool) -> None:
     launcher = LineReader(run.launcher_log) if rank is None else None
     console = Console()
     while True:
-        ended = not follow or read_status(run).state != "running"
+        ended = not follow or read_status(run).state != "running" or run.newest_attempt() != run
         for each, reader in readers.items():
             data = reader.read()
             if rank is not None:

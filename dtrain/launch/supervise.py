@@ -1,4 +1,4 @@
-"""One supervisor for every plan: starts it, shows its output, finds the first failure, ends the rest, records the outcome."""
+"""One supervisor for every plan: starts it, shows its output, finds the first failure, ends the rest, judges the outcome."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
 
 import psutil
 
 from dtrain import env
-from dtrain.errors import NotRunnable, WorkspaceError
 from dtrain.launch.console import Console, LineReader
 from dtrain.launch.crew import Crew
 from dtrain.launch.plan import LaunchPlan
 from dtrain.layout import RunLayout
-from dtrain.processes import END_SCRIPT, ProcessRecord, signal_name
+from dtrain.processes import END_SCRIPT, signal_name
 from dtrain.status import (
     RankFailure,
     RunStatus,
@@ -29,7 +27,6 @@ from dtrain.status import (
     first_failure,
     read_failure,
     read_process,
-    write_record,
 )
 
 TIME_LIMIT = 124  # the exit code of timeout(1)
@@ -51,18 +48,21 @@ _LINGER_S = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """``timeout_s``: seconds that the job may take, None for no limit; ``grace_s``: from being told to end to being killed;
-    ``start_timeout_s``: from a task's start until it has to listen on its port."""
+    """``timeout_s``: seconds that the job may take, None for no limit, counted from ``began`` (Unix seconds; None: from this
+    attempt's start); ``grace_s``: from being told to end to being killed; ``start_timeout_s``: from a task's start until it has
+    to listen on its port."""
 
     timeout_s: float | None
+    began: float | None = None
     grace_s: float
     start_timeout_s: float = 120.0
 
 
 class Supervisor:
-    """Runs one plan to its end. Made and used by the submit side's one process; :meth:`run` blocks until nothing is left."""
+    """Runs one attempt of a plan to its end. Made by the submit side's one process; :meth:`run` blocks until nothing is left."""
 
-    def __init__(self, plan: LaunchPlan, run: RunLayout, limits: Limits, console: Console) -> None:
+    def __init__(self, plan: LaunchPlan, run: RunLayout, limits: Limits, console: Console, signals: list[int]) -> None:
+        """``signals`` are those that this process was sent; one that comes ends the job as canceled, a second one at once."""
         self._plan, self._run, self._limits, self._console = plan, run, limits, console
         self._names = {rank: str(planned.task) for rank, planned in plan.tasks.items()}
         self._labels = {rank: planned.task.label for rank, planned in plan.tasks.items()}
@@ -76,58 +76,23 @@ class Supervisor:
         self._work_done = False
         self._hosts: dict[int, str] = {}
         self._failures: dict[int, RankFailure] = {}
-        self._signals: list[int] = []
+        self._signals = signals
         self._timed_out = False
         self._started = time.time()
         self._next_check = 0.0
 
     def run(self) -> RunStatus:
-        """Start the plan's processes, wait for the job's end, and return its status, which is also in ``status.json``.
+        """Start the plan's processes, wait for the end, and return how it ended; nothing is recorded of that here.
 
-        SIGINT and SIGTERM to this process end the job as canceled; a second one does not wait for the grace time.
+        Raises NotRunnable when a command of the plan cannot be started.
         """
-        running = RunStatus(
-            state="running",
-            size=self._plan.size,
-            started=self._started,
-            supervisor=ProcessRecord.of(os.getpid()),
-            tasks=self._plan.task_names(),
-        )
         try:
-            write_record(self._run.status, running)
-        except OSError as error:
-            raise WorkspaceError(f"run folder {self._run.root} cannot be written: {error}") from error
-        with self._catching_signals():
-            try:
-                self._watch()
-            except NotRunnable as error:
-                failed = dataclasses.replace(
-                    running, state="failed", ended=time.time(), exit_code=error.exit_code, cause=str(error)
-                )
-                write_record(self._run.status, failed)
-                raise
-            finally:
-                self._end_everything()
-                self._show(final=True)
-                self._close()
-        status = self._verdict(running)
-        try:
-            write_record(self._run.status, status)
-        except OSError as error:
-            self._console.say(f"dtrain: the outcome cannot be recorded in {self._run.status}: {error.strerror}", bad=True)
-        return status
-
-    @contextlib.contextmanager
-    def _catching_signals(self) -> Iterator[None]:
-        def note(number: int, _frame: FrameType | None) -> None:
-            self._signals.append(number)
-
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-        try:
-            yield
+            self._watch()
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            self._end_everything()
+            self._show(final=True)
+            self._close()
+        return self._verdict()
 
     def _watch(self) -> None:
         """Return when the job is over by itself, or when there is a reason to end it."""
@@ -141,7 +106,7 @@ class Supervisor:
             now = time.time()
             if self._signals:
                 return
-            if limit is not None and now - self._started > limit:
+            if limit is not None and now - (self._limits.began or self._started) > limit:
                 self._timed_out = True
                 return
             if self._failures and failed_at is None:
@@ -288,7 +253,7 @@ class Supervisor:
                     found.append(process)
         return found
 
-    def _verdict(self, running: RunStatus) -> RunStatus:
+    def _verdict(self) -> RunStatus:
         missing = [rank for rank in self._plan.deciding_ranks if not self._run.rank(rank).done.is_file()]
         launcher_code = self._crew.exit_code()
         vanished = self._vanished(missing, launcher_code)
@@ -310,9 +275,11 @@ class Supervisor:
             state, code, cause = "failed", 1, f"the launcher ended with 0, but {ranks} left no completion record"
         else:
             state, code, cause = "completed", 0, ""
-        return dataclasses.replace(
-            running,
+        return RunStatus(
             state=state,  # type: ignore[arg-type]
+            size=self._plan.size,
+            started=self._started,
+            tasks=self._plan.task_names(),
             ended=time.time(),
             exit_code=code,
             cause=cause,

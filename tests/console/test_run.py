@@ -14,6 +14,8 @@ import orjson
 import psutil
 import pytest
 
+from dtrain.metrics import read_metrics
+
 from .conftest import ROOT, Project
 
 LAUNCHES = [pytest.param(("-n", "1"), id="one rank"), pytest.param(("-n", "2"), id="two ranks", marks=pytest.mark.needs("mpi"))]
@@ -475,3 +477,82 @@ def test_output_without_line_end_and_progress_bars(project: Project) -> None:
     raw = [sys.executable, "-m", "dtrain.cli", "logs", "latest", "--rank", "0"]
     log = subprocess.run(raw, cwd=project.folder, env=project.environ(), capture_output=True, check=False).stdout
     assert log == b"\r0/3\r1/3\r2/3\nrest"
+
+
+AGAIN = """
+import os, signal, sys, time
+import numpy as np
+import dtrain
+run = dtrain.init()
+attempt = len([name for name in os.listdir(run.layout.root / "attempts")]) - 1
+restored = run.checkpoints.restore()
+first = restored.step + 1 if restored else 1
+print("attempt", attempt, "begins at", first, flush=True)
+for step in range(first, 7):
+    run.log_row(step, seen=step + 100 * attempt)
+    if step % 2 == 0:
+        run.checkpoints.save(step, {"w": np.full(2, step)})
+    run.comm.barrier()
+    if run.rank == run.size - 1 and step == 3 + attempt and attempt < 2:
+        END
+"""
+
+
+def again(end: str) -> str:
+    return AGAIN.replace("END", end)
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.needs("mpi"))])
+def test_a_killed_job_is_started_again_from_its_checkpoint(project: Project, ranks: int) -> None:
+    script = project.script(again("os.kill(os.getpid(), signal.SIGKILL)"))
+    done = project.dtrain("run", "-n", str(ranks), "--max-restarts", "3", script)
+    assert done.returncode == 0, done.stderr
+    assert "killed by SIGKILL" in done.stderr
+    assert "starting the job again from the checkpoint of step 2 (restart 1 of 3)" in done.stderr
+    assert "starting the job again from the checkpoint of step 4 (restart 2 of 3)" in done.stderr
+    data = project.json("show", "latest")
+    assert (data["state"], data["cause"], len(data["earlier"])) == ("completed", "", 2)
+    assert data["checkpoints"] == [2, 4, 6]
+    assert "attempt  1 failed: rank" in project.dtrain("show", "latest").stdout
+    # What an attempt did after its last checkpoint is undone; each attempt's own files are kept.
+    rows = read_metrics(project.latest).rows
+    assert [[row["seen"] for row in rows[rank]] for rank in range(ranks)] == [[1, 2, 103, 104, 205, 206]] * ranks
+    files = project.latest.metrics_files()[ranks - 1]
+    assert [len(file.read_text().splitlines()) for file in files] == [3, 2, 2]
+    for attempt, begin in ((0, 1), (1, 3), (2, 5)):
+        logs = project.dtrain("logs", "latest", "--rank", "0", "--attempt", str(attempt)).stdout
+        assert logs == f"attempt {attempt} begins at {begin}\n"
+    assert project.dtrain("logs", "latest", "--rank", "0").stdout == logs
+    assert "has attempts 0 to 2" in project.dtrain("logs", "latest", "--attempt", "3").stderr
+
+
+@pytest.mark.parametrize(
+    ("end", "options", "code", "attempts"),
+    [
+        ("sys.exit(3)", ("--max-restarts", "3"), 3, 1),
+        ("raise ValueError", ("--max-restarts", "3"), 1, 1),
+        ("sys.exit(3)", ("--max-restarts", "1", "--restart-on", "3"), 3, 2),
+        ("os.kill(os.getpid(), signal.SIGTERM)", (), 143, 1),
+        ("time.sleep(60)", ("--max-restarts", "3", "--timeout", "3"), 124, 1),
+    ],
+)
+def test_what_is_not_started_again(project: Project, end: str, options: tuple[str, ...], code: int, attempts: int) -> None:
+    done = project.dtrain("run", *options, project.script(again(end)))
+    assert done.returncode == code, done.stderr
+    data = project.json("show", "latest")
+    assert (data["state"], data["exit_code"], len(data["earlier"]) + 1) == ("failed", code, attempts)
+    assert not list(project.latest.checkpoints.glob(".attempt-*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--max-restarts", "-1"), "--max-restarts -1 is not a number from 0"),
+        (("--restart-on", "kill"), "'kill' is not a list of exit codes"),
+        (("--restart-on", "137,0"), "--restart-on 0 is not an exit code"),
+    ],
+)
+def test_restarts_that_cannot_be(project: Project, options: tuple[str, ...], words: str) -> None:
+    done = project.dtrain("run", *options, project.script(""))
+    assert done.returncode == 2
+    assert words in done.stderr

@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from dtrain import _shards
 from dtrain._shards import DTYPES
 from dtrain.checkpoint import Checkpointer, committed_steps, verify_step
 from dtrain.comm.local import LocalCommunicator
 from dtrain.errors import CheckpointError, UsageError
+from dtrain.layout import RunLayout, StepFolder, staging_folder
 
 
 def make(folder: Path, **options: Any) -> Checkpointer:
@@ -208,8 +210,37 @@ def test_a_step_saved_again_is_replaced_at_once(tmp_path: Path) -> None:
         assert verify_step(step_folder(tmp_path, 4)) == []
 
 
+def test_an_attempt_that_is_over_saves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank of it may still be alive somewhere: before a save, and in the midst of one."""
+    run = RunLayout(tmp_path / "run")
+    run.make_folders(1)
+    old = Checkpointer(run.checkpoints, LocalCommunicator(), attempt=0)
+    old.save(1, {"w": np.ones(2)})
+
+    def overtaken(folder: StepFolder, *args: Any) -> None:
+        run.end_attempt()
+        run.begin_attempt(1, 1)
+        new = Checkpointer(run.checkpoints, LocalCommunicator(), attempt=1)
+        new.save(2, {"w": np.full(2, 7.0)})
+        write_manifest(folder, *args)
+
+    write_manifest = _shards.write_manifest
+    monkeypatch.setattr(_shards, "write_manifest", lambda *args: (monkeypatch.undo(), overtaken(*args)))
+    with pytest.raises(CheckpointError, match="step 2 was not saved"):
+        old.save(2, {"w": np.zeros(2)})
+    with pytest.raises(CheckpointError, match="attempt 0 of this run is over"):
+        old.save(3, {"w": np.zeros(2)})
+    assert old.steps() == [1, 2]
+    assert verify_step(step_folder(run.checkpoints, 2)) == []
+    newest = old.restore()
+    assert newest is not None
+    assert (newest.shared["w"] == 7).all()
+    assert [path.name for path in run.checkpoints.iterdir() if path.name.startswith(".")] == [".attempt-1"]
+
+
 def test_the_manifest_says_what_is_where(tmp_path: Path) -> None:
     tensor = np.arange(6, dtype=np.float32).reshape(2, 3)
+    staging_folder(tmp_path, 2).mkdir()
     path = Checkpointer(tmp_path, LocalCommunicator(), attempt=2).save(9, {"a/W": tensor})
     manifest = json.loads((path / "manifest.json").read_text())
     assert (manifest["step"], manifest["world_size"], manifest["attempt"]) == (9, 1, 2)

@@ -1,0 +1,104 @@
+"""A job's attempts: the plan is run, recorded, and where that is asked for run again, until one attempt decides."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+from dtrain.errors import NotRunnable, WorkspaceError
+from dtrain.launch.console import Console
+from dtrain.launch.plan import LaunchPlan
+from dtrain.launch.supervise import Limits, Supervisor
+from dtrain.layout import RunLayout, StepFolder
+from dtrain.processes import ProcessRecord
+from dtrain.spec import Restarts
+from dtrain.status import RunStatus, write_record
+
+
+def run_attempts(plan: LaunchPlan, run: RunLayout, limits: Limits, restarts: Restarts, console: Console) -> RunStatus:
+    """Run a plan to the job's end and return its status, which is also in ``status.json``. Blocks.
+
+    SIGINT and SIGTERM to this process end the job as canceled; a second one does not wait for the grace time. Each attempt keeps
+    its ranks' files, metrics and outcome; the run's outcome is the last one's. The time limit is that of all attempts together.
+
+    Raises NotRunnable when a command of the plan cannot be started, WorkspaceError when the run folder cannot be written.
+    """
+    running = RunStatus(
+        state="running",
+        size=plan.size,
+        started=time.time(),
+        supervisor=ProcessRecord.of(os.getpid()),
+        tasks=plan.task_names(),
+    )
+    limits = dataclasses.replace(limits, began=running.started)
+    with _catching_signals() as signals:
+        while True:
+            number = len(running.earlier)
+            attempt = _begin(run, number, running)
+            try:
+                ended = Supervisor(plan, attempt, limits, console, signals).run()
+            except NotRunnable as error:
+                failed = dataclasses.replace(
+                    running, state="failed", ended=time.time(), exit_code=error.exit_code, cause=str(error)
+                )
+                write_record(run.status, failed)
+                raise
+            finally:
+                attempt.end_attempt()
+            ended = dataclasses.replace(
+                ended, started=running.started, earlier=running.earlier, restarts=running.restarts + ended.restarts
+            )
+            again = ended.state == "failed" and ended.exit_code in restarts.restart_on and number < restarts.max_restarts
+            if not again or signals or _is_over(limits, running):
+                break
+            write_record(attempt.attempt_status, ended)
+            running = dataclasses.replace(running, earlier=[*running.earlier, ended.cause], restarts=ended.restarts)
+            _say_again(run, ended, restarts, console)
+    try:
+        write_record(run.status, dataclasses.replace(ended, supervisor=running.supervisor))
+    except OSError as error:
+        console.say(f"dtrain: the outcome cannot be recorded in {run.status}: {error.strerror}", bad=True)
+    return ended
+
+
+def _begin(run: RunLayout, number: int, running: RunStatus) -> RunLayout:
+    try:
+        attempt = run.begin_attempt(number, running.size)
+        write_record(run.status, running)
+    except OSError as error:
+        raise WorkspaceError(f"run folder {run.root} cannot be written: {error}") from error
+    return attempt
+
+
+def _is_over(limits: Limits, running: RunStatus) -> bool:
+    return limits.timeout_s is not None and time.time() - running.started >= limits.timeout_s
+
+
+def _say_again(run: RunLayout, ended: RunStatus, restarts: Restarts, console: Console) -> None:
+    number = len(ended.earlier)
+    steps = StepFolder.committed(run.checkpoints)
+    begin = f"from the checkpoint of step {max(steps)}" if steps else "from its beginning: it has no checkpoint yet"
+    console.say(f"dtrain: attempt {number} failed with exit code {ended.exit_code}: {ended.cause}", bad=True)
+    console.say(f"dtrain: its output is in {RunLayout(run.root, number).ranks}")
+    console.say(f"dtrain: starting the job again {begin} (restart {number + 1} of {restarts.max_restarts})")
+
+
+@contextlib.contextmanager
+def _catching_signals() -> Iterator[list[int]]:
+    """The signals that ask this process to end, in the order in which they come."""
+    came: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
