@@ -40,6 +40,7 @@ from typing import Any
 import numpy as np
 
 from dtrain.env import THREAD_VARIABLES
+from dtrain.launch import horovod
 
 HERE = Path(__file__).resolve().parent
 BIN = Path(sys.executable).parent
@@ -48,8 +49,7 @@ TOLERANCE = 1e-4
 LOSS_FALLS_TO = 0.5
 """Of its first value, under parameter servers."""
 LIMIT_S = 600
-TF_THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
-ONE_THREAD = dict.fromkeys((*THREAD_VARIABLES, *TF_THREADS), "1")
+ONE_THREAD = dict.fromkeys((*THREAD_VARIABLES, *horovod.THREAD_VARIABLES), "1")
 # What Horovod's documentation gives mpirun, as Open MPI 5 spells it, without what is about a network.
 MPIRUN = ("-np", "2", "--bind-to", "none", "--map-by", "slot:OVERSUBSCRIBE", "--mca", "pml", "ob1")
 
