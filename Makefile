@@ -100,6 +100,10 @@ format: $(TEST_STAMP) ## let ruff mend and format the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.PHONY: bench-tensorflow
+bench-tensorflow: $(TEST_STAMP) ## steps a second of TensorFlow through dtrain against the same without it, in half an hour
+	$(BIN)/python benchmarks/bench_tensorflow.py $(ARGS)
+
 # The CUDA release of the installed driver: CuPy has one package for each.
 CUDA = $(shell nvidia-smi 2>/dev/null | sed -nE 's/.*CUDA Version: ([0-9]+)\..*/\1/p')
 .PHONY: gpu-check

@@ -11,6 +11,10 @@ python=$1
 version=$2
 bin=$(cd "$(dirname "$python")" && pwd)
 export PATH="$bin:$PATH" # for mpicxx and cmake
+# mpicxx writes the place of the MPI it belongs to, in this environment, into what it links. The wheel serves others as well: there
+# the MPI of their own is found from where Horovod lies, lib/python3.x/site-packages/horovod/tensorflow.
+# shellcheck disable=SC2016 # the dynamic linker's variable, not the shell's
+export LDFLAGS='-Wl,-rpath,$ORIGIN/../../../..'"${LDFLAGS:+ $LDFLAGS}"
 export HOROVOD_WITH_MPI=1 HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1
 
 compiler=${CXX:-g++}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,8 +23,23 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "dtrain.tensorflow/1"
 
-_begun: weakref.WeakSet[Run] = weakref.WeakSet()
-"""Runs of which a checkpoint was looked for in this process: a second ``fit`` goes on from the first, not from its checkpoint."""
+_ALL = 2**31
+"""As the epoch to begin with: all are done."""
+
+
+@dataclass(kw_only=True)
+class _Progress:
+    """What the ``fit``s of one run have done in this process: a later one goes on from those before, and from their steps."""
+
+    fits: int = 0
+    steps: int = 0
+    has_looked: bool = False
+    """Whether a checkpoint was looked for: once, by the first that may resume."""
+    resumed_at: int | None = None
+    """The step of the checkpoint that training goes on from, until the ``fit`` that saved it is reached again."""
+
+
+_progress: weakref.WeakKeyDictionary[Run, _Progress] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +92,8 @@ def first_checkpoint(run: Run, options: FitOptions) -> Restored | None:
         return None
     saved = run.checkpoints.restore("newest" if options.resume == "auto" else options.resume)
     if run.rank == 0 and saved is not None:
-        logger.info("resumed from step %d (%s)", saved.step, saved.path)
+        # Seen without any logging configured: whether a run began anew is what one looks for.
+        os.write(1, f"resumed from step {saved.step} ({saved.path})\n".encode())
     elif run.rank == 0 and run.resume_from is not None:
         logger.warning("%s has no checkpoint to resume from: training begins anew", run.resume_from.id)
     return saved
@@ -95,25 +112,45 @@ class DataParallel(tf.keras.callbacks.Callback):
         self.first_epoch = 0
         self._epoch = 0
         self._steps = 0
+        self._fit = 0
         self._prepared = False
+        self._unchecked = True
         self._full_rate: float | None = None
 
     def prepare(self, model: Any) -> None:
         """Give all ranks the same beginning: rank 0's, or that of a checkpoint. Collective; once, before any training."""
-        self._prepared = True
+        self._prepared = self._unchecked = True
         if self._options.warmup_epochs:
             self._full_rate = state.read_learning_rate(model.optimizer)
         state.broadcast_state(model, self._run.comm)
-        if self._options.resume == "never" or self._run in _begun:
-            return
-        _begun.add(self._run)
-        saved = first_checkpoint(self._run, self._options)
-        if saved is None:
-            return
-        state.restore(model, saved.shared, saved.own)
-        self.first_epoch, self._steps = int(saved.meta["epochs"]), saved.step
-        if self.first_epoch >= self._options.warmup_epochs:
+        done = _progress.setdefault(self._run, _Progress())
+        self._fit, done.fits = done.fits, done.fits + 1
+        if not done.has_looked:
+            self._resume(model, done)
+        elif done.resumed_at is not None:
+            self._go_on(model, done, self._run.checkpoints.restore(done.resumed_at))
+        self._steps = done.steps
+        if self.first_epoch and self.first_epoch >= self._options.warmup_epochs:
             self._full_rate = None  # the rate is what it was when the checkpoint was made
+
+    def _resume(self, model: Any, done: _Progress) -> None:
+        """Look for a checkpoint, and take what is in it."""
+        done.has_looked = self._options.resume != "never"
+        saved = first_checkpoint(self._run, self._options)
+        if saved is not None:
+            self._go_on(model, done, saved)
+
+    def _go_on(self, model: Any, done: _Progress, saved: Any) -> None:
+        """Take a checkpoint's state. A ``fit`` before the one that saved it was done then, and makes no step; that one, the rest.
+
+        It is taken by each of them: between two, a script may have compiled the model anew.
+        """
+        state.restore(model, saved.shared, saved.own)
+        done.steps, done.resumed_at = saved.step, saved.step
+        if self._fit < int(saved.meta.get("fit", 0)):
+            self.first_epoch = _ALL
+        else:
+            self.first_epoch, done.resumed_at = int(saved.meta["epochs"]), None
 
     def on_train_begin(self, logs: Any = None) -> None:
         if not self._prepared:
@@ -153,9 +190,11 @@ class DataParallel(tf.keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         before = self._steps
         self._steps += batch + 1 - self._batches  # several with steps_per_execution
+        _progress[self._run].steps = self._steps
         self._batches = batch + 1
         every = self._options.check_every
-        if before == 0 or before // every != self._steps // every:
+        if self._unchecked or before // every != self._steps // every:
+            self._unchecked = False
             state.check_in_step(self.model, self._run.comm, self._steps)
 
     def on_test_begin(self, logs: Any = None) -> None:
@@ -170,7 +209,7 @@ class DataParallel(tf.keras.callbacks.Callback):
         if every != "never" and (epoch + 1) % every == 0:
             state.average_statistics(self.model, self._run.comm)
             shared, own = state.capture(self.model)
-            meta = {"format": FORMAT, "epochs": epoch + 1}
+            meta = {"format": FORMAT, "epochs": epoch + 1, "fit": self._fit}
             self._run.checkpoints.save(self._steps, shared, own, meta)
 
     def _means(self, mine: dict[str, float]) -> dict[str, float]:

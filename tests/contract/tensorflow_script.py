@@ -120,6 +120,15 @@ def case_resumed_fit():
     return fit(build(1 + run.rank, dropout), optimizer, epochs=4, extra=[Die()])[0]
 
 
+def case_two_fits():
+    """The second has an optimizer, callbacks and epochs of its own, and goes on with the steps."""
+    model = build(1 + run.rank)
+    for epochs in (2, 3):
+        optimizer = dtrain.tensorflow.DistributedOptimizer(keras.optimizers.Adam(0.01), run)
+        fit(model, optimizer, epochs=epochs, extra=[Die()])
+    return model
+
+
 def case_trainer():
     def build_model():
         model = build(1)

@@ -78,6 +78,8 @@ def site(tmp_path: Path) -> Path:
 
 def test_horovod_is_mpi_with_an_end_to_stalls(script: str, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mpi, "find_mpi", lambda: installation("Open MPI"))
+    for name in ("OMP_NUM_THREADS", *horovod.THREAD_VARIABLES):
+        monkeypatch.delenv(name, raising=False)
     spec = JobSpec(target=script, workers=2, launcher="horovod")
     run = RunLayout(tmp_path / "run")
     found = horovod.find_horovod(spec, [str(site)])
@@ -87,7 +89,9 @@ def test_horovod_is_mpi_with_an_end_to_stalls(script: str, site: Path, tmp_path:
     (bare,) = mpi.plan(spec, run, tmp_path, found.mpi).processes
     assert process.argv == bare.argv
     added = {name: value for name, value in process.environment.items() if name not in bare.environment}
-    assert added == {"HOROVOD_STALL_CHECK_TIME_SECONDS": "60", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "600"}
+    stalls = {"HOROVOD_STALL_CHECK_TIME_SECONDS": "60", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "600"}
+    share = bare.environment["OMP_NUM_THREADS"]
+    assert added == {**stalls, "TF_NUM_INTRAOP_THREADS": share, "TF_NUM_INTEROP_THREADS": share}
 
     monkeypatch.setenv("HOROVOD_STALL_CHECK_TIME_SECONDS", "5")
     (process,) = horovod.plan(spec, run, tmp_path, found).processes

@@ -76,7 +76,7 @@ model.fit(x, y, epochs=1, verbose=0, callbacks=dtrain.tensorflow.callbacks(run, 
 other = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2), keras.layers.Dense(1)])
 other.compile("sgd", "mse")
 step = lambda which: dtrain.tensorflow.callbacks(run, resume=which, checkpoint_every="never")
-dtrain.tensorflow.fit._begun.clear()
+dtrain.tensorflow.fit._progress.clear()
 wrong = told(lambda: other.fit(x, y, verbose=0, callbacks=step(4)))
 assert "CheckpointError: the checkpoint is of another model: only one of the two has model/0002/kernel" in wrong, wrong
 # a task of a cluster exchanges through TensorFlow; averaging it over "ranks" would train each alone
@@ -104,9 +104,9 @@ def trained(epochs):
 for step in run.checkpoints.steps():
     import shutil
     shutil.rmtree(run.checkpoints.folder / f"step-{step:09d}")
-dtrain.tensorflow.fit._begun.clear()
+dtrain.tensorflow.fit._progress.clear()
 assert abs(trained(6) - 0.001) < 1e-8
-dtrain.tensorflow.fit._begun.clear()
+dtrain.tensorflow.fit._progress.clear()
 assert abs(trained(8) - 0.001) < 1e-8
 import sys
 assert "horovod" not in sys.modules
