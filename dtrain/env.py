@@ -13,18 +13,17 @@ Launchers speak different vocabularies. They are read in this order, and the fir
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dtrain.errors import RankError
 from dtrain.layout import RunLayout, Workspace
-from dtrain.roles import ROLES, Dialect, Task
+from dtrain.roles import Task
+from dtrain.tf_config import TF_CONFIG, read_tf_config
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,6 @@ VOCABULARIES: dict[str, _Vocabulary] = {
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
-TF_CONFIG = "TF_CONFIG"
 CLUSTER_VOCABULARY = "tf_config"
 
 RUN_DIR = "DTRAIN_RUN_DIR"
@@ -60,6 +58,8 @@ _ATTEMPT = "DTRAIN_ATTEMPT"
 _SUPERVISED = "DTRAIN_SUPERVISED"
 _WORKSPACE = "DTRAIN_WORKSPACE"
 _MPIRUN = "DTRAIN_MPIRUN"
+
+_TENSORFLOW_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
 _COLON = re.compile(r"\\*:")
 
@@ -123,7 +123,7 @@ class RankEnv:
         expected = environ.get(_RUN_VOCABULARY)
         found = {name: values for name in VOCABULARIES if (values := _read_vocabulary(name, environ)) is not None}
         # A rank that dtrain launched through MPI is no task, whatever TF_CONFIG the machine it runs on was given.
-        member = _read_tf_config(environ) if expected in (None, CLUSTER_VOCABULARY) else None
+        member = read_tf_config(environ) if expected in (None, CLUSTER_VOCABULARY) else None
         if member is not None:
             found[CLUSTER_VOCABULARY] = (member.rank, member.size, member.local_rank, member.local_size)
         if expected is None:
@@ -168,87 +168,6 @@ def _check_launched(expected: str, found: Mapping[str, tuple[int, int, int, int]
     asked = _number(environ, "DTRAIN_SIZE")
     if asked is not None and found[expected][1] != asked:
         raise RankError(f"{asked} ranks were asked for, but {VOCABULARIES[expected].size}={found[expected][1]}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Member:
-    """A task of a cluster and its place in it."""
-
-    task: Task
-    rank: int
-    size: int
-    local_rank: int
-    local_size: int
-
-
-def _read_tf_config(environ: Mapping[str, str]) -> _Member | None:
-    """Which task of which cluster ``TF_CONFIG`` says this is; None when it names no cluster, as TensorFlow reads it too."""
-    text = environ.get(TF_CONFIG, "")
-    if not text.strip():
-        return None
-    try:
-        config = json.loads(text)
-    except ValueError as error:
-        raise _bad_tf_config(text, f"is not JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise _bad_tf_config(text, "is not a JSON object")
-    if not config.get("cluster"):
-        return None
-    tasks = _cluster(text, config["cluster"])
-    mine = _own_task(text, config.get("task"))
-    if not mine.in_cluster:
-        # The cluster does not count its evaluator, which comes after it.
-        return _Member(task=mine, rank=len(tasks), size=len(tasks) + 1, local_rank=0, local_size=1)
-    if mine not in tasks:
-        raise _bad_tf_config(text, f"says that this is {mine}, which is not in its cluster of {', '.join(map(str, tasks))}")
-    hosts = [address.rpartition(":")[0] for address in tasks.values()]
-    rank = list(tasks).index(mine)
-    return _Member(
-        task=mine,
-        rank=rank,
-        size=len(tasks),
-        local_rank=hosts[:rank].count(hosts[rank]),
-        local_size=hosts.count(hosts[rank]),
-    )
-
-
-def _cluster(text: str, cluster: Any) -> dict[Task, str]:
-    """The tasks of a cluster and their addresses, in the order of ranks."""
-    if not isinstance(cluster, dict):
-        raise _bad_tf_config(text, "has a cluster that is not an object of roles")
-    for role, addresses in cluster.items():
-        if role == "evaluator":
-            raise _bad_tf_config(
-                text, "lists an evaluator in its cluster: the others would wait for it; only its own task names it"
-            )
-        if role not in ROLES:
-            raise _bad_tf_config(text, f"has a role {role!r}")
-        good = isinstance(addresses, list) and all(isinstance(a, str) and re.fullmatch(r"\S+:\d+", a) for a in addresses)
-        if not good:
-            raise _bad_tf_config(text, f"has {role}={addresses!r}, which is no list of 'host:port'")
-    leaders = sum(len(cluster.get(role, [])) for role in ("chief", "master"))
-    if leaders > 1:
-        raise _bad_tf_config(text, f"has {leaders} chiefs or masters; a cluster has at most one")
-    return {Task(role, index): address for role in ROLES for index, address in enumerate(cluster.get(role, []))}
-
-
-def _own_task(text: str, task: Any) -> Task:
-    if not isinstance(task, dict) or "type" not in task or "index" not in task:
-        raise _bad_tf_config(text, "does not say in task.type and task.index which task this is")
-    role, index = task["type"], task["index"]
-    if role not in ROLES:
-        raise _bad_tf_config(text, f"has task.type={role!r}")
-    if isinstance(index, bool) or not re.fullmatch(r"\d+", str(index)):
-        raise _bad_tf_config(text, f"has task.index={index!r}, which is no number from 0")
-    return Task(role, int(index))
-
-
-def _bad_tf_config(text: str, what: str) -> RankError:
-    return RankError(
-        f"{TF_CONFIG} {what}; allowed are roles {', '.join(ROLES)} and the form "
-        '{"cluster": {"chief": ["host:port"], "worker": ["host:port", ...], "ps": [...]}, "task": {"type": "ps", "index": 0}}; '
-        f"it is {text[:400]}"
-    )
 
 
 def other_world(expected: int, found: int, library: str) -> RankError:
@@ -333,18 +252,6 @@ def rank_variables(rank: int, local_rank: int, local_size: int) -> dict[str, str
     return {"DTRAIN_RANK": str(rank), "DTRAIN_LOCAL_RANK": str(local_rank), "DTRAIN_LOCAL_SIZE": str(local_size)}
 
 
-def cluster_variables(addresses: Mapping[Task, str], mine: Task, dialect: Dialect) -> dict[str, str]:
-    """``TF_CONFIG`` for one task of a cluster. ``addresses``: ``host:port`` of every task; the evaluator's is left out."""
-    cluster: dict[str, list[str]] = {}
-    for task, address in addresses.items():
-        if task.in_cluster:
-            cluster.setdefault(task.role, []).append(address)
-    config: dict[str, Any] = {"cluster": cluster, "task": {"type": mine.role, "index": mine.index}}
-    if dialect == "workers":
-        config["environment"] = "cloud"  # as Azure ML writes it; tf.estimator asks for it where there is no chief
-    return {TF_CONFIG: json.dumps(config)}
-
-
 def supervised_variables(attempt: int) -> dict[str, str]:
     """Tells a rank that its files are read as they grow, so that its output belongs in its file and not on its pipe; and which
     attempt of the run it belongs to."""
@@ -383,7 +290,12 @@ def inherited(environ: Mapping[str, str] | None = None) -> dict[str, str]:
 
 def quiet_tensorflow() -> None:
     """Keep TensorFlow's start-up messages off, unless the user set how many there shall be; before it is imported."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault(_TENSORFLOW_LEVEL, "2")
+
+
+def wants_tensorflow_messages(environ: Mapping[str, str]) -> bool:
+    """Whether the user set how many there shall be."""
+    return _TENSORFLOW_LEVEL in environ
 
 
 def workspace(option: str | Path | None = None, environ: Mapping[str, str] | None = None) -> Workspace:

@@ -26,10 +26,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "processes": set(),
     "roles": set(),
     "spec": {"layout", "roles"},
-    "env": {"layout", "roles"},
+    "tf_config": {"roles"},
+    "env": {"layout", "roles", "tf_config"},
     "status": {"layout", "processes"},
     "snapshot": {"layout"},
-    "launch": {"spec", "layout", "env", "roles", "status", "snapshot", "processes"},
+    "launch": {"spec", "layout", "env", "tf_config", "roles", "status", "snapshot", "processes"},
     "_after_import": set(),
     # tensorflow: for what it mends in Horovod, where the script imports that.
     "_rank_main": {"layout", "env", "status", "processes", "_after_import", "tensorflow"},

@@ -17,7 +17,7 @@ from dtrain import env
 from dtrain.errors import NotRunnable
 from dtrain.launch.plan import LaunchPlan, PlannedProcess, PlannedTask
 from dtrain.layout import RunLayout
-from dtrain.processes import die_with_parent, signal_name
+from dtrain.processes import begin_group, signal_name
 from dtrain.status import RankFailure, read_failure, read_process
 
 _PROBE_S = 0.2
@@ -179,8 +179,7 @@ class Crew:
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
                 stderr=self._output,
-                start_new_session=True,  # a Ctrl-C reaches this process alone, which then ends the job in order
-                preexec_fn=functools.partial(die_with_parent, signal.SIGTERM),  # also when this one is killed
+                preexec_fn=functools.partial(begin_group, signal.SIGTERM),  # which comes when this process is killed
             )
         except OSError as error:
             raise NotRunnable(f"{planned.argv[0]} cannot be started: {error}") from error

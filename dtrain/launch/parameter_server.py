@@ -19,6 +19,7 @@ from dtrain.launch.plan import LaunchPlan, PlannedProcess, PlannedTask, rank_arg
 from dtrain.layout import RunLayout
 from dtrain.roles import Task
 from dtrain.spec import JobSpec, available_cores
+from dtrain.tf_config import TF_CONFIG, cluster_variables
 
 _HOST = "127.0.0.1"
 # Below the range from which Linux takes the ports of outgoing connections (32768 on), one of which could else come to sit on a
@@ -31,8 +32,8 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, ports: Sequence[int]) -> Laun
 
     Raises UsageError when ``--env`` sets TF_CONFIG, which is this launcher's to write.
     """
-    if env.TF_CONFIG in spec.environment:
-        raise UsageError(f"--env {env.TF_CONFIG}=... contradicts --launcher {spec.launcher_name}, which writes it for every task")
+    if TF_CONFIG in spec.environment:
+        raise UsageError(f"--env {TF_CONFIG}=... contradicts --launcher {spec.launcher_name}, which writes it for every task")
     dialect, tasks = spec.cluster_options.dialect, spec.tasks
     addresses = {task: f"{_HOST}:{port}" for task, port in zip(tasks, ports, strict=True)}
     common = {
@@ -44,7 +45,7 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, ports: Sequence[int]) -> Laun
         environment = {
             **common,
             **env.rank_variables(rank, rank, len(tasks)),
-            **env.cluster_variables(addresses, task, dialect),
+            **cluster_variables(addresses, task, dialect),
             **spec.environment,
         }
         processes.append(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import psutil
 
 from dtrain import env
+from dtrain.launch.chatter import Chatter
 from dtrain.launch.console import Console, LineReader
 from dtrain.launch.crew import Crew
 from dtrain.launch.plan import LaunchPlan
@@ -77,6 +78,8 @@ class Supervisor:
         self._hosts: dict[int, str] = {}
         self._failures: dict[int, RankFailure] = {}
         self._signals = signals
+        environ = {**os.environ, **plan.processes[0].environment}
+        self._chatter = None if env.wants_tensorflow_messages(environ) else Chatter()
         self._timed_out = False
         self._started = time.time()
         self._next_check = 0.0
@@ -144,6 +147,8 @@ class Supervisor:
         at_once = None if final else _SHOWN_AT_ONCE
         for rank, reader in self._readers.items():
             lines = reader.lines(reader.read(max_chunks=at_once), final=final)
+            if self._chatter is not None:
+                lines = self._chatter.drop(rank, lines)
             if lines:
                 self._console.rank_lines(self._host(rank), rank, lines, label=self._labels.get(rank, ""))
         data = self._launcher_reader.read(max_chunks=at_once)

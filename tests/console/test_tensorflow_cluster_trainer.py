@@ -22,7 +22,6 @@ PARAMETER_SERVER = ("run", "--launcher", "parameter_server", "--workers", "2", "
 
 @pytest.fixture
 def project(project: Project) -> Project:
-    project.env["TF_CPP_MIN_LOG_LEVEL"] = "2"
     if importlib.util.find_spec("tf_keras") is not None:
         project.env["TF_USE_LEGACY_KERAS"] = "1"
     return project

@@ -13,6 +13,7 @@ from dtrain.env import RankEnv
 from dtrain.errors import RankError
 from dtrain.layout import RunLayout
 from dtrain.roles import Dialect, Task, cluster_tasks
+from dtrain.tf_config import cluster_variables
 
 OPENMPI = {
     "OMPI_COMM_WORLD_RANK": "3",
@@ -118,7 +119,7 @@ def test_the_cluster_that_is_written_is_the_one_that_is_read(dialect: Dialect, l
     assert tasks[0] == leader
     launched = env.launch_variables(RunLayout(tmp_path), size=len(tasks), vocabulary="tf_config", resume_from=None)
     for rank, task in enumerate(tasks):
-        written = env.cluster_variables(addresses, task, dialect)
+        written = cluster_variables(addresses, task, dialect)
         config = json.loads(written["TF_CONFIG"])
         assert "evaluator" not in config["cluster"]
         assert config.get("environment") == ("cloud" if dialect == "workers" else None)
