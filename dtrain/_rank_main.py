@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import importlib
+import json
 import os
 import re
 import runpy
@@ -26,10 +27,12 @@ from dtrain._after_import import AfterImport
 from dtrain.env import RankEnv, other_world, quiet_tensorflow, unescape_arguments
 from dtrain.errors import DtrainError, RankError
 from dtrain.layout import RankLayout, write_json
-from dtrain.processes import END_SCRIPT, LAUNCHER_IS_GONE, ProcessRecord, die_with_parent, signal_name
+from dtrain.processes import DUMP_STACKS, END_SCRIPT, LAUNCHER_IS_GONE, ProcessRecord, die_with_parent, signal_name
+from dtrain.progress import PROGRESS
 from dtrain.status import Kind, RankFailure, exception_message, failure_to_line, write_record
 
 _STAY_S = 0.05
+_BEAT_S = 1.0
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -77,6 +80,7 @@ def main() -> NoReturn:
     if rank_env.supervised:
         _send_output_to(files.output_log)
     # The script's process waits until its record is written: then whoever ends the rank finds both processes.
+    signal.signal(DUMP_STACKS, signal.SIG_IGN)  # until the script's process can answer it
     ready_read, ready_write = os.pipe()
     guard = os.getpid()
     child = os.fork()
@@ -110,6 +114,7 @@ class _Guard:
         self._ended_by: str | None = None
         self._stays = False
         self._may_go = False
+        self._heart: int | None = None
 
     def watch(self, launcher: int, ready: int) -> NoReturn:
         for number in _FORWARDED:
@@ -122,12 +127,26 @@ class _Guard:
         with contextlib.suppress(OSError):  # a full disk is reported by what the script then cannot write
             write_record(self._recorder.files.process, ProcessRecord.of(self._child))
         os.close(ready)
+        self._begin_to_beat()
         _, status = os.waitpid(self._child, 0)
         exit_code = self._record(os.waitstatus_to_exitcode(status))
         while self._stays:
             # A rank that leaves makes mpirun end the others at once, which may still be using their grace time.
             time.sleep(_STAY_S)  # not pause(): the signal may come between the test and it
         os._exit(exit_code)
+
+    def _begin_to_beat(self) -> None:
+        with contextlib.suppress(OSError):
+            self._heart = os.open(self._recorder.files.heartbeat, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            signal.signal(signal.SIGALRM, self._beat)
+            signal.setitimer(signal.ITIMER_REAL, _BEAT_S, _BEAT_S)
+
+    def _beat(self, *_: object) -> None:
+        doing = PROGRESS.read()
+        values = {"time": time.time(), "count": doing.count, "collective": doing.collective, "since_s": round(doing.since_s, 1)}
+        with contextlib.suppress(OSError):  # a full disk
+            # In one piece and of one length: who reads it sees the old one or the new one.
+            os.pwrite(self._heart or 0, f"{json.dumps(values):<254}\n".encode(), 0)
 
     def _record(self, code: int) -> int:
         """Record how the script's process ended (its code, or minus a signal's number), and return the rank's exit code."""
@@ -170,6 +189,8 @@ def _run_script(recorder: Recorder, argv: Sequence[str]) -> NoReturn:
     quiet_tensorflow()
     _watch_imports(recorder.env)
     faulthandler.enable()
+    with contextlib.suppress(OSError):
+        faulthandler.register(DUMP_STACKS, file=open(recorder.files.stack, "ab", buffering=0))  # noqa: SIM115 -- until the end
     try:
         if argv[0] == "-m":
             sys.argv = list(argv[1:])

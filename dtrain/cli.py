@@ -17,7 +17,7 @@ import orjson
 from dtrain import __version__, env, options
 from dtrain.errors import DtrainError, UsageError
 from dtrain.layout import Workspace
-from dtrain.spec import LAUNCHERS, JobSpec, default_max_ranks
+from dtrain.spec import LAUNCHERS, JobSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -97,6 +97,7 @@ def _print_table(table: Any) -> None:
 )
 @options.cluster
 @options.restarts
+@options.hangs
 @click.option("--experiment", metavar="NAME", help="Name that the run's begins with. [default: the script's]")
 @click.option(
     "--source",
@@ -107,19 +108,7 @@ def _print_table(table: Any) -> None:
 @click.option(
     "--env", "environment", metavar="K=V", multiple=True, callback=_pairs, help="Variable for the ranks; may be repeated."
 )
-@click.option("--timeout", "timeout_s", metavar="S", type=float, help="Seconds after which the job is ended with exit code 124.")
-@click.option(
-    "--grace",
-    "grace_s",
-    metavar="S",
-    type=float,
-    default=JobSpec.grace_s,
-    show_default=True,
-    help="Seconds from telling ranks to end to killing them.",
-)
-@click.option(
-    "--max-ranks", type=int, default=default_max_ranks(), show_default=True, metavar="N", help="Refuse more ranks than this."
-)
+@options.limits
 @click.option(
     "--resume", metavar="RUN", help="Start from the newest whole checkpoint of this run (an id, its beginning, or `latest`)."
 )
@@ -131,7 +120,7 @@ def run(workspace: Workspace, command: tuple[str, ...], resume: str | None, dry_
     """Run SCRIPT on N ranks, show what they print, and keep what comes out of it in a new run folder.
 
     Whatever follows SCRIPT is the script's. The exit code is 0 when every rank completed; else that of the rank that failed first
-    (128+N for signal N), 124 for the time limit, 130 after Ctrl-C, 2 for wrong usage, 127 for what cannot be run.
+    (128+N for signal N), 123 for a hang, 124 for the time limit, 130 after Ctrl-C, 2 for wrong usage, 127 for what cannot be run.
 
     \b
     Example:
@@ -146,8 +135,8 @@ def run(workspace: Workspace, command: tuple[str, ...], resume: str | None, dry_
         raise UsageError("--json goes with --dry-run; the finished run as JSON is `dtrain show latest --json`")
     console = Console()
     resume_from = job.resume_folder(resume, workspace, console) if resume is not None else None
-    given |= {"cluster": options.take_cluster(given), "restarts": options.take_restarts(given)}
-    spec = JobSpec(target=command[0], args=command[1:], resume_from=resume_from, **given)
+    parts = options.take_parts(given)
+    spec = JobSpec(target=command[0], args=command[1:], resume_from=resume_from, **parts, **given)
     if dry_run:
         plan = job.dry_run(spec, workspace)
         if as_json:
@@ -228,6 +217,35 @@ def logs(workspace: Workspace, reference: str, rank: int | None, attempt: int | 
     from dtrain.launch.logs import print_logs
 
     print_logs(workspace.find_run(reference), rank=rank, attempt=attempt, follow=follow)
+
+
+@main.command()
+@_workspace
+@click.option("--rank", metavar="R", type=int, help="Only this rank's. [default: all]")
+@_json
+@click.argument("reference", metavar="RUN")
+def stacks(workspace: Workspace, reference: str, rank: int | None, as_json: bool) -> None:
+    """Print what the ranks of a running job are doing now: the Python stacks of all their threads. The job goes on.
+
+    \b
+    Example:
+      dtrain stacks latest
+    """
+    from dtrain.launch.stacks import collect_stacks, read_beat
+    from dtrain.status import read_status
+
+    found = workspace.find_run(reference)
+    size = read_status(found).size
+    if rank is not None and not 0 <= rank < size:
+        raise UsageError(f"--rank {rank}: run {found.id} has ranks 0 to {size - 1}")
+    answers = collect_stacks(found, range(size) if rank is None else [rank])
+    beats = {each: read_beat(found, each) for each in answers}
+    if as_json:
+        _print_json([{"rank": each, "collective": beats[each].collective, "stacks": text} for each, text in answers.items()])
+        return
+    for each, text in answers.items():
+        waits = f", in {beats[each].collective} for {beats[each].since_s:.0f} s" if beats[each].collective else ""
+        click.echo(f"--- rank {each}{waits}\n{text}")
 
 
 @main.command()

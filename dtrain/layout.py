@@ -120,6 +120,16 @@ class RankLayout:
         return self.root / "process.json"
 
     @property
+    def heartbeat(self) -> Path:
+        """What the rank was doing a moment ago; written every second."""
+        return self.root / "heartbeat.json"
+
+    @property
+    def stack(self) -> Path:
+        """Python stacks of the rank's threads, each time they were asked for."""
+        return self.root / "stack.txt"
+
+    @property
     def error(self) -> Path:
         """How the rank failed; absent while it has not."""
         return self.root / "error.json"

@@ -1,4 +1,4 @@
-"""Groups of options of `dtrain run` that fill one dataclass of the job's spec."""
+"""Groups of options of `dtrain run`, most of which fill one dataclass of the job's spec."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ import click
 
 from dtrain.errors import UsageError
 from dtrain.roles import DIALECTS
-from dtrain.spec import ClusterOptions, Restarts
+from dtrain.spec import ClusterOptions, Hangs, JobSpec, Restarts, default_max_ranks
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _with(command: F, options: tuple[Callable[[F], F], ...]) -> F:
+    for option in reversed(options):  # the last decorator is the first in the help
+        command = option(command)
+    return command
 
 
 def cluster(command: F) -> F:
@@ -33,12 +39,37 @@ def cluster(command: F) -> F:
             "--max-worker-restarts", type=int, metavar="K", help="Start a killed worker again, up to K times. [default: 3]"
         ),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return _with(command, options)
 
 
-def take_cluster(given: dict[str, Any]) -> ClusterOptions | None:
+def limits(command: F) -> F:
+    """How long the job may take, and how large it may be: fields of JobSpec itself."""
+    options = (
+        click.option(
+            "--timeout", "timeout_s", metavar="S", type=float, help="Seconds until the job is ended with exit code 124."
+        ),
+        click.option(
+            "--grace",
+            "grace_s",
+            metavar="S",
+            type=float,
+            default=JobSpec.grace_s,
+            show_default=True,
+            help="Seconds from telling ranks to end to killing them.",
+        ),
+        click.option(
+            "--max-ranks",
+            type=int,
+            default=default_max_ranks(),
+            show_default=True,
+            metavar="N",
+            help="Refuse more ranks than this.",
+        ),
+    )
+    return _with(command, options)
+
+
+def _take_cluster(given: dict[str, Any]) -> ClusterOptions | None:
     """Take the cluster's options out of ``given``; None when there are none."""
     values = {field.name: value for field in fields(ClusterOptions) if (value := given.pop(field.name)) is not None}
     return ClusterOptions(**values) if values else None
@@ -60,12 +91,10 @@ def restarts(command: F) -> F:
             "--restart-on", metavar="CODES", default=codes, show_default=True, help="Exit codes after which that is done."
         ),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return _with(command, options)
 
 
-def take_restarts(given: dict[str, Any]) -> Restarts:
+def _take_restarts(given: dict[str, Any]) -> Restarts:
     """Take the restarts' options out of ``given``."""
     text, most = given.pop("restart_on"), given.pop("max_restarts")
     try:
@@ -73,3 +102,36 @@ def take_restarts(given: dict[str, Any]) -> Restarts:
     except ValueError:
         raise UsageError(f"--restart-on {text!r} is not a list of exit codes; use numbers from 1 to 255, as 137,143") from None
     return Restarts(max_restarts=most, restart_on=codes)
+
+
+def hangs(command: F) -> F:
+    """The fields of Hangs."""
+    options = (
+        click.option(
+            "--hang-timeout",
+            metavar="S",
+            type=float,
+            help=f"Seconds without progress after which a rank hangs; 0: never. [default: {Hangs.hang_timeout_s:g}]",
+        ),
+        click.option(
+            "--on-hang",
+            metavar="auto|end|report",
+            help="What is done then; auto only reports who never used dtrain. [default: end with --hang-timeout, else auto]",
+        ),
+    )
+    return _with(command, options)
+
+
+def _take_hangs(given: dict[str, Any]) -> Hangs:
+    """Take the hangs' options out of ``given``."""
+    timeout_s, on_hang = given.pop("hang_timeout"), given.pop("on_hang")
+    if on_hang is None:
+        on_hang = Hangs.on_hang if timeout_s is None else "end"
+    if timeout_s == 0:
+        return Hangs(hang_timeout_s=None, on_hang=on_hang)
+    return Hangs(hang_timeout_s=Hangs.hang_timeout_s if timeout_s is None else timeout_s, on_hang=on_hang)
+
+
+def take_parts(given: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of all groups out of ``given``, as the fields of JobSpec that they fill."""
+    return {"cluster": _take_cluster(given), "restarts": _take_restarts(given), "hangs": _take_hangs(given)}

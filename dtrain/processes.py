@@ -19,6 +19,9 @@ LAUNCHER_IS_GONE = signal.SIGRTMIN
 END_SCRIPT = signal.SIGRTMIN + 1
 """From the supervisor to a rank's guard: end the script by SIGTERM, and stay until the launcher is told to end as well."""
 
+DUMP_STACKS = signal.SIGRTMIN + 2
+"""From anybody of this host to a rank's script: append the Python stacks of all threads to ``stack.txt``."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessRecord:

@@ -21,6 +21,7 @@ from dtrain.errors import DtrainError, UsageError, WorkspaceError
 from dtrain.layout import RunLayout, read_json, write_json
 from dtrain.metrics import MetricWriter
 from dtrain.processes import ProcessRecord
+from dtrain.progress import PROGRESS
 from dtrain.snapshot import take_snapshot
 from dtrain.spec import experiment_from
 from dtrain.status import RunStatus, write_record
@@ -223,11 +224,12 @@ class Run:
         if step is None:
             step = self._counts.get(name, 0)
             self._counts[name] = step + 1
-        self._metrics.write(step, {name: value})
+        self.log_row(step, **{name: value})
 
     def log_row(self, step: int, **values: Any) -> None:
         """Record several metrics of one step of this rank; as :meth:`log`. Names may hold any characters: ``**{"a/b": 1}``."""
         self._metrics.write(step, values)
+        PROGRESS.mark()
 
 
 class Tags(MutableMapping[str, str]):

@@ -112,6 +112,23 @@ class Restarts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hangs:
+    """After how many seconds without progress a rank is taken to hang (None: never), and what is done then.
+
+    ``on_hang``: ``end`` the job, ``report`` and go on; ``auto`` ends it unless the rank never told anything through dtrain, for
+    then a script that works in silence looks the same.
+    """
+
+    hang_timeout_s: float | None = 600.0
+    on_hang: Literal["auto", "end", "report"] = "auto"
+
+    def __post_init__(self) -> None:
+        _check_seconds("--hang-timeout", self.hang_timeout_s)
+        if self.on_hang not in ("auto", "end", "report"):
+            raise UsageError(f"unknown --on-hang {self.on_hang!r}; there are auto, end, report")
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobSpec:
     """One job: a script or module, its arguments, and how many ranks run it.
 
@@ -137,6 +154,7 @@ class JobSpec:
     grace_s: float = 10.0
     resume_from: Path | None = None
     restarts: Restarts = field(default_factory=Restarts)
+    hangs: Hangs = field(default_factory=Hangs)
 
     def __post_init__(self) -> None:
         if self.workers < 1:

@@ -13,6 +13,7 @@ from dtrain.chainer.iterator import GlobalBatchIterator
 from dtrain.chainer.staging import Collective, Staging, cupy_memory
 from dtrain.comm import Communicator
 from dtrain.errors import UsageError
+from dtrain.progress import PROGRESS
 
 
 class GlobalBatchUpdater(StandardUpdater):
@@ -51,6 +52,7 @@ class GlobalBatchUpdater(StandardUpdater):
             model.cleargrads()
         average_gradients(model, self._comm, self._exchange, weight=len(batch) * self._comm.size / iterator.batch_size)
         optimizer.update()
+        PROGRESS.mark()
         if iterator.is_new_epoch:
             optimizer.new_epoch(auto=True)
 

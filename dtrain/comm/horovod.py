@@ -20,6 +20,7 @@ from dtrain.comm._fusion import Buckets, plan_messages
 from dtrain.comm.base import Array
 from dtrain.env import other_world
 from dtrain.errors import CommunicationError, MissingDependency
+from dtrain.progress import PROGRESS
 
 BUCKET_BYTES = 4 * 2**20
 
@@ -150,7 +151,8 @@ class HorovodCommunicator:
         from tensorflow.errors import OpError
 
         try:
-            yield
+            with PROGRESS.collective(operation):
+                yield
         except (OpError, ValueError, RuntimeError) as error:
             raise CommunicationError(f"{operation}: Horovod failed: {error}") from error
 

@@ -10,6 +10,7 @@ from typing import Any
 from dtrain.comm._agreement import CallSignature, explain_disagreement, sign_broadcast, sign_mean
 from dtrain.comm.base import Array
 from dtrain.errors import CommunicationError, UsageError
+from dtrain.progress import PROGRESS
 
 
 class LocalCommunicator:
@@ -79,5 +80,6 @@ class LocalCommunicator:
             raise CommunicationError(f"root={root} is not a rank; ranks are 0 to 0")
 
     def _check_open(self) -> None:
+        PROGRESS.mark()
         if self._closed:
             raise CommunicationError("the communicator is closed; make a new one")

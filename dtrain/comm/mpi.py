@@ -19,6 +19,7 @@ from dtrain.comm._fusion import Buckets, plan_messages
 from dtrain.comm.base import Array
 from dtrain.env import other_world
 from dtrain.errors import CommunicationError, MissingDependency
+from dtrain.progress import PROGRESS
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -202,7 +203,8 @@ class MpiCommunicator:
     @contextmanager
     def _translated(self, operation: str) -> Iterator[None]:
         try:
-            yield
+            with PROGRESS.collective(operation):
+                yield
         except self._mpi.Exception as error:
             rank = self._mpi.COMM_WORLD.Get_rank()
             raise CommunicationError(f"{operation}: MPI failed on rank {rank} of the world: {error}") from error

@@ -59,7 +59,7 @@ def run_job(spec: JobSpec, workspace: Workspace, console: Console) -> tuple[RunL
         raise
     plan = plan_for(run, run.code)
     console.say(f"dtrain: run {run.id} · {_ranks(plan)} · launcher {plan.launcher} · {run.root}")
-    limits = Limits(timeout_s=spec.timeout_s, grace_s=spec.grace_s)
+    limits = Limits(timeout_s=spec.timeout_s, grace_s=spec.grace_s, hangs=spec.hangs)
     if spec.tasks:
         limits = dataclasses.replace(limits, start_timeout_s=spec.cluster_options.start_timeout_s)
     status = run_attempts(plan, run, limits, spec.restarts, console)

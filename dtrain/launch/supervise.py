@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psutil
 
@@ -18,9 +18,11 @@ from dtrain import env
 from dtrain.launch.chatter import Chatter
 from dtrain.launch.console import Console, LineReader
 from dtrain.launch.crew import Crew
+from dtrain.launch.hang import HANG, HangWatch
 from dtrain.launch.plan import LaunchPlan
 from dtrain.layout import RunLayout
 from dtrain.processes import END_SCRIPT, signal_name
+from dtrain.spec import Hangs
 from dtrain.status import (
     RankFailure,
     RunStatus,
@@ -57,6 +59,7 @@ class Limits:
     began: float | None = None
     grace_s: float
     start_timeout_s: float = 120.0
+    hangs: Hangs = field(default_factory=Hangs)
 
 
 class Supervisor:
@@ -77,6 +80,8 @@ class Supervisor:
         self._work_done = False
         self._hosts: dict[int, str] = {}
         self._failures: dict[int, RankFailure] = {}
+        self._hang = HangWatch(plan, run, limits.hangs, console.say)
+        self._hung: str | None = None
         self._signals = signals
         environ = {**os.environ, **plan.processes[0].environment}
         self._chatter = None if env.wants_tensorflow_messages(environ) else Chatter()
@@ -112,6 +117,9 @@ class Supervisor:
             if limit is not None and now - (self._limits.began or self._started) > limit:
                 self._timed_out = True
                 return
+            if failed_at is None and (hung := self._hang.look()) is not None:
+                self._hung = hung
+                return
             if self._failures and failed_at is None:
                 failed_at = now
             if failed_at is not None and now - failed_at > _LAUNCHER_REACTION_S:
@@ -146,7 +154,10 @@ class Supervisor:
     def _show(self, *, final: bool = False) -> None:
         at_once = None if final else _SHOWN_AT_ONCE
         for rank, reader in self._readers.items():
-            lines = reader.lines(reader.read(max_chunks=at_once), final=final)
+            data = reader.read(max_chunks=at_once)
+            if data:
+                self._hang.printed(rank)
+            lines = reader.lines(data, final=final)
             if self._chatter is not None:
                 lines = self._chatter.drop(rank, lines)
             if lines:
@@ -268,6 +279,9 @@ class Supervisor:
             failure = None
         elif self._timed_out:
             state, code, cause = "failed", TIME_LIMIT, f"time limit of {self._limits.timeout_s:g} s reached"
+            failure = None
+        elif self._hung is not None:
+            state, code, cause = "failed", HANG, self._hung
             failure = None
         elif failure is not None:
             state, code, cause = "failed", failure.exit_code, failure.describe()

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from dtrain.errors import CommunicationError, UsageError
+from dtrain.progress import PROGRESS
 from dtrain.tensorflow import state
 from dtrain.tensorflow.optimizer import refuse_in_cluster
 
@@ -188,6 +189,7 @@ class DataParallel(tf.keras.callbacks.Callback):
             self._full_rate = None
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        PROGRESS.mark()
         before = self._steps
         self._steps += batch + 1 - self._batches  # several with steps_per_execution
         _progress[self._run].steps = self._steps

@@ -1,0 +1,98 @@
+"""Finds the rank that lives and does nothing any more, and says who waits for whom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from dtrain.launch.plan import LaunchPlan
+from dtrain.launch.stacks import collect_stacks, place, read_beat
+from dtrain.layout import RunLayout
+from dtrain.spec import Hangs
+from dtrain.status import read_process
+
+HANG = 123
+"""The exit code of a job that was ended for it: beside 124, that of the time limit."""
+_LOOK_S = 1.0
+
+
+class HangWatch:
+    """Watches the ranks of one attempt. Used by its supervisor, which asks :meth:`look` again and again.
+
+    Progress is what the rank's guard counts (metrics, collectives, checkpoints; see dtrain.progress) and what the rank prints.
+    Only the supervisor's own clock is used: hosts' clocks differ.
+    """
+
+    def __init__(self, plan: LaunchPlan, run: RunLayout, hangs: Hangs, say: Callable[[str], None]) -> None:
+        self._plan, self._run, self._hangs, self._say = plan, run, hangs, say
+        # Servers, and workers that serve a chief, do nothing of their own; an evaluator waits for checkpoints.
+        tasks = plan.tasks
+        self._ranks = [r for r in plan.deciding_ranks if r not in tasks or tasks[r].task.role not in ("ps", "evaluator")]
+        self._counts: dict[int, int] = {}
+        self._since: dict[int, float] = {}
+        self._reported: set[int] = set()
+        self._next_look = 0.0
+
+    def printed(self, rank: int) -> None:
+        """The rank wrote something."""
+        self._progressed(rank)
+
+    def look(self) -> str | None:
+        """Why the job has to be ended, or None. Blocks for the moment in which stacks are collected, when a rank hangs."""
+        limit = self._hangs.hang_timeout_s
+        if limit is None or time.monotonic() < self._next_look:
+            return None
+        self._next_look = time.monotonic() + _LOOK_S
+        hung = [rank for rank in self._ranks if self._idle_s(rank) > limit and rank not in self._reported]
+        if not hung:
+            return None
+        self._reported.update(hung)
+        cause = self._tell(hung)
+        # A script that tells nothing through dtrain and prints nothing may be hard at work: it is shown, not ended.
+        ends = self._hangs.on_hang == "end" or (self._hangs.on_hang == "auto" and any(self._counts.get(r, 0) for r in hung))
+        if not ends:
+            self._say("dtrain: the job goes on (--on-hang end would end it)")
+        return cause if ends else None
+
+    def _progressed(self, rank: int) -> None:
+        self._since[rank] = time.monotonic()
+        self._reported.discard(rank)
+
+    def _idle_s(self, rank: int) -> float:
+        """Seconds since the rank's last progress; 0 of one that has not begun, or has ended."""
+        files = self._run.rank(rank)
+        if files.done.is_file() or files.error.is_file() or read_process(self._run, rank) is None:
+            return 0.0
+        count = read_beat(self._run, rank).count
+        if rank not in self._since or count != self._counts.get(rank, 0):
+            self._counts[rank] = count
+            self._progressed(rank)
+        return time.monotonic() - self._since[rank]
+
+    def _tell(self, hung: list[int]) -> str:
+        """Show what every rank does, and return the cause in a sentence."""
+        limit, tasks = self._hangs.hang_timeout_s, self._plan.tasks
+        names = {rank: str(tasks[rank].task) if rank in tasks else f"rank {rank}" for rank in range(self._plan.size)}
+        stacks = collect_stacks(self._run, range(self._plan.size))
+        waits: dict[str, list[int]] = {}
+        self._say(f"dtrain: no progress of {_listed(names, hung)} for {limit:g} s: no output, metric, collective or checkpoint")
+        for rank, name in names.items():
+            beat = read_beat(self._run, rank)
+            waits.setdefault(beat.collective, []).append(rank)
+            doing = (
+                f"waits in {beat.collective} for {beat.since_s:.0f} s" if beat.collective else "is in no collective of dtrain's"
+            )
+            self._say(f"dtrain:   {name} {doing}: {place(stacks[rank])}")
+        self._say(f"dtrain: the stacks of all ranks are in {self._run.ranks}/*/stack.txt")
+        free = [rank for rank in waits.pop("", []) if rank in self._ranks]
+        waited = "; ".join(f"{_listed(names, ranks)} waited in {name}" for name, ranks in waits.items())
+        if free and waited:
+            blamed = f"{_listed(names, free)} did not come ({place(stacks[free[0]])}), and {waited}"
+        else:
+            blamed = waited or f"{_listed(names, hung)} was at {place(stacks[hung[0]])}"
+        return f"no progress for {limit:g} s (--hang-timeout): {blamed}"
+
+
+def _listed(names: dict[int, str], ranks: list[int]) -> str:
+    shown = ", ".join(names[rank] for rank in ranks[:8])
+    return shown if len(ranks) <= 8 else f"{shown} and {len(ranks) - 8} more"

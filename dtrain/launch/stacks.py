@@ -1,0 +1,104 @@
+"""What the ranks are doing: their Python stacks, asked for from outside, and the collectives that they are in."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import sysconfig
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+import psutil
+
+from dtrain.layout import RunLayout
+from dtrain.processes import DUMP_STACKS
+from dtrain.status import read_process
+
+_ANSWER_S = 2.0
+_FRAME = re.compile(r'  File "(.+)", line (\d+) in (.+)')
+_LIBRARIES = (str(Path(__file__).parents[1]), sysconfig.get_path("stdlib"), "<frozen")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beat:
+    """What a rank's guard said last: how many things were done, and the collective that the rank is in, or empty."""
+
+    count: int = 0
+    collective: str = ""
+    since_s: float = 0.0
+
+
+def read_beat(run: RunLayout, rank: int) -> Beat:
+    """The rank's last beat; an empty one when there is none yet."""
+    try:
+        values = orjson.loads(run.rank(rank).heartbeat.read_bytes())
+    except (FileNotFoundError, orjson.JSONDecodeError):  # between the file's making and its first beat
+        return Beat()
+    return Beat(count=values["count"], collective=values["collective"], since_s=values["since_s"])
+
+
+def collect_stacks(run: RunLayout, ranks: Iterable[int]) -> dict[int, str]:
+    """Ask the ranks of this host for the stacks of all their threads and return what each answered, or why it did not.
+
+    Blocks for :data:`_ANSWER_S` at most. What they answer is also in their ``stack.txt``.
+    """
+    answers, asked = {}, {}
+    for rank in ranks:
+        answer, size = _ask(run, rank)
+        if answer:
+            answers[rank] = answer
+        else:
+            asked[rank] = size
+    deadline = time.monotonic() + _ANSWER_S
+    before: dict[int, str] = {}
+    while asked and time.monotonic() < deadline:
+        time.sleep(0.1)
+        for rank, size in list(asked.items()):
+            text = run.rank(rank).stack.read_bytes()[size:].decode(errors="replace")
+            if text and before.get(rank) == text:  # and nothing more came
+                answers[rank] = text
+                del asked[rank]
+            before[rank] = text
+    for rank in asked:
+        answers[rank] = f"(rank {rank} did not answer within {_ANSWER_S:g} s)\n"
+    return dict(sorted(answers.items()))
+
+
+def _ask(run: RunLayout, rank: int) -> tuple[str, int]:
+    """Send the signal; why it cannot be, or the length of what the rank answered before."""
+    record = read_process(run, rank)
+    if record is None:
+        return "(has not begun)\n", 0
+    process = record.find()
+    if process is None:
+        elsewhere = record.host != socket.gethostname()
+        return (f"(is on host {record.host}; ask there)\n" if elsewhere else "(has ended)\n"), 0
+    size = 0
+    with contextlib.suppress(FileNotFoundError):
+        size = run.rank(rank).stack.stat().st_size
+    try:
+        state = process.status()
+        if state in (psutil.STATUS_STOPPED, psutil.STATUS_DISK_SLEEP):
+            what = "stopped (by SIGSTOP, or a debugger)" if state == psutil.STATUS_STOPPED else "in uninterruptible sleep"
+            return f"(process {record.pid} is {what}, and cannot answer)\n", 0
+        process.send_signal(DUMP_STACKS)
+    except psutil.Error as error:
+        return f"({error})\n", 0
+    return "", size
+
+
+def place(stacks: str) -> str:
+    """Where the main thread is, in a few words: the innermost line that is the user's own, or of a library of theirs."""
+    if not stacks.startswith(("Current thread", "Thread")):
+        return stacks.strip().strip("()")
+    # faulthandler shows the thread that took the signal last: the main one. Its frames come innermost first.
+    frames = _FRAME.findall(stacks[stacks.rfind("\nCurrent thread") + 1 :])
+    own = next((frame for frame in frames if not frame[0].startswith(_LIBRARIES) and "site-packages" not in frame[0]), None)
+    if own is None and not frames:
+        return "in no Python code"
+    file, line, function = own or frames[0]
+    return f"{Path(file).name}:{line} in {function}"

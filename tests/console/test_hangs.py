@@ -1,0 +1,108 @@
+"""Jobs that live and do nothing any more: found, shown, ended."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from dtrain.status import read_process
+
+from .conftest import Project
+
+WAITS = """
+import time
+import numpy as np
+import dtrain
+
+def load(step):
+    if run.rank == 1 and step == 2:
+        time.sleep(100)
+
+run = dtrain.init()
+for step in range(4):
+    load(step)
+    run.comm.allreduce_mean_([np.zeros(3)])
+    print("step", step)
+"""
+
+
+@pytest.mark.needs("mpi")
+def test_who_waits_and_who_does_not_come(project: Project) -> None:
+    done = project.dtrain("run", "-n", "2", "--hang-timeout", "2", project.script(WAITS))
+    assert done.returncode == 123, done.stderr
+    cause = "no progress for 2 s (--hang-timeout): rank 1 did not come (train.py:8 in load), and rank 0 waited in allreduce_mean_"
+    assert done.stderr.rstrip().endswith(cause)
+    assert re.search(r"rank 0 waits in allreduce_mean_ for \d s: train.py:13 in <module>", done.stderr)
+    assert project.json("show", "latest")["cause"] == cause
+    assert 'train.py", line 8 in load' in project.latest.rank(1).stack.read_text()
+    assert 'train.py", line 13 in <module>' in project.latest.rank(0).stack.read_text()
+
+
+SILENT = "import time\ntime.sleep(4)\n"
+KNOWN = f"import dtrain\nrun = dtrain.init()\nrun.log('loss', 1)\n{SILENT}"
+TALKS = "import time\nfor n in range(8):\n    print(n, end=' ', flush=True)\n    time.sleep(0.5)\n"
+LOGS = "import dtrain, time\nrun = dtrain.init()\nfor n in range(8):\n    run.log('n', n)\n    time.sleep(0.5)\n"
+# Native code that lets no Python run.
+DEAF = "import ctypes, dtrain\nrun = dtrain.init()\nrun.log('loss', 1)\nctypes.PyDLL(None).sleep(20)\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "code", "words"),
+    [
+        (SILENT, ("--hang-timeout", "1.5"), 123, "rank 0 was at train.py:2 in <module>"),
+        (SILENT, ("--hang-timeout", "1.5", "--on-hang", "auto"), 0, "the job goes on"),
+        (KNOWN, ("--hang-timeout", "1.5", "--on-hang", "auto"), 123, "rank 0 was at train.py:5 in <module>"),
+        (KNOWN, ("--hang-timeout", "1.5", "--on-hang", "report"), 0, "the job goes on"),
+        (TALKS, ("--hang-timeout", "2"), 0, "completed"),
+        (LOGS, ("--hang-timeout", "2"), 0, "completed"),
+        (SILENT, ("--hang-timeout", "0"), 0, "completed"),
+        (DEAF, ("--hang-timeout", "1.5"), 123, "rank 0 was at train.py:4 in <module>"),
+    ],
+)
+def test_what_counts_as_progress(project: Project, script: str, options: tuple[str, ...], code: int, words: str) -> None:
+    done = project.dtrain("run", *options, project.script(script))
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert ("no progress" in done.stderr) == (words != "completed")
+
+
+def test_a_stopped_rank_is_named_as_one(project: Project, wait_until: Callable[..., None]) -> None:
+    job = project.start("run", "--hang-timeout", "2", project.script("import time\nprint('here', flush=True)\ntime.sleep(60)\n"))
+    wait_until(lambda: any(path.read_text() for path in project.folder.glob("workspace/runs/*/ranks/00000/output.log")))
+    record = read_process(project.latest, 0)
+    assert record is not None
+    process = record.find()
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    _, err = job.communicate(timeout=30)
+    assert job.returncode == 123, err
+    assert f"process {record.pid} is stopped (by SIGSTOP, or a debugger), and cannot answer" in err
+
+
+def test_stacks_of_a_running_job(project: Project, wait_until: Callable[..., None]) -> None:
+    job = project.start("run", project.script("import time\ndef wait():\n    time.sleep(8)\nprint('here', flush=True)\nwait()\n"))
+    wait_until(lambda: any(path.read_text() for path in project.folder.glob("workspace/runs/*/ranks/00000/output.log")))
+    for _ in range(2):  # each answer is only what came for this question
+        shown = project.dtrain("stacks", "latest")
+        assert shown.returncode == 0, shown.stderr
+        assert shown.stdout.startswith("--- rank 0\n")
+        assert shown.stdout.count('train.py", line 3 in wait') == 1
+    (answer,) = project.json("stacks", "latest")
+    assert (answer["rank"], answer["collective"]) == (0, "")
+    assert "has ranks 0 to 0" in project.dtrain("stacks", "latest", "--rank", "1").stderr
+    job.communicate(timeout=30)
+    assert job.returncode == 0
+    assert "(has ended)" in project.dtrain("stacks", "latest").stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(("--hang-timeout", "-1"), "--hang-timeout=-1 is not a number"), (("--on-hang", "kill"), "there are auto, end, report")],
+)
+def test_options_that_cannot_be(project: Project, options: tuple[str, ...], words: str) -> None:
+    done = project.dtrain("run", *options, project.script(""))
+    assert done.returncode == 2
+    assert words in done.stderr
