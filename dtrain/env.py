@@ -294,8 +294,8 @@ def quiet_tensorflow() -> None:
 
 
 def wants_tensorflow_messages(environ: Mapping[str, str]) -> bool:
-    """Whether the user set how many there shall be."""
-    return _TENSORFLOW_LEVEL in environ
+    """Whether the user set that there shall be more than errors."""
+    return environ.get(_TENSORFLOW_LEVEL) in ("0", "1")
 
 
 def workspace(option: str | Path | None = None, environ: Mapping[str, str] | None = None) -> Workspace:

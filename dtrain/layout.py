@@ -266,11 +266,9 @@ class RunLayout:
         return staging_folder(self.checkpoints, self.attempt or 0)
 
     def newest_attempt(self) -> RunLayout:
-        """This run with the number of its newest attempt."""
-        try:
-            return RunLayout(self.root, int(os.path.basename(os.readlink(self.root / "ranks"))))
-        except FileNotFoundError:
-            return RunLayout(self.root, 0)
+        """This run with the number of its newest attempt; without one where ``ranks`` is no link, as in some copies."""
+        link = self.root / "ranks"
+        return RunLayout(self.root, int(os.path.basename(os.readlink(link)))) if link.is_symlink() else RunLayout(self.root)
 
     def rank(self, rank: int) -> RankLayout:
         return RankLayout(self.ranks / f"{rank:05d}")

@@ -179,17 +179,24 @@ def _last_of(rows: list[dict[str, Any]], name: str) -> Value | None:
     return next((row[name] for row in reversed(rows) if name in row), None)
 
 
+def _before(row: dict[str, Any], begin: Mapping[str, int]) -> dict[str, Any]:
+    """The row without the names that begin anew at its step or before."""
+    return {name: value for name, value in row.items() if name not in begin or row["step"] < begin[name]}
+
+
 def read_metrics(run: RunLayout) -> RunMetrics:
     """Read the metrics of every rank that wrote some, also while the run goes on.
 
-    Where the job was started again, an attempt's rows take the place of the earlier ones' from its first step on.
+    Where the job was started again, an attempt's values of a name take the place of the earlier ones' from its first step on.
     """
     found = {}
     for rank, paths in run.metrics_files().items():
         rows: list[dict[str, Any]] = []
         for path in paths:
             newer = read_rows(path)
-            begin = min((row["step"] for row in newer), default=math.inf)
-            rows = [row for row in rows if row["step"] < begin] + newer
+            begin: dict[str, int] = {}
+            for row in newer:
+                begin |= {name: min(row["step"], begin.get(name, row["step"])) for name in row if name not in _RESERVED}
+            rows = [kept for row in rows if (kept := _before(row, begin)).keys() > set(_RESERVED)] + newer
         found[rank] = rows
     return RunMetrics(found)

@@ -116,7 +116,7 @@ def hangs(command: F) -> F:
         click.option(
             "--on-hang",
             metavar="auto|end|report",
-            help="What is done then; auto only reports who never used dtrain. [default: end with --hang-timeout, else auto]",
+            help="What is done then; auto only reports who told dtrain nothing. [default: end with --hang-timeout, else auto]",
         ),
     )
     return _with(command, options)

@@ -35,6 +35,11 @@ class Progress:
         self._memory = mmap.mmap(-1, 64)  # anonymous: shared with the processes that are forked from here, and with no other
         self._count = 0
 
+    def begin(self) -> None:
+        """From here on it is the script that does something."""
+        self._count = 0
+        _COUNT.pack_into(self._memory, 0, 0)
+
     def mark(self) -> None:
         """Something was done."""
         self._count += 1

@@ -19,7 +19,7 @@ from dtrain.comm.base import Communicator
 from dtrain.env import RankEnv
 from dtrain.errors import DtrainError, UsageError, WorkspaceError
 from dtrain.layout import RunLayout, read_json, write_json
-from dtrain.metrics import MetricWriter
+from dtrain.metrics import MetricWriter, read_metrics
 from dtrain.processes import ProcessRecord
 from dtrain.progress import PROGRESS
 from dtrain.snapshot import take_snapshot
@@ -71,6 +71,7 @@ def init(
         raise answer
     assert isinstance(answer, RunLayout)
     _current = _join(rank_env, communicator, answer, keep_checkpoints)
+    PROGRESS.begin()
     if by_hand:
         Ending(communicator, answer.rank(_current.rank)).watch()
     elif _current.rank == 0 and (experiment is not None or workspace is not None):
@@ -222,9 +223,18 @@ class Run:
         it cannot be written.
         """
         if step is None:
-            step = self._counts.get(name, 0)
+            if name not in self._counts:
+                self._counts[name] = self._next_step(name)
+            step = self._counts[name]
             self._counts[name] = step + 1
         self.log_row(step, **{name: value})
+
+    def _next_step(self, name: str) -> int:
+        """After the values that earlier attempts of this run have counted."""
+        if not self.layout.attempt:
+            return 0
+        rows = read_metrics(self.layout).rows.get(self.rank, [])
+        return max((row["step"] + 1 for row in rows if name in row), default=0)
 
     def log_row(self, step: int, **values: Any) -> None:
         """Record several metrics of one step of this rank; as :meth:`log`. Names may hold any characters: ``**{"a/b": 1}``."""

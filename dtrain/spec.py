@@ -115,8 +115,8 @@ class Restarts:
 class Hangs:
     """After how many seconds without progress a rank is taken to hang (None: never), and what is done then.
 
-    ``on_hang``: ``end`` the job, ``report`` and go on; ``auto`` ends it unless the rank never told anything through dtrain, for
-    then a script that works in silence looks the same.
+    ``on_hang``: ``end`` the job, ``report`` and go on; ``auto`` ends it unless the rank told nothing through dtrain since
+    ``dtrain.init()``, or is a task of a TensorFlow cluster: they may work in silence, which looks the same.
     """
 
     hang_timeout_s: float | None = 600.0

@@ -14,6 +14,7 @@ from dtrain.chainer.iterator import share_of
 from dtrain.chainer.updater import _call, average_statistics_
 from dtrain.comm import Communicator
 from dtrain.errors import UsageError
+from dtrain.progress import PROGRESS
 
 Sums = dict[str, tuple[float, int]]
 """By metric's name: the sum over samples, and how many samples it is of."""
@@ -67,6 +68,7 @@ class GlobalEvaluator(Extension):
         sums: Sums = {}
         for begin in range(share.start, share.stop, self.batch_size):
             batch = [self.dataset[index] for index in range(begin, min(begin + self.batch_size, share.stop))]
+            PROGRESS.mark()
             observation: dict[str, Any] = {}
             with chainer.reporter.report_scope(observation):
                 _call(self.model, _call_converter(self._converter, batch, self._device))

@@ -7,7 +7,8 @@ import dataclasses
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 
 from dtrain.errors import NotRunnable, WorkspaceError
@@ -20,8 +21,12 @@ from dtrain.spec import Restarts
 from dtrain.status import RunStatus, write_record
 
 
-def run_attempts(plan: LaunchPlan, run: RunLayout, limits: Limits, restarts: Restarts, console: Console) -> RunStatus:
+def run_attempts(
+    plan: LaunchPlan, replan: Callable[[], LaunchPlan], run: RunLayout, limits: Limits, restarts: Restarts, console: Console
+) -> RunStatus:
     """Run a plan to the job's end and return its status, which is also in ``status.json``. Blocks.
+
+    ``replan`` gives the plan of a further attempt, which may have to have other ports.
 
     SIGINT and SIGTERM to this process end the job as canceled; a second one does not wait for the grace time. Each attempt keeps
     its ranks' files, metrics and outcome; the run's outcome is the last one's. The time limit is that of all attempts together.
@@ -40,30 +45,46 @@ def run_attempts(plan: LaunchPlan, run: RunLayout, limits: Limits, restarts: Res
         while True:
             number = len(running.earlier)
             attempt = _begin(run, number, running)
+            closed = False
             try:
                 ended = Supervisor(plan, attempt, limits, console, signals).run()
             except NotRunnable as error:
-                failed = dataclasses.replace(
-                    running, state="failed", ended=time.time(), exit_code=error.exit_code, cause=str(error)
-                )
-                write_record(run.status, failed)
+                failed = dataclasses.replace(running, state="failed", exit_code=error.exit_code, cause=str(error))
+                _record(run.status, dataclasses.replace(failed, ended=time.time()), console)
                 raise
             finally:
-                attempt.end_attempt()
-            ended = dataclasses.replace(
-                ended, started=running.started, earlier=running.earlier, restarts=running.restarts + ended.restarts
-            )
+                closed = _close(attempt, console)
+            ended = dataclasses.replace(ended, started=running.started, earlier=running.earlier)
+            ended = dataclasses.replace(ended, restarts=ended.restarts + running.restarts)
             again = ended.state == "failed" and ended.exit_code in restarts.restart_on and number < restarts.max_restarts
-            if not again or signals or _is_over(limits, running):
+            if not again or signals or _is_over(limits, running) or not closed:
                 break
-            write_record(attempt.attempt_status, ended)
+            if not _record(attempt.attempt_status, ended, console):
+                break
             running = dataclasses.replace(running, earlier=[*running.earlier, ended.cause], restarts=ended.restarts)
             _say_again(run, ended, restarts, console)
-    try:
-        write_record(run.status, dataclasses.replace(ended, supervisor=running.supervisor))
-    except OSError as error:
-        console.say(f"dtrain: the outcome cannot be recorded in {run.status}: {error.strerror}", bad=True)
+            plan = replan()
+    _record(run.status, dataclasses.replace(ended, supervisor=running.supervisor), console)
     return ended
+
+
+def _record(path: Path, status: RunStatus, console: Console) -> bool:
+    try:
+        write_record(path, status)
+    except OSError as error:
+        console.say(f"dtrain: the outcome cannot be recorded in {path}: {error.strerror}", bad=True)
+        return False
+    return True
+
+
+def _close(attempt: RunLayout, console: Console) -> bool:
+    """Let nothing more of the attempt be saved; False when that cannot be."""
+    try:
+        attempt.end_attempt()
+    except OSError as error:
+        console.say(f"dtrain: {attempt.staging} cannot be moved away: {error.strerror}; the job is not started again", bad=True)
+        return False
+    return True
 
 
 def _begin(run: RunLayout, number: int, running: RunStatus) -> RunLayout:
@@ -82,7 +103,7 @@ def _is_over(limits: Limits, running: RunStatus) -> bool:
 def _say_again(run: RunLayout, ended: RunStatus, restarts: Restarts, console: Console) -> None:
     number = len(ended.earlier)
     steps = StepFolder.committed(run.checkpoints)
-    begin = f"from the checkpoint of step {max(steps)}" if steps else "from its beginning: it has no checkpoint yet"
+    begin = f"from the checkpoint of step {max(steps)}" if steps else "(this run has no checkpoint of dtrain's yet)"
     console.say(f"dtrain: attempt {number} failed with exit code {ended.exit_code}: {ended.cause}", bad=True)
     console.say(f"dtrain: its output is in {RunLayout(run.root, number).ranks}")
     console.say(f"dtrain: starting the job again {begin} (restart {number + 1} of {restarts.max_restarts})")
@@ -96,7 +117,9 @@ def _catching_signals() -> Iterator[list[int]]:
     def note(number: int, _frame: FrameType | None) -> None:
         came.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    asking = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # What is ignored stays so: `nohup dtrain run ... &` outlives the terminal.
+    before = {number: signal.signal(number, note) for number in asking if signal.getsignal(number) is not signal.SIG_IGN}
     try:
         yield came
     finally:

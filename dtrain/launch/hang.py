@@ -48,8 +48,10 @@ class HangWatch:
             return None
         self._reported.update(hung)
         cause = self._tell(hung)
-        # A script that tells nothing through dtrain and prints nothing may be hard at work: it is shown, not ended.
-        ends = self._hangs.on_hang == "end" or (self._hangs.on_hang == "auto" and any(self._counts.get(r, 0) for r in hung))
+        # Who never told anything through dtrain may be hard at work in silence, as may a chief that waits for its workers: they
+        # are shown, not ended.
+        known = not self._plan.tasks and any(self._counts.get(rank, 0) for rank in hung)
+        ends = self._hangs.on_hang == "end" or (self._hangs.on_hang == "auto" and known)
         if not ends:
             self._say("dtrain: the job goes on (--on-hang end would end it)")
         return cause if ends else None

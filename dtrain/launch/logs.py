@@ -27,9 +27,10 @@ def print_logs(run: RunLayout, *, rank: int | None, attempt: int | None, follow:
     while True:
         _print_attempt(shown, rank, follow)
         newest = shown.newest_attempt()
-        if not follow or newest == shown:
+        if not follow or newest == shown or attempt is not None:
             return
         shown = RunLayout(run.root, (shown.attempt or 0) + 1)
+        Console().say(f"dtrain: attempt {shown.attempt}")
 
 
 def _print_attempt(run: RunLayout, rank: int | None, follow: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import socket
 import sysconfig
@@ -77,9 +76,10 @@ def _ask(run: RunLayout, rank: int) -> tuple[str, int]:
     if process is None:
         elsewhere = record.host != socket.gethostname()
         return (f"(is on host {record.host}; ask there)\n" if elsewhere else "(has ended)\n"), 0
-    size = 0
-    with contextlib.suppress(FileNotFoundError):
+    try:
         size = run.rank(rank).stack.stat().st_size
+    except FileNotFoundError:  # without the handler whose file it is, the signal would end the process
+        return "(cannot be asked: its script has not begun, or was not started by `dtrain run`)\n", 0
     try:
         state = process.status()
         if state in (psutil.STATUS_STOPPED, psutil.STATUS_DISK_SLEEP):

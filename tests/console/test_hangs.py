@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -54,6 +56,7 @@ DEAF = "import ctypes, dtrain\nrun = dtrain.init()\nrun.log('loss', 1)\nctypes.P
     [
         (SILENT, ("--hang-timeout", "1.5"), 123, "rank 0 was at train.py:2 in <module>"),
         (SILENT, ("--hang-timeout", "1.5", "--on-hang", "auto"), 0, "the job goes on"),
+        (f"import dtrain\nrun = dtrain.init()\n{SILENT}", ("--hang-timeout", "1.5", "--on-hang", "auto"), 0, "the job goes on"),
         (KNOWN, ("--hang-timeout", "1.5", "--on-hang", "auto"), 123, "rank 0 was at train.py:5 in <module>"),
         (KNOWN, ("--hang-timeout", "1.5", "--on-hang", "report"), 0, "the job goes on"),
         (TALKS, ("--hang-timeout", "2"), 0, "completed"),
@@ -96,6 +99,27 @@ def test_stacks_of_a_running_job(project: Project, wait_until: Callable[..., Non
     job.communicate(timeout=30)
     assert job.returncode == 0
     assert "(has ended)" in project.dtrain("stacks", "latest").stdout
+
+
+def test_a_rank_that_was_started_by_hand_is_not_asked(project: Project, wait_until: Callable[..., None]) -> None:
+    """It could not answer: the signal would end it."""
+    script = project.script("import dtrain, time\nrun = dtrain.init()\ntime.sleep(6)\n")
+    job = subprocess.Popen([sys.executable, script], cwd=project.folder, env=project.environ(), start_new_session=True)
+    wait_until(lambda: any(project.folder.glob("workspace/runs/*/ranks/00000/process.json")))
+    shown = project.dtrain("stacks", "latest")
+    assert shown.returncode == 0, shown.stderr
+    assert "was not started by `dtrain run`" in shown.stdout
+    assert job.wait(timeout=30) == 0
+
+
+def test_nohup_outlives_the_terminal(project: Project, wait_until: Callable[..., None]) -> None:
+    script = project.script("import time\nprint('here', flush=True)\ntime.sleep(2)\n")
+    argv = ["nohup", sys.executable, "-m", "dtrain.cli", "run", script]
+    job = subprocess.Popen(argv, cwd=project.folder, env=project.environ(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    wait_until(lambda: any(path.read_text() for path in project.folder.glob("workspace/runs/*/ranks/00000/output.log")))
+    job.send_signal(signal.SIGHUP)
+    _, err = job.communicate(timeout=30)
+    assert job.returncode == 0, err
 
 
 @pytest.mark.parametrize(

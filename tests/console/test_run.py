@@ -490,6 +490,7 @@ first = restored.step + 1 if restored else 1
 print("attempt", attempt, "begins at", first, flush=True)
 for step in range(first, 7):
     run.log_row(step, seen=step + 100 * attempt)
+    run.log("counted", attempt)
     if step % 2 == 0:
         run.checkpoints.save(step, {"w": np.full(2, step)})
     run.comm.barrier()
@@ -516,9 +517,11 @@ def test_a_killed_job_is_started_again_from_its_checkpoint(project: Project, ran
     assert "attempt  1 failed: rank" in project.dtrain("show", "latest").stdout
     # What an attempt did after its last checkpoint is undone; each attempt's own files are kept.
     rows = read_metrics(project.latest).rows
-    assert [[row["seen"] for row in rows[rank]] for rank in range(ranks)] == [[1, 2, 103, 104, 205, 206]] * ranks
+    assert [[row["seen"] for row in rows[rank] if "seen" in row] for rank in range(ranks)] == [[1, 2, 103, 104, 205, 206]] * ranks
+    counted = [(row["step"], row["counted"]) for row in rows[ranks - 1] if "counted" in row]
+    assert counted == list(enumerate([0, 0, 0, 1, 1, 2, 2]))  # values without a step go on being counted
     files = project.latest.metrics_files()[ranks - 1]
-    assert [len(file.read_text().splitlines()) for file in files] == [3, 2, 2]
+    assert [len(file.read_text().splitlines()) for file in files] == [6, 4, 4]
     for attempt, begin in ((0, 1), (1, 3), (2, 5)):
         logs = project.dtrain("logs", "latest", "--rank", "0", "--attempt", str(attempt)).stdout
         assert logs == f"attempt {attempt} begins at {begin}\n"

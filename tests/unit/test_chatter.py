@@ -37,3 +37,11 @@ def test_each_rank_has_its_own() -> None:
     assert chatter.drop(0, lines[:3]) == []
     assert chatter.drop(1, lines[3:6]) == lines[3:6]
     assert chatter.drop(0, lines[3:6]) == []
+
+
+def test_a_script_s_own_lines_are_never_swallowed_for_long() -> None:
+    begun = "I0000 00:00:1795246406.497817   20521 a.cc:356] config {"
+    own = [f"step: {number}" for number in range(100)]
+    assert Chatter().drop(0, [begun, '  key: "CPU"', "}", *own]) == own
+    assert Chatter().drop(0, [begun, "epoch 1", *own]) == ["epoch 1", *own]
+    assert len(Chatter().drop(0, [begun, *own])) >= 50  # a brace that is never closed

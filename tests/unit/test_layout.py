@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -110,3 +111,13 @@ def test_a_damaged_record_is_not_forgiven(tmp_path: Path) -> None:
     path.write_text('{"state": "comp')
     with pytest.raises(WorkspaceError, match=r"status.json is damaged"):
         read_json(path)
+
+
+def test_the_newest_attempt_of_a_run_and_of_its_copy(tmp_path: Path) -> None:
+    run = RunLayout(tmp_path / "run")
+    run.make_folders(1)
+    run.begin_attempt(1, 1)
+    assert run.newest_attempt().attempt == 1
+    assert run.rank(0).root.resolve() == RunLayout(run.root, 1).rank(0).root
+    shutil.copytree(run.root, tmp_path / "copy")  # follows links
+    assert RunLayout(tmp_path / "copy").newest_attempt().rank(0).root.is_dir()

@@ -139,3 +139,18 @@ def test_over_the_ranks(tmp_path: Path) -> None:
     assert by_step[1]["loss"].mean == 15.0
     assert by_step[2]["loss"].max == 9.0
     assert by_step[2]["extra"].count == 1
+
+
+def test_a_later_attempt_replaces_each_metric_from_its_own_first_step(tmp_path: Path) -> None:
+    run = RunLayout(tmp_path)
+    run.metrics.mkdir(parents=True)
+    first, second = (MetricWriter(RunLayout(tmp_path, attempt).metrics_file(0)) for attempt in (0, 1))
+    for step in range(6):
+        first.write(step, {"loss": step})
+    first.write(0, {"val": 0})
+    first.write(4, {"both": 1, "loss": 40})
+    second.write(4, {"loss": 100})
+    second.write(1, {"val": 1})
+    rows = [{name: value for name, value in row.items() if name != "t"} for row in read_metrics(run).rows[0]]
+    kept = [{"step": step, "loss": step} for step in range(4)] + [{"step": 0, "val": 0}, {"step": 4, "both": 1}]
+    assert rows == [*kept, {"step": 4, "loss": 100}, {"step": 1, "val": 1}]
