@@ -117,9 +117,10 @@ def _catching_signals() -> Iterator[list[int]]:
     def note(number: int, _frame: FrameType | None) -> None:
         came.append(number)
 
-    asking = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    # What is ignored stays so: `nohup dtrain run ... &` outlives the terminal.
-    before = {number: signal.signal(number, note) for number in asking if signal.getsignal(number) is not signal.SIG_IGN}
+    asking = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else it is to outlive its terminal: `nohup dtrain run ... &`
+        asking.append(signal.SIGHUP)
+    before = {number: signal.signal(number, note) for number in asking}
     try:
         yield came
     finally:
