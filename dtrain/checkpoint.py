@@ -130,8 +130,8 @@ class Checkpointer:
             self._clean_up(step, folder)
         return folder.root
 
-    def restore(self, which: Literal["newest"] | int = "newest") -> Restored | None:
-        """Read the newest step that verifies, or step ``which``. Collective; all ranks get the same step.
+    def restore(self, which: Literal["newest"] | int | Path = "newest") -> Restored | None:
+        """Read the newest step that verifies, or step ``which`` (a Path: in that folder). Collective; all ranks get the same.
 
         This run's folder is searched first, then ``resume_from``. A newest step that is damaged is warned about and the next
         older one taken. Returns None when there is no checkpoint at all; raises CheckpointError when there are some and none
@@ -144,6 +144,8 @@ class Checkpointer:
             chosen = candidates
         elif isinstance(which, (int, np.integer)):
             chosen = [path for path in candidates if path == StepFolder.of(path.parent, which).root]
+        elif isinstance(which, Path):
+            chosen = [path for path in candidates if path == which]
         else:
             raise UsageError(f"restore({which!r}) is not known; use 'newest' or the number of a step")
         if not chosen and which == "newest":

@@ -121,9 +121,10 @@ def case_resumed_fit():
 
 
 def case_two_fits():
-    """The second has an optimizer, callbacks and epochs of its own, and goes on with the steps."""
+    """The second trains a layer more, has an optimizer, callbacks and epochs of its own, and goes on with the steps."""
     model = build(1 + run.rank)
     for epochs in (2, 3):
+        model.layers[0].trainable = epochs == 3
         optimizer = dtrain.tensorflow.DistributedOptimizer(keras.optimizers.Adam(0.01), run)
         fit(model, optimizer, epochs=epochs, extra=[Die()])
     return model
