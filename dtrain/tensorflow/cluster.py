@@ -234,7 +234,7 @@ class _Epochs(tf.keras.callbacks.Callback):
 
 
 class EvaluatorPart:
-    """Evaluates the newest checkpoint, again and again, until that of the last epoch."""
+    """Evaluates the newest checkpoint, again and again, until that of the last epoch, or the last one of a chief that is done."""
 
     def __init__(self, run: Run, work: Work) -> None:
         self._run, self._work = run, work
@@ -244,7 +244,8 @@ class EvaluatorPart:
     def run(self) -> dict[str, float]:
         chosen = self._work.options
         values: dict[str, float] = {}
-        for saved in self._run.checkpoints.follow(first_checkpoint(self._run, chosen)):
+        # A chief that ends early (a stop that its model asks for) leaves no checkpoint of the last epoch.
+        for saved in self._run.checkpoints.follow(first_checkpoint(self._run, chosen), until=self._run.is_done):
             epochs = int(saved.meta["epochs"])
             values = self._plain.evaluate(saved.shared)
             self._run.log_row(saved.step, **values, epoch=epochs)
