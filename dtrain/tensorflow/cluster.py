@@ -15,7 +15,7 @@ from dtrain.comm import Array
 from dtrain.errors import UsageError, WorkspaceError
 from dtrain.tensorflow import state
 from dtrain.tensorflow.device import choose_device
-from dtrain.tensorflow.fit import FORMAT, first_checkpoint
+from dtrain.tensorflow.fit import FORMAT, Marks, first_checkpoint
 from dtrain.tensorflow.parameter_server import KERAS_3_REFUSED, USE_TF_KERAS, serve_if_server
 from dtrain.tensorflow.state import keras3
 from dtrain.tensorflow.work import TrainOptions, Work, count_samples, show_epoch, write_model
@@ -106,7 +106,7 @@ class _PlainModel:
         assert self._work.test is not None
         inputs, targets = self._work.test
         batch_size = self._work.options.batch_size
-        found = self.model.evaluate(inputs, targets, batch_size=batch_size, verbose=0, return_dict=True)
+        found = self.model.evaluate(inputs, targets, batch_size=batch_size, verbose=0, callbacks=[Marks()], return_dict=True)
         return {f"val_{name}": float(value) for name, value in found.items()}
 
 
@@ -222,7 +222,7 @@ class WorkerPart(StrategyPart):
         return self._work.batches(context.input_pipeline_id, context.num_input_pipelines, self._first_epoch)
 
 
-class _Epochs(tf.keras.callbacks.Callback):
+class _Epochs(Marks):
     """Tells of an epoch's end; a chief does not even know when a single step is done."""
 
     def __init__(self, part: StrategyPart) -> None:

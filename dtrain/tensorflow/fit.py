@@ -114,10 +114,23 @@ def _announce(run: Run, line: str) -> None:
         os.write(1, f"{line}\n".encode())
 
 
-class DataParallel(tf.keras.callbacks.Callback):
-    """The callback of :func:`callbacks`."""
+class Marks(tf.keras.callbacks.Callback):
+    """Every batch is progress, of training, evaluation and prediction alike; what does none for long is taken for hung."""
 
-    _supports_tf_logs = True  # on Keras 2: do not fetch a batch's metrics for us
+    _supports_tf_logs = True  # on Keras 2: do not fetch a batch's metrics for us, nor refuse us on parameter servers
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        PROGRESS.mark()
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        PROGRESS.mark()
+
+    def on_predict_batch_end(self, batch: int, logs: Any = None) -> None:
+        PROGRESS.mark()
+
+
+class DataParallel(Marks):
+    """The callback of :func:`callbacks`."""
 
     def __init__(self, run: Run, options: FitOptions, *, validation_samples: int | None = None) -> None:
         """``validation_samples`` of this rank weigh its validation metrics; None: all ranks weigh alike."""
@@ -226,7 +239,7 @@ class DataParallel(tf.keras.callbacks.Callback):
             self._full_rate = None
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        PROGRESS.mark()
+        super().on_train_batch_end(batch, logs)
         before = self._steps
         self._steps += batch + 1 - self._batches  # several with steps_per_execution
         _progress[self._run].steps = self._steps

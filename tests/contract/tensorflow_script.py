@@ -8,6 +8,7 @@ import numpy as np
 
 import dtrain
 import dtrain.tensorflow
+from dtrain.progress import PROGRESS
 
 # isort: split
 import tensorflow as tf
@@ -88,6 +89,11 @@ def case_tape():
     for index in range(STEPS):
         size = BATCH // run.size
         step(x[index * size : (index + 1) * size], y[index * size : (index + 1) * size])
+    before = PROGRESS.read().count
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(model(x))
+    dtrain.tensorflow.DistributedGradientTape(tape, run).gradient(loss, model.trainable_variables)
+    assert PROGRESS.read().count > before or run.size == 1
     return model
 
 

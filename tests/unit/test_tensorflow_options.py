@@ -79,6 +79,14 @@ step = lambda which: dtrain.tensorflow.callbacks(run, resume=which, checkpoint_e
 dtrain.tensorflow.fit._progress.clear()
 wrong = told(lambda: other.fit(x, y, verbose=0, callbacks=step(4)))
 assert "CheckpointError: the checkpoint is of another model: only one of the two has model/0002/kernel" in wrong, wrong
+# batches of evaluation and prediction are progress, too
+from dtrain.progress import PROGRESS
+marks = dtrain.tensorflow.callbacks(run, checkpoint_every="never", resume="never")
+for act in (lambda: model.evaluate(x, y, batch_size=2, verbose=0, callbacks=marks),
+            lambda: model.predict(x, batch_size=2, verbose=0, callbacks=marks)):
+    count = PROGRESS.read().count
+    act()
+    assert PROGRESS.read().count >= count + 4
 # a task of a cluster exchanges through TensorFlow; averaging it over "ranks" would train each alone
 class Task:
     role, index, rank, size = "worker", 1, 1, 2
