@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,10 @@ import tensorflow as tf
 from dtrain.comm import Array, Communicator
 from dtrain.comm._agreement import name_ranks
 from dtrain.errors import CheckpointError, CommunicationError, UsageError
+
+_CHUNK_WORDS = 2**16
+_CHUNK_FACTOR = 0x9E3779B97F4A7C15
+"""Odd; by it a chunk's place counts in a checksum."""
 
 
 def keras3() -> Any:
@@ -151,8 +156,16 @@ def average_statistics(model: Any, comm: Communicator) -> None:
         assign(statistics, values)
 
 
+@lru_cache(maxsize=1)
+def _multipliers() -> Any:
+    """Odd numbers, the same on all ranks: a word that changes changes its product."""
+    return np.random.default_rng(0).integers(0, 2**64, _CHUNK_WORDS, dtype=np.uint64) | np.uint64(1)
+
+
 def _checksum(variable: Any) -> tuple[int, int]:
-    """Sum and parity of a variable's bytes, eight at a time: at the memory's speed, 99 MB in 8 ms (a BLAKE3 of a copy: 300)."""
+    """Two sums, modulo 2**64, of a variable's bytes, eight at a time, each times a number of its place: 99 MB in 25 to 50 ms (a BLAKE3
+    of a copy: 300). The second is of the upper halves alone, whose highest bits (a sign) weigh alike in the first.
+    """
     try:
         # As it lies in TensorFlow's own memory. Not on a GPU, and not of types that NumPy does not know (bfloat16).
         octets = np.frombuffer(memoryview(tf.convert_to_tensor(variable)).cast("B"), np.uint8)
@@ -160,12 +173,17 @@ def _checksum(variable: Any) -> tuple[int, int]:
         octets = np.frombuffer(np.ascontiguousarray(variable.numpy()).tobytes(), np.uint8)
     whole = len(octets) // 8 * 8
     words = octets[:whole].view(np.uint64)
-    rest = int.from_bytes(octets[whole:].tobytes(), "little")
-    return (int(words.sum(dtype=np.uint64)) + rest, int(np.bitwise_xor.reduce(words)) ^ rest)
+    multipliers = _multipliers()
+    whole_words = upper = int.from_bytes(octets[whole:].tobytes(), "little")
+    for start in range(0, len(words), _CHUNK_WORDS):
+        chunk = words[start : start + _CHUNK_WORDS]
+        whole_words = (whole_words * _CHUNK_FACTOR + int(np.dot(chunk, multipliers[: len(chunk)]))) % 2**64
+        upper = (upper * _CHUNK_FACTOR + int(np.dot(chunk >> np.uint64(32), multipliers[: len(chunk)]))) % 2**64
+    return whole_words, upper
 
 
 def check_in_step(model: Any, comm: Communicator, step: int) -> None:
-    """Raise CommunicationError on all ranks unless all have the same trainable weights, bit for bit. Collective."""
+    """Raise CommunicationError on all ranks unless all have the same trainable weights, by checksums. Collective."""
     if comm.size == 1:
         return
     digests = comm.allgather_obj([_checksum(variable) for variable in model.trainable_variables])

@@ -110,6 +110,18 @@ shared, own = dtrain.tensorflow.state.capture(one)
 dtrain.tensorflow.state.restore(other, shared, own)
 assert all(np.array_equal(a, b) for a, b in zip(shared.values(), dtrain.tensorflow.state.capture(other)[0].values(), strict=True))
 assert not any("dense" in name or "sequential" in name for name in shared), list(shared)
+# the ranks' comparison sees the order of what is the same, chunks included, and signs
+def sums(array):
+    return dtrain.tensorflow.state._checksum(tf.Variable(array))
+matrix = np.random.RandomState(0).randn(1001, 301).astype(np.float32)  # three chunks and an odd number of values
+signs = matrix.copy()
+signs[0, [1, 3]] *= -1
+others = [matrix, matrix[::-1], matrix[:, ::-1], np.roll(matrix.ravel(), 2**17), signs, matrix * np.float32(-1)]
+assert len({sums(each) for each in others}) == len(others) and sums(matrix) == sums(matrix.copy())
+last = matrix.ravel().copy()
+last[-1] += 1
+assert sums(last) != sums(matrix.ravel())
+assert sums(tf.cast(matrix, tf.bfloat16)) != sums(tf.cast(matrix[::-1], tf.bfloat16))
 # a resumed run that is past its warm-up keeps the rate that it had
 class Lower(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
