@@ -70,11 +70,6 @@ def _check(run: Run, work: Work) -> None:
             )
     if work.test is not None:
         count_samples(work.test, "test")
-    if (size := sum(np.asarray(array).nbytes for array in tf.nest.flatten(work.train))) > _MESSAGE_BYTES:
-        raise UsageError(
-            f"train has {size / 2**30:.1f} GiB, and the workers of a cluster take at most {_MESSAGE_BYTES / 2**30:.1f} GiB from "
-            "the Trainer; in a loop of your own (dtrain.tensorflow.serve_if_server()) let each worker read its data from files"
-        )
     if run.role != "evaluator":
         return
     if work.test is None:
@@ -87,6 +82,15 @@ def _check(run: Run, work: Work) -> None:
         raise UsageError(
             "the evaluator follows its run's checkpoints, and started by hand it has a run folder of its own; start the cluster "
             "with `dtrain run --launcher parameter_server --chief --evaluator`"
+        )
+
+
+def _check_size(work: Work) -> None:
+    """Only a chief sends data; workers without servers, and evaluators, have their own."""
+    if (size := sum(np.asarray(array).nbytes for array in tf.nest.flatten(work.train))) > _MESSAGE_BYTES:
+        raise UsageError(
+            f"train has {size / 2**30:.1f} GiB, and the workers of a cluster take at most {_MESSAGE_BYTES / 2**30:.1f} GiB from "
+            "the Trainer; in a loop of your own (dtrain.tensorflow.serve_if_server()) let each worker read its data from files"
         )
 
 
@@ -176,6 +180,7 @@ class ChiefPart(StrategyPart):
     """Has its workers train on parameter servers, each for itself; only the chief comes so far."""
 
     def __init__(self, run: Run, work: Work, *, validates: bool) -> None:
+        _check_size(work)
         resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
         super().__init__(run, work, tf.distribute.ParameterServerStrategy(resolver), validates=validates)
         # As tensors they are sent to the workers; arrays would become constants of a graph, which takes 30 s for 300 MB.

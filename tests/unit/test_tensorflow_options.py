@@ -122,6 +122,12 @@ last = matrix.ravel().copy()
 last[-1] += 1
 assert sums(last) != sums(matrix.ravel())
 assert sums(tf.cast(matrix, tf.bfloat16)) != sums(tf.cast(matrix[::-1], tf.bfloat16))
+# only a chief sends data, and so much at most
+from dtrain.tensorflow import cluster
+class TooMuch:
+    train = (np.broadcast_to(np.float32(0), (2**20, 1024)), y)
+refused = told(lambda: cluster.ChiefPart(run, TooMuch(), validates=False))
+assert "UsageError: train has 4.0 GiB" in refused, refused
 # a resumed run that is past its warm-up keeps the rate that it had
 class Lower(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
