@@ -53,7 +53,7 @@ class FitOptions:
     resume: Literal["auto", "never"] | int = "auto"
     """``auto``: from the newest checkpoint that verifies, if there is one; a number: from that step; ``never``: from none."""
     checkpoint_every: int | Literal["never"] = 1
-    """So many epochs."""
+    """So many epochs; the last of ``fit``'s is saved in any case."""
     check_every: int = 100
     """So many steps from one comparison of the ranks' weights to the next; the first is after the first step."""
     warmup_epochs: float = 0.0
@@ -258,7 +258,7 @@ class DataParallel(Marks):
         self._run.log_row(self._steps, **mine, epoch=epoch + 1)
         logs.update(self._means(mine))
         every = self._options.checkpoint_every
-        if every != "never" and (epoch + 1) % every == 0:
+        if every != "never" and ((epoch + 1) % every == 0 or epoch + 1 == self.params["epochs"]):
             state.average_statistics(self.model, self._run.comm)
             shared, own = state.capture(self.model)
             meta = {"format": FORMAT, "epochs": epoch + 1, "fit": self._fit}

@@ -128,6 +128,9 @@ class TooMuch:
     train = (np.broadcast_to(np.float32(0), (2**20, 1024)), y)
 refused = told(lambda: cluster.ChiefPart(run, TooMuch(), validates=False))
 assert "UsageError: train has 4.0 GiB" in refused, refused
+# the last epoch is saved in any case
+build().fit(x, y, epochs=7, verbose=0, callbacks=dtrain.tensorflow.callbacks(run, checkpoint_every=5, resume="never"))
+assert [run.checkpoints.restore(step).meta["epochs"] for step in run.checkpoints.steps()[-2:]] == [5, 7]
 # a resumed run that is past its warm-up keeps the rate that it had
 class Lower(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
