@@ -282,3 +282,13 @@ def remove_if_empty(folder: StepFolder) -> None:
     except OSError:
         return  # a file that is not ours keeps it
     fsync_folder(folder.root.parent)
+
+
+def explain_difference(step: int, by_rank: list[dict[str, tuple[tuple[int, ...], str]]]) -> str:
+    """Why a step is not saved: the first shared tensor that is not the same, by its shape and dtype on each rank."""
+    for name in dict.fromkeys(name for tensors in by_rank for name in tensors):
+        seen = [tensors.get(name) for tensors in by_rank]
+        if len(set(seen)) > 1:
+            told = ", ".join(f"rank {rank}: {'absent' if s is None else f'{s[0]} {s[1]}'}" for rank, s in enumerate(seen))
+            return f"step {step} is not saved: shared tensor {name!r} is not the same on all ranks ({told}); pass it as own"
+    raise AssertionError("the ranks' tensors have different digests, but are the same")

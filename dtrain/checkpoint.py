@@ -130,8 +130,8 @@ class Checkpointer:
             self._clean_up(step, folder)
         return folder.root
 
-    def restore(self, which: Literal["newest"] | int = "newest") -> Restored | None:
-        """Read the newest step that verifies, or step ``which``. Collective; all ranks get the same step.
+    def restore(self, which: Literal["newest"] | int | Path = "newest") -> Restored | None:
+        """Read the newest step that verifies, or step ``which`` (a Path: in that folder). Collective; all ranks get the same.
 
         This run's folder is searched first, then ``resume_from``. A newest step that is damaged is warned about and the next
         older one taken. Returns None when there is no checkpoint at all; raises CheckpointError when there are some and none
@@ -144,6 +144,8 @@ class Checkpointer:
             chosen = candidates
         elif isinstance(which, (int, np.integer)):
             chosen = [path for path in candidates if path == StepFolder.of(path.parent, which).root]
+        elif isinstance(which, Path):
+            chosen = [path for path in candidates if path == which]
         else:
             raise UsageError(f"restore({which!r}) is not known; use 'newest' or the number of a step")
         if not chosen and which == "newest":
@@ -164,9 +166,10 @@ class Checkpointer:
             "or move these folders away to begin without a checkpoint"
         )
 
-    def follow(self, restored: Restored | None = None) -> Iterator[Restored]:
+    def follow(self, restored: Restored | None = None, *, until: Callable[[], bool] | None = None) -> Iterator[Restored]:
         """For an evaluator beside the job: ``restored`` (what it began with), then the newest step whenever this run commits a
-        newer one, verified. Collective; waits in between, and never ends: break off when it has given what you wait for.
+        newer one, verified. Collective; waits in between, and ends with the newest step that is there once ``until()``
+        (``run.is_done``: the job may end before the step you expect), asked on rank 0, is true; without it, never.
 
         Steps that come and go while one is at work are left out, and so are those that do not verify.
         """
@@ -175,6 +178,7 @@ class Checkpointer:
         last = restored.step if restored is not None else -1
         warned: set[Path] = set()
         while True:
+            is_last = self._comm.bcast_obj(until is not None and until())  # before looking: what was saved until then is seen
             for path in self._comm.bcast_obj([path for step, path in committed_steps(self.folder).items() if step > last][::-1]):
                 try:
                     newest = self._load(StepFolder(path))
@@ -188,6 +192,8 @@ class Checkpointer:
                 yield newest
                 break
             else:
+                if is_last:
+                    return
                 time.sleep(FOLLOW_EVERY_S)
 
     def steps(self) -> list[int]:
@@ -223,7 +229,7 @@ class Checkpointer:
             raise CheckpointError(f"the ranks save different steps: {numbers} by rank; save at the same step")
         if len({digest for _, digest, _ in seen}) > 1:
             by_rank = self._comm.allgather_obj({name: (tensor.shape, tensor.dtype.name) for name, tensor in tensors.items()})
-            raise CheckpointError(_explain_difference(step, by_rank))
+            raise CheckpointError(_shards.explain_difference(step, by_rank))
         return tensors, own_tensors, [texts for _, _, texts in seen]
 
     def _on_all(self, step: int, action: Callable[[], T], *, undo: StepFolder | None = None) -> list[T]:
@@ -386,12 +392,3 @@ def _has_size(path: Path, size_bytes: int) -> bool:
         return path.stat().st_size == size_bytes
     except FileNotFoundError:
         return False
-
-
-def _explain_difference(step: int, by_rank: list[dict[str, tuple[tuple[int, ...], str]]]) -> str:
-    for name in dict.fromkeys(name for tensors in by_rank for name in tensors):
-        seen = [tensors.get(name) for tensors in by_rank]
-        if len(set(seen)) > 1:
-            told = ", ".join(f"rank {rank}: {'absent' if s is None else f'{s[0]} {s[1]}'}" for rank, s in enumerate(seen))
-            return f"step {step} is not saved: shared tensor {name!r} is not the same on all ranks ({told}); pass it as own"
-    raise AssertionError("the ranks' tensors have different digests, but are the same")

@@ -216,6 +216,10 @@ class Run:
         """The folder of logs of the script's own (TensorBoard events), shared by all ranks."""
         return self.layout.logs
 
+    def is_done(self, rank: int = 0) -> bool:
+        """Whether that rank has ended its script without an error, in this attempt."""
+        return self.layout.rank(rank).done.is_file()
+
     def log(self, name: str, value: Any, step: int | None = None) -> None:
         """Record one metric of this rank; any rank, at any time; takes microseconds and waits for nobody.
 

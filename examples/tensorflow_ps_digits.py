@@ -69,7 +69,7 @@ def accuracy_of(model, test):
 
 def evaluate(run, model, test, last_step):
     """The evaluator's part: the newest checkpoint, again and again, until the last one."""
-    for saved in run.checkpoints.follow(run.checkpoints.restore()):
+    for saved in run.checkpoints.follow(run.checkpoints.restore(), until=run.is_done):
         model.load(saved.shared)
         accuracy = accuracy_of(model, test)
         run.log_row(saved.step, accuracy=accuracy)

@@ -15,7 +15,7 @@ from dtrain.comm import Array
 from dtrain.errors import UsageError, WorkspaceError
 from dtrain.tensorflow import state
 from dtrain.tensorflow.device import choose_device
-from dtrain.tensorflow.fit import FORMAT, first_checkpoint
+from dtrain.tensorflow.fit import FORMAT, Marks, first_checkpoint
 from dtrain.tensorflow.parameter_server import KERAS_3_REFUSED, USE_TF_KERAS, serve_if_server
 from dtrain.tensorflow.state import keras3
 from dtrain.tensorflow.work import TrainOptions, Work, count_samples, show_epoch, write_model
@@ -70,11 +70,6 @@ def _check(run: Run, work: Work) -> None:
             )
     if work.test is not None:
         count_samples(work.test, "test")
-    if (size := sum(np.asarray(array).nbytes for array in tf.nest.flatten(work.train))) > _MESSAGE_BYTES:
-        raise UsageError(
-            f"train has {size / 2**30:.1f} GiB, and the workers of a cluster take at most {_MESSAGE_BYTES / 2**30:.1f} GiB from "
-            "the Trainer; in a loop of your own (dtrain.tensorflow.serve_if_server()) let each worker read its data from files"
-        )
     if run.role != "evaluator":
         return
     if work.test is None:
@@ -87,6 +82,15 @@ def _check(run: Run, work: Work) -> None:
         raise UsageError(
             "the evaluator follows its run's checkpoints, and started by hand it has a run folder of its own; start the cluster "
             "with `dtrain run --launcher parameter_server --chief --evaluator`"
+        )
+
+
+def _check_size(work: Work) -> None:
+    """Only a chief sends data; workers without servers, and evaluators, have their own."""
+    if (size := sum(np.asarray(array).nbytes for array in tf.nest.flatten(work.train))) > _MESSAGE_BYTES:
+        raise UsageError(
+            f"train has {size / 2**30:.1f} GiB, and the workers of a cluster take at most {_MESSAGE_BYTES / 2**30:.1f} GiB from "
+            "the Trainer; in a loop of your own (dtrain.tensorflow.serve_if_server()) let each worker read its data from files"
         )
 
 
@@ -106,7 +110,7 @@ class _PlainModel:
         assert self._work.test is not None
         inputs, targets = self._work.test
         batch_size = self._work.options.batch_size
-        found = self.model.evaluate(inputs, targets, batch_size=batch_size, verbose=0, return_dict=True)
+        found = self.model.evaluate(inputs, targets, batch_size=batch_size, verbose=0, callbacks=[Marks()], return_dict=True)
         return {f"val_{name}": float(value) for name, value in found.items()}
 
 
@@ -176,6 +180,7 @@ class ChiefPart(StrategyPart):
     """Has its workers train on parameter servers, each for itself; only the chief comes so far."""
 
     def __init__(self, run: Run, work: Work, *, validates: bool) -> None:
+        _check_size(work)
         resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
         super().__init__(run, work, tf.distribute.ParameterServerStrategy(resolver), validates=validates)
         # As tensors they are sent to the workers; arrays would become constants of a graph, which takes 30 s for 300 MB.
@@ -222,7 +227,7 @@ class WorkerPart(StrategyPart):
         return self._work.batches(context.input_pipeline_id, context.num_input_pipelines, self._first_epoch)
 
 
-class _Epochs(tf.keras.callbacks.Callback):
+class _Epochs(Marks):
     """Tells of an epoch's end; a chief does not even know when a single step is done."""
 
     def __init__(self, part: StrategyPart) -> None:
@@ -234,7 +239,7 @@ class _Epochs(tf.keras.callbacks.Callback):
 
 
 class EvaluatorPart:
-    """Evaluates the newest checkpoint, again and again, until that of the last epoch."""
+    """Evaluates the newest checkpoint, again and again, until that of the last epoch, or the last one of a chief that is done."""
 
     def __init__(self, run: Run, work: Work) -> None:
         self._run, self._work = run, work
@@ -244,7 +249,8 @@ class EvaluatorPart:
     def run(self) -> dict[str, float]:
         chosen = self._work.options
         values: dict[str, float] = {}
-        for saved in self._run.checkpoints.follow(first_checkpoint(self._run, chosen)):
+        # A chief that ends early (a stop that its model asks for) leaves no checkpoint of the last epoch.
+        for saved in self._run.checkpoints.follow(first_checkpoint(self._run, chosen), until=self._run.is_done):
             epochs = int(saved.meta["epochs"])
             values = self._plain.evaluate(saved.shared)
             self._run.log_row(saved.step, **values, epoch=epochs)

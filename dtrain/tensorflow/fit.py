@@ -6,12 +6,13 @@ import logging
 import os
 import weakref
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import tensorflow as tf
 
-from dtrain.errors import CommunicationError, UsageError
+from dtrain.errors import CheckpointError, CommunicationError, UsageError
 from dtrain.progress import PROGRESS
 from dtrain.tensorflow import state
 from dtrain.tensorflow.optimizer import refuse_in_cluster
@@ -24,20 +25,22 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "dtrain.tensorflow/1"
 
-_ALL = 2**31
-"""As the epoch to begin with: all are done."""
-
 
 @dataclass(kw_only=True)
 class _Progress:
-    """What the ``fit``s of one run have done in this process: a later one goes on from those before, and from their steps."""
+    """What the ``fit``s of one run have done in this process: a later one goes on from those before, and from their steps.
+
+    Only the ``fit`` that saved a checkpoint goes on from it. Those before it are done again: what they left to the script (a
+    fold's score, another model, layers to unfreeze) is in no checkpoint.
+    """
 
     fits: int = 0
     steps: int = 0
     has_looked: bool = False
     """Whether a checkpoint was looked for: once, by the first that may resume."""
-    resumed_at: int | None = None
-    """The step of the checkpoint that training goes on from, until the ``fit`` that saved it is reached again."""
+    awaited: Path | None = None
+    """The folder of the checkpoint that was found, until the ``fit`` that saved it is reached."""
+    awaited_fit: int = 0
 
 
 _progress: weakref.WeakKeyDictionary[Run, _Progress] = weakref.WeakKeyDictionary()
@@ -50,7 +53,7 @@ class FitOptions:
     resume: Literal["auto", "never"] | int = "auto"
     """``auto``: from the newest checkpoint that verifies, if there is one; a number: from that step; ``never``: from none."""
     checkpoint_every: int | Literal["never"] = 1
-    """So many epochs."""
+    """So many epochs; the last of ``fit``'s is saved in any case."""
     check_every: int = 100
     """So many steps from one comparison of the ranks' weights to the next; the first is after the first step."""
     warmup_epochs: float = 0.0
@@ -75,7 +78,8 @@ def callbacks(run: Run, **options: Any) -> list[Any]:
     """Callbacks for ``model.fit(..., callbacks=[*dtrain.tensorflow.callbacks(run), ...])``; put them first.
 
     The options are the fields of :class:`FitOptions`. All ranks take rank 0's weights, or those of the checkpoint that is
-    resumed, from whose epoch ``fit`` then goes on. At an epoch's end each rank records its own metrics, and the callbacks after
+    resumed, from whose epoch ``fit`` then goes on; where a script calls ``fit`` several times, the one that saved it does, and
+    those before are done again. At an epoch's end each rank records its own metrics, and the callbacks after
     these see the means over ranks. Every rank must make the same number of steps in an epoch. Raises CommunicationError out of
     ``fit``, on all ranks, when the ranks' weights differ.
     """
@@ -89,21 +93,44 @@ def callbacks(run: Run, **options: Any) -> list[Any]:
 
 def first_checkpoint(run: Run, options: FitOptions) -> Restored | None:
     """What training goes on from, by ``options.resume``, or None. Collective."""
+    saved = _find(run, options)
+    if saved is not None:
+        _announce(run, f"resumed from step {saved.step} ({saved.path})")
+    return saved
+
+
+def _find(run: Run, options: FitOptions) -> Restored | None:
     if options.resume == "never":
         return None
     saved = run.checkpoints.restore("newest" if options.resume == "auto" else options.resume)
-    if run.rank == 0 and saved is not None:
-        # Seen without any logging configured: whether a run began anew is what one looks for.
-        os.write(1, f"resumed from step {saved.step} ({saved.path})\n".encode())
-    elif run.rank == 0 and run.resume_from is not None:
+    if saved is None and run.rank == 0 and run.resume_from is not None:
         logger.warning("%s has no checkpoint to resume from: training begins anew", run.resume_from.id)
     return saved
 
 
-class DataParallel(tf.keras.callbacks.Callback):
-    """The callback of :func:`callbacks`."""
+def _announce(run: Run, line: str) -> None:
+    """Print, on rank 0; seen without any logging configured: whether a run began anew is what one looks for."""
+    if run.rank == 0:
+        os.write(1, f"{line}\n".encode())
 
-    _supports_tf_logs = True  # on Keras 2: do not fetch a batch's metrics for us
+
+class Marks(tf.keras.callbacks.Callback):
+    """Every batch is progress, of training, evaluation and prediction alike; what does none for long is taken for hung."""
+
+    _supports_tf_logs = True  # on Keras 2: do not fetch a batch's metrics for us, nor refuse us on parameter servers
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        PROGRESS.mark()
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        PROGRESS.mark()
+
+    def on_predict_batch_end(self, batch: int, logs: Any = None) -> None:
+        PROGRESS.mark()
+
+
+class DataParallel(Marks):
+    """The callback of :func:`callbacks`."""
 
     def __init__(self, run: Run, options: FitOptions, *, validation_samples: int | None = None) -> None:
         """``validation_samples`` of this rank weigh its validation metrics; None: all ranks weigh alike."""
@@ -126,32 +153,55 @@ class DataParallel(tf.keras.callbacks.Callback):
         state.broadcast_state(model, self._run.comm)
         done = _progress.setdefault(self._run, _Progress())
         self._fit, done.fits = done.fits, done.fits + 1
-        if not done.has_looked:
-            self._resume(model, done)
-        elif done.resumed_at is not None:
-            self._go_on(model, done, self._run.checkpoints.restore(done.resumed_at))
+        if not done.has_looked and self._options.resume != "never":
+            done.has_looked = True
+            self._look(model, done)
+        elif done.awaited is not None:
+            self._await(model, done)
         self._steps = done.steps
         if self.first_epoch and self.first_epoch >= self._options.warmup_epochs:
             self._full_rate = None  # the rate is what it was when the checkpoint was made
 
-    def _resume(self, model: Any, done: _Progress) -> None:
-        """Look for a checkpoint, and take what is in it."""
-        done.has_looked = self._options.resume != "never"
-        saved = first_checkpoint(self._run, self._options)
-        if saved is not None:
+    def _look(self, model: Any, done: _Progress) -> None:
+        """Look for a checkpoint: once in a process, by the first ``fit`` that may resume."""
+        saved = _find(self._run, self._options)
+        if saved is None:
+            return
+        done.awaited, done.awaited_fit = saved.path, int(saved.meta.get("fit", 0))
+        if self._options.resume == "auto" and done.awaited_fit < self._fit:
+            done.awaited = None  # of a fit before, which has just been done
+        elif done.awaited_fit > self._fit:
+            del saved  # its arrays
+            self._await(model, done)
+        else:
             self._go_on(model, done, saved)
 
-    def _go_on(self, model: Any, done: _Progress, saved: Any) -> None:
-        """Take a checkpoint's state. A ``fit`` before the one that saved it was done then, and makes no step; that one, the rest.
-
-        It is taken by each of them: between two, a script may have compiled the model anew.
-        """
-        state.restore(model, saved.shared, saved.own)
-        done.steps, done.resumed_at = saved.step, saved.step
-        if self._fit < int(saved.meta.get("fit", 0)):
-            self.first_epoch = _ALL
+    def _await(self, model: Any, done: _Progress) -> None:
+        """Go on from the checkpoint that was found if this ``fit`` saved it; those before it are done again."""
+        assert done.awaited is not None
+        if self._fit < done.awaited_fit:
+            _announce(
+                self._run,
+                f"the checkpoint {done.awaited} is of the script's fit number {done.awaited_fit + 1}: "
+                f"number {self._fit + 1} is done again",
+            )
         else:
-            self.first_epoch, done.resumed_at = int(saved.meta["epochs"]), None
+            # By its folder: fits that were done again have saved steps, too.
+            saved = self._run.checkpoints.restore(done.awaited)
+            assert saved is not None
+            if int(saved.meta.get("fit", 0)) != self._fit:
+                raise CheckpointError(
+                    f"{saved.path} was of the script's fit number {self._fit + 1}, and an earlier one, done again, made so many "
+                    "steps that it replaced it; the fits before the resumed one must make the same steps again"
+                )
+            self._go_on(model, done, saved)
+
+    def _go_on(self, model: Any, done: _Progress, saved: Restored) -> None:
+        """Take a checkpoint's state, and its place."""
+        _announce(self._run, f"resumed from step {saved.step} ({saved.path})")
+        state.restore(model, saved.shared, saved.own)
+        self.first_epoch, done.awaited = int(saved.meta["epochs"]), None
+        done.steps = max(done.steps, saved.step)  # more where the fits before have got more epochs: steps do not go back
 
     def on_train_begin(self, logs: Any = None) -> None:
         if not self._prepared:
@@ -189,7 +239,7 @@ class DataParallel(tf.keras.callbacks.Callback):
             self._full_rate = None
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        PROGRESS.mark()
+        super().on_train_batch_end(batch, logs)
         before = self._steps
         self._steps += batch + 1 - self._batches  # several with steps_per_execution
         _progress[self._run].steps = self._steps
@@ -208,7 +258,7 @@ class DataParallel(tf.keras.callbacks.Callback):
         self._run.log_row(self._steps, **mine, epoch=epoch + 1)
         logs.update(self._means(mine))
         every = self._options.checkpoint_every
-        if every != "never" and (epoch + 1) % every == 0:
+        if every != "never" and ((epoch + 1) % every == 0 or epoch + 1 == self.params["epochs"]):
             state.average_statistics(self.model, self._run.comm)
             shared, own = state.capture(self.model)
             meta = {"format": FORMAT, "epochs": epoch + 1, "fit": self._fit}

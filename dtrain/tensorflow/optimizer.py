@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from dtrain import install
 from dtrain.env import other_world
 from dtrain.errors import MissingDependency, UsageError
+from dtrain.progress import PROGRESS
 
 if TYPE_CHECKING:
     from dtrain.run import Run
@@ -78,14 +79,24 @@ def DistributedOptimizer(
 def DistributedGradientTape(tape: Any, run: Run, *, compression: str = "none", sparse_as_dense: bool = False) -> Any:
     """Wrap a ``tf.GradientTape`` so that ``gradient`` returns the mean of all ranks' gradients; its sources are a flat list.
 
-    Not with a DistributedOptimizer: one of them averages.
+    Not with a DistributedOptimizer: one of them averages. An eager call is progress. Within a ``tf.function`` ``gradient``
+    is only traced: a loop of steps in graphs should call ``run.log`` now and then, or it is taken for hung.
     """
     _check(compression, 1)
     refuse_in_cluster(run, "DistributedGradientTape")
     if run.size == 1:
         return tape
     hvd = start_horovod(run)
-    return hvd.DistributedGradientTape(tape, compression=getattr(hvd.Compression, compression), sparse_as_dense=sparse_as_dense)
+    made = hvd.DistributedGradientTape(tape, compression=getattr(hvd.Compression, compression), sparse_as_dense=sparse_as_dense)
+    gradient = made.gradient
+
+    def marked(*args: Any, **kwargs: Any) -> Any:
+        found = gradient(*args, **kwargs)
+        PROGRESS.mark()
+        return found
+
+    made.gradient = marked
+    return made
 
 
 def _check(compression: str, backward_passes_per_step: int) -> None:

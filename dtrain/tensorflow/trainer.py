@@ -49,7 +49,7 @@ class Trainer:
     def run(self) -> dict[str, float]:
         """Train to the end, from the checkpoint if there is one to resume; return the last epoch's metrics. Collective, once.
 
-        An evaluator follows until the last epoch's checkpoint, and returns what it was worth.
+        An evaluator follows, and returns what the last epoch's checkpoint was worth, or the last of a chief that is done.
         """
         return self._part.run()
 

@@ -8,6 +8,7 @@ import numpy as np
 
 import dtrain
 import dtrain.tensorflow
+from dtrain.progress import PROGRESS
 
 # isort: split
 import tensorflow as tf
@@ -88,6 +89,11 @@ def case_tape():
     for index in range(STEPS):
         size = BATCH // run.size
         step(x[index * size : (index + 1) * size], y[index * size : (index + 1) * size])
+    before = PROGRESS.read().count
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(model(x))
+    dtrain.tensorflow.DistributedGradientTape(tape, run).gradient(loss, model.trainable_variables)
+    assert PROGRESS.read().count > before or run.size == 1
     return model
 
 
@@ -121,9 +127,10 @@ def case_resumed_fit():
 
 
 def case_two_fits():
-    """The second has an optimizer, callbacks and epochs of its own, and goes on with the steps."""
+    """The second trains a layer more, has an optimizer, callbacks and epochs of its own, and goes on with the steps."""
     model = build(1 + run.rank)
     for epochs in (2, 3):
+        model.layers[0].trainable = epochs == 3
         optimizer = dtrain.tensorflow.DistributedOptimizer(keras.optimizers.Adam(0.01), run)
         fit(model, optimizer, epochs=epochs, extra=[Die()])
     return model

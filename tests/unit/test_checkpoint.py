@@ -216,6 +216,18 @@ def test_an_evaluator_passes_over_what_does_not_verify(tmp_path: Path, caplog: p
     assert ["000000004 is not used" in record.message for record in caplog.records] == [True]
 
 
+def test_an_evaluator_ends_with_the_job_and_misses_no_step(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    answers = iter([False, True, True])
+
+    def is_done() -> bool:
+        save(tmp_path, 2)  # at the last moment
+        return next(answers)
+
+    assert [saved.step for saved in make(tmp_path).follow(until=is_done)] == [2]
+    assert list(make(tmp_path / "empty").follow(until=lambda: True)) == []
+
+
 def test_older_steps_go_and_foreign_files_stay(tmp_path: Path) -> None:
     save(tmp_path, 1, 2, 3, keep=3)
     (step_folder(tmp_path, 1) / "mine.txt").write_text("a user's")

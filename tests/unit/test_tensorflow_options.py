@@ -79,6 +79,14 @@ step = lambda which: dtrain.tensorflow.callbacks(run, resume=which, checkpoint_e
 dtrain.tensorflow.fit._progress.clear()
 wrong = told(lambda: other.fit(x, y, verbose=0, callbacks=step(4)))
 assert "CheckpointError: the checkpoint is of another model: only one of the two has model/0002/kernel" in wrong, wrong
+# batches of evaluation and prediction are progress, too
+from dtrain.progress import PROGRESS
+marks = dtrain.tensorflow.callbacks(run, checkpoint_every="never", resume="never")
+for act in (lambda: model.evaluate(x, y, batch_size=2, verbose=0, callbacks=marks),
+            lambda: model.predict(x, batch_size=2, verbose=0, callbacks=marks)):
+    count = PROGRESS.read().count
+    act()
+    assert PROGRESS.read().count >= count + 4
 # a task of a cluster exchanges through TensorFlow; averaging it over "ranks" would train each alone
 class Task:
     role, index, rank, size = "worker", 1, 1, 2
@@ -91,6 +99,38 @@ for part in (
 if dtrain.tensorflow.state.keras3():
     cluster = told(lambda: dtrain.tensorflow.Trainer(build, (x, y), run=Task(), epochs=1, batch_size=4))
     assert cluster.startswith("UsageError: Keras 3's model.fit fails under MultiWorker") and "LEGACY_KERAS" in cluster, cluster
+# a model made after others has the same names in a checkpoint
+def momentum():
+    model = build()
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse")
+    model.fit(x, x[:, :1] + 1, verbose=0)
+    return model
+one, other = momentum(), momentum()
+shared, own = dtrain.tensorflow.state.capture(one)
+dtrain.tensorflow.state.restore(other, shared, own)
+assert all(np.array_equal(a, b) for a, b in zip(shared.values(), dtrain.tensorflow.state.capture(other)[0].values(), strict=True))
+assert not any("dense" in name or "sequential" in name for name in shared), list(shared)
+# the ranks' comparison sees the order of what is the same, chunks included, and signs
+def sums(array):
+    return dtrain.tensorflow.state._checksum(tf.Variable(array))
+matrix = np.random.RandomState(0).randn(1001, 301).astype(np.float32)  # three chunks and an odd number of values
+signs = matrix.copy()
+signs[0, [1, 3]] *= -1
+others = [matrix, matrix[::-1], matrix[:, ::-1], np.roll(matrix.ravel(), 2**17), signs, matrix * np.float32(-1)]
+assert len({sums(each) for each in others}) == len(others) and sums(matrix) == sums(matrix.copy())
+last = matrix.ravel().copy()
+last[-1] += 1
+assert sums(last) != sums(matrix.ravel())
+assert sums(tf.cast(matrix, tf.bfloat16)) != sums(tf.cast(matrix[::-1], tf.bfloat16))
+# only a chief sends data, and so much at most
+from dtrain.tensorflow import cluster
+class TooMuch:
+    train = (np.broadcast_to(np.float32(0), (2**20, 1024)), y)
+refused = told(lambda: cluster.ChiefPart(run, TooMuch(), validates=False))
+assert "UsageError: train has 4.0 GiB" in refused, refused
+# the last epoch is saved in any case
+build().fit(x, y, epochs=7, verbose=0, callbacks=dtrain.tensorflow.callbacks(run, checkpoint_every=5, resume="never"))
+assert [run.checkpoints.restore(step).meta["epochs"] for step in run.checkpoints.steps()[-2:]] == [5, 7]
 # a resumed run that is past its warm-up keeps the rate that it had
 class Lower(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
