@@ -96,6 +96,7 @@ def _print_table(table: Any) -> None:
     "--launcher", metavar="|".join(LAUNCHERS), help="How ranks are started. [default: local for one rank, mpi for more]"
 )
 @options.cluster
+@options.hosts
 @options.restarts
 @options.hangs
 @click.option("--experiment", metavar="NAME", help="Name that the run's begins with. [default: the script's]")
