@@ -127,7 +127,7 @@ def run(workspace: Workspace, command: tuple[str, ...], resume: str | None, dry_
     Example:
       dtrain run -n 2 --experiment digits train.py --epochs 10
       dtrain run -n 4 -m mypackage.train --epochs 10
-      dtrain run --launcher parameter_server --workers 2 --servers 1 --chief train.py
+      dtrain run --launcher parameter_server --workers 2 --servers 1 --chief -H node1:2,node2:2 train.py
     """
     from dtrain.launch import job
     from dtrain.launch.console import Console

@@ -104,6 +104,14 @@ class Crew:
                 return True
         return False
 
+    def has_left(self, rank: int) -> bool:
+        """True when there is no connection any more to a rank on another host."""
+        return any(
+            not member.alive
+            for member in self._members
+            if member.connection is not None and member.planned.task is not None and member.planned.task.rank == rank
+        )
+
     def tell_all_to_end(self) -> None:
         """Tell what was started to end, with its ranks."""
         for member in self._members:
@@ -178,6 +186,8 @@ class Crew:
         """How a task failed: as its guard recorded it, else (the guard was killed as well) by the exit code."""
         planned, task = member.planned, member.planned.task
         assert task is not None
+        if member.connection is not None:
+            self._run.rank(task.rank).look_again()
         recorded = read_failure(self._run, task.rank)
         if member.connection is not None and (code < 0 or recorded is None):
             return self._lost(planned, member.connection, code, member.seen_alive)
@@ -209,7 +219,7 @@ class Crew:
             return _failure(planned, message, kind="signal", exit_code=128 - code, when=when)
         if not self._run.rank(planned.task.rank).process.is_file():
             advice = ssh.advice(words)
-            message = f"did not begin: ssh said {words!r}{'; ' if advice else ''}{advice}"
+            message = f"did not begin: {words}{'; ' if advice else ''}{advice}"
             return _failure(planned, message, exit_code=code, when=when)
         if code != ssh.FAILED:
             return _failure(planned, f"exited with code {code}: {words}", exit_code=code, when=when)

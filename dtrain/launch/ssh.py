@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import json
 import os
 import re
 import shlex
@@ -15,8 +16,6 @@ import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-
-import orjson
 
 from dtrain.hosts import Host
 
@@ -31,6 +30,7 @@ _OPTIONS = (
 )
 _BROKE = re.compile(r"timeout, server|timed out|connection .*(closed|reset|refused)|broken pipe|disconnect", re.IGNORECASE)
 _NOISE = re.compile(r"warning: permanently added|^\s*$|pseudo-terminal", re.IGNORECASE)
+_ERROR = re.compile(r"error|exception|not found|no such|denied|refused|failed|could not|timeout|timed out|closed", re.IGNORECASE)
 _KEPT_LINES = 20
 
 # What ssh, or the shell over there, says → what the user can do about it.
@@ -41,7 +41,7 @@ _ADVICE = (
     ("connection refused", "no sshd listens there; start it, or set its port in ~/.ssh/config"),
     ("no route to host", "it is down, or not in this network"),
     ("timed out", "it is down, or a firewall is between"),
-    ("no module named", "install dtrain in the same Python there, or share its folder"),
+    ("no module named dtrain", "install dtrain in the same Python there, or share its folder"),
     ("not found", "this Python is not there; install it at the same path on all hosts, or share its folder"),
     ("no such file", "this Python or folder is not there; share its file system at the same path on all hosts"),
 )
@@ -83,9 +83,10 @@ def advice(said: str) -> str:
 
 
 def last_words(said: str) -> str:
-    """The last line that says something."""
+    """The last line that names an error, else the last that says something."""
     lines = [line.strip() for line in said.splitlines() if not _NOISE.search(line)]
-    return lines[-1] if lines else ""
+    errors = [line for line in lines if _ERROR.search(line)]
+    return (errors or lines or [""])[-1]
 
 
 class Connection:
@@ -103,7 +104,7 @@ class Connection:
     def introduce(self, environment: Mapping[str, str]) -> None:
         """Send what the process is to have in its environment beside what its command line says: others can read that."""
         os.set_blocking(self._stdin.fileno(), True)
-        self._write(orjson.dumps(dict(environment)))
+        self._write(json.dumps(dict(environment)).encode())  # not orjson: a variable may hold bytes that are no text
         os.set_blocking(self._stdin.fileno(), False)
 
     def tell(self, word: str) -> None:

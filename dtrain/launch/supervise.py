@@ -81,6 +81,7 @@ class Supervisor:
         self._ending = False
         self._work_done = False
         self._hosts: dict[int, str] = {}
+        self._on_other_hosts = {process.task.rank for process in plan.processes if process.task is not None and process.over_ssh}
         self._planned_hosts = {process.task.rank: process.host for process in plan.processes if process.task is not None}
         self._failures: dict[int, RankFailure] = {}
         self._hang = HangWatch(plan, run, limits.hangs, console.say, self._crew.tell)
@@ -250,7 +251,9 @@ class Supervisor:
 
     def _has_ended(self, rank: int) -> bool:
         files = self._run.rank(rank)
-        return rank in self._failures or files.done.is_file() or files.error.is_file()
+        if rank in self._on_other_hosts:
+            files.look_again()
+        return rank in self._failures or self._crew.has_left(rank) or files.done.is_file() or files.error.is_file()
 
     def _scripts_ended(self) -> bool:
         begun = (rank for rank in range(self._plan.size) if self._run.rank(rank).process.is_file())
@@ -274,6 +277,8 @@ class Supervisor:
         return found
 
     def _verdict(self) -> RunStatus:
+        for rank in self._on_other_hosts:
+            self._run.rank(rank).look_again()
         missing = [rank for rank in self._plan.deciding_ranks if not self._run.rank(rank).done.is_file()]
         launcher_code = self._crew.exit_code()
         vanished = self._vanished(missing, launcher_code)

@@ -168,7 +168,7 @@ def test_nothing_outlives_a_killed_launcher(project: ClusterProject, wait_until:
 def test_a_host_that_is_cut_off_is_found_and_named(
     project: ClusterProject, cut: Callable[[str], None], wait_until: Callable[..., None]
 ) -> None:
-    job = project.start(*CLUSTER, *HOSTS, "--grace", "1", project.script(PRELUDE + SERVE))
+    job = project.start(*CLUSTER, *HOSTS, project.script(PRELUDE + SERVE))
     wait_until(lambda: all(count(project, task, "listens") for task in ("chief0", "worker1", "ps0")))
     cut("node2")
     began = time.monotonic()
@@ -182,6 +182,25 @@ def test_a_host_that_is_cut_off_is_found_and_named(
     assert time.monotonic() - began < 15
     project.hosts("heal", "node2")
     wait_until(lambda: not project.processes())  # there they learn of it when the network is back
+
+
+def test_a_short_cut_is_outlived(project: ClusterProject, cut: Callable[[str], None], wait_until: Callable[..., None]) -> None:
+    script = project.script(PRELUDE + "server = listen()\nwhile not os.path.exists('outputs/go'):\n    time.sleep(0.1)\n")
+    job = project.start(*CLUSTER, *HOSTS, script)
+    wait_until(lambda: all(count(project, task, "listens") for task in ("chief0", "worker1", "ps0")))
+    cut("node2")
+    time.sleep(2)
+    project.hosts("heal", "node2")
+    time.sleep(2)
+    (project.latest.outputs / "go").touch()
+    _, words = job.communicate(timeout=40)
+    assert job.returncode == 0, words
+
+
+def test_a_python_that_cannot_start_on_another_host_says_why(project: ClusterProject) -> None:
+    done = project.dtrain(*CLUSTER, *HOSTS, "--env", "PYTHONHOME=/nowhere", project.script(""))
+    assert done.returncode == 1
+    assert "first to fail was ps 0 on node2: did not begin: ModuleNotFoundError: No module named 'encodings'" in done.stderr
 
 
 def test_a_task_on_another_host_that_never_listens_is_named(project: ClusterProject) -> None:
