@@ -15,6 +15,7 @@ import psutil
 
 from dtrain import env
 from dtrain.errors import NotRunnable
+from dtrain.hosts import Host
 from dtrain.launch import ssh
 from dtrain.launch.plan import LaunchPlan, PlannedProcess, PlannedTask
 from dtrain.launch.ssh import Connection
@@ -324,7 +325,7 @@ def _failure(
 
 
 def _address(task: PlannedTask) -> str:
-    return "{}:{}".format(*task.address) if task.address is not None else "no port"
+    return Host(task.address[0]).address(task.address[1]) if task.address is not None else "no port"
 
 
 def _somebody_listens(address: tuple[str, int]) -> bool:
