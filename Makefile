@@ -30,6 +30,10 @@ else
   $(error there is no lane '$(LANE)'; LANE is keras3, the default, or keras2)
 endif
 
+# What is not to be skipped either, as CI asks for where it can: DTRAIN_REQUIRE=netcluster
+DTRAIN_REQUIRE ?=
+COMMA := ,
+
 BIN := $(LANE_VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet
 # Chainer's and Horovod's sources need the old build tools of constraints/build.txt, which lie in the environment itself.
@@ -87,7 +91,7 @@ test-environment: $(TEST_STAMPS)
 
 .PHONY: pytest
 pytest: $(TEST_STAMPS) # ARGS are handed on, LANE says which versions: make pytest LANE=keras2 ARGS='-k registry'
-	$(PYTEST) --lane=$(LANE) --require=$(REQUIRE) $(ARGS)
+	$(PYTEST) --lane=$(LANE) --require=$(REQUIRE)$(addprefix $(COMMA),$(DTRAIN_REQUIRE)) $(ARGS)
 
 .PHONY: lint
 lint: $(TEST_STAMP) ## ruff, its formatter and mypy --strict

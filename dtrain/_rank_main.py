@@ -24,6 +24,7 @@ from types import FrameType, ModuleType, TracebackType
 from typing import NoReturn
 
 from dtrain._after_import import AfterImport
+from dtrain._control import Control
 from dtrain.env import RankEnv, other_world, quiet_tensorflow, unescape_arguments
 from dtrain.errors import DtrainError, RankError
 from dtrain.layout import RankLayout, write_json
@@ -69,6 +70,9 @@ class Recorder:
 def main() -> NoReturn:
     launcher = os.getppid()
     rank_env = RankEnv.read()
+    control = Control() if rank_env.controlled else None
+    if control is not None:
+        control.learn_environment()
     run = rank_env.layout
     if run is None:
         raise RankError("dtrain._rank_main is started by `dtrain run`, which says in DTRAIN_RUN_DIR where the run lies")
@@ -92,9 +96,11 @@ def main() -> NoReturn:
         os.close(ready_write)
         os.read(ready_read, 1)  # ends when the guard has closed its end, or is gone
         os.close(ready_read)
+        if control is not None:
+            control.drop()
         _run_script(recorder, unescape_arguments(sys.argv[1:]))
     os.close(ready_read)
-    _Guard(recorder, child).watch(launcher, ready_write)
+    _Guard(recorder, child, control).watch(launcher, ready_write)
 
 
 def _send_output_to(path: Path) -> None:
@@ -109,8 +115,8 @@ def _send_output_to(path: Path) -> None:
 class _Guard:
     """Waits for the script's process, passes signals on to it, records its end, and ends alike."""
 
-    def __init__(self, recorder: Recorder, child: int) -> None:
-        self._recorder, self._child = recorder, child
+    def __init__(self, recorder: Recorder, child: int, control: Control | None) -> None:
+        self._recorder, self._child, self._control = recorder, child, control
         self._ended_by: str | None = None
         self._stays = False
         self._may_go = False
@@ -126,6 +132,8 @@ class _Guard:
             self._launcher_is_gone()
         with contextlib.suppress(OSError):  # a full disk is reported by what the script then cannot write
             write_record(self._recorder.files.process, ProcessRecord.of(self._child))
+        if self._control is not None:
+            self._control.obey(self._child)
         os.close(ready)
         self._begin_to_beat()
         _, status = os.waitpid(self._child, 0)
@@ -142,6 +150,8 @@ class _Guard:
             signal.setitimer(signal.ITIMER_REAL, _BEAT_S, _BEAT_S)
 
     def _beat(self, *_: object) -> None:
+        if self._control is not None:
+            self._control.beat()
         doing = PROGRESS.read()
         values = {"time": time.time(), "count": doing.count, "collective": doing.collective, "since_s": round(doing.since_s, 1)}
         with contextlib.suppress(OSError):  # a full disk
@@ -150,10 +160,12 @@ class _Guard:
 
     def _record(self, code: int) -> int:
         """Record how the script's process ended (its code, or minus a signal's number), and return the rank's exit code."""
-        if code == 0:
+        if code == 0 and self._control is None:
             return self._recorder.done()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._child, signal.SIGKILL)  # what the script started: nobody may be left who could end it later
+        if code == 0:
+            return self._recorder.done()
         exit_code = 128 - code if code < 0 else code
         if self._ended_by is not None:
             self._recorder.failure("ended", exit_code, self._ended_by)

@@ -96,6 +96,7 @@ def _print_table(table: Any) -> None:
     "--launcher", metavar="|".join(LAUNCHERS), help="How ranks are started. [default: local for one rank, mpi for more]"
 )
 @options.cluster
+@options.hosts
 @options.restarts
 @options.hangs
 @click.option("--experiment", metavar="NAME", help="Name that the run's begins with. [default: the script's]")
@@ -126,7 +127,7 @@ def run(workspace: Workspace, command: tuple[str, ...], resume: str | None, dry_
     Example:
       dtrain run -n 2 --experiment digits train.py --epochs 10
       dtrain run -n 4 -m mypackage.train --epochs 10
-      dtrain run --launcher parameter_server --workers 2 --servers 1 --chief train.py
+      dtrain run --launcher parameter_server --workers 2 --servers 1 --chief -H node1:2,node2:2 train.py
     """
     from dtrain.launch import job
     from dtrain.launch.console import Console

@@ -56,6 +56,7 @@ _RUN_VOCABULARY = "DTRAIN_VOCABULARY"
 _RESUME = "DTRAIN_RESUME"
 _ATTEMPT = "DTRAIN_ATTEMPT"
 _SUPERVISED = "DTRAIN_SUPERVISED"
+_CONTROL = "DTRAIN_CONTROL"
 _WORKSPACE = "DTRAIN_WORKSPACE"
 _MPIRUN = "DTRAIN_MPIRUN"
 
@@ -74,6 +75,14 @@ _OF_ONE_RUN = (
     _RESUME,
     _ATTEMPT,
     _SUPERVISED,
+    _CONTROL,
+)
+# What a process on another host needs before it can be told the rest, to find the same Python and its libraries.
+_TO_START = re.compile(r"PATH|PYTHON\w*|VIRTUAL_ENV|LD_\w+|LANG|LC_\w+|MALLOC_\w+|GLIBC_TUNABLES")
+# What is about this host, this terminal or this login, and would mislead a process on another host.
+_OF_ONE_HOST = re.compile(
+    r"(HOME|HOSTNAME|USER|LOGNAME|SHELL|PWD|OLDPWD|SHLVL|TERM|TERM_.*|DISPLAY|XAUTHORITY|MAIL|_|TMPDIR|TMP|TEMP"
+    r"|SSH_.*|XDG_.*|DBUS_.*|BASH_FUNC_.*)"
 )
 
 
@@ -83,7 +92,8 @@ class RankEnv:
 
     ``vocabulary`` is a key of :data:`VOCABULARIES`, ``tf_config``, or ``alone`` when nobody launched the process. ``task`` is
     the process's role and index where ranks have roles (``tf_config``), else None. ``run_dir`` is None when the run folder is
-    still to be made. ``supervised`` is true when a ``dtrain run`` reads the rank's files as they grow.
+    still to be made. ``supervised`` is true when a ``dtrain run`` reads the rank's files as they grow, ``controlled`` when one on
+    another host says on standard input what is to be done.
     """
 
     rank: int = 0
@@ -95,6 +105,7 @@ class RankEnv:
     resume_from: Path | None = None
     attempt: int = 0
     supervised: bool = False
+    controlled: bool = False
     task: Task | None = None
 
     @property
@@ -145,6 +156,7 @@ class RankEnv:
             resume_from=_path(environ, _RESUME),
             attempt=_number(environ, _ATTEMPT) or 0,
             supervised=_SUPERVISED in environ,
+            controlled=environ.get(_CONTROL) == "stdin",
             task=member.task if member is not None and vocabulary == CLUSTER_VOCABULARY else None,
         )
 
@@ -256,6 +268,22 @@ def supervised_variables(attempt: int) -> dict[str, str]:
     """Tells a rank that its files are read as they grow, so that its output belongs in its file and not on its pipe; and which
     attempt of the run it belongs to."""
     return {_SUPERVISED: "1", _ATTEMPT: str(attempt)}
+
+
+def control_variables() -> dict[str, str]:
+    """Tells a rank on another host that its life hangs on its standard input."""
+    return {_CONTROL: "stdin"}
+
+
+def starting_variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Those of this process's variables without which a process on another host would not find its Python."""
+    environ = os.environ if environ is None else environ
+    return {name: value for name, value in environ.items() if _TO_START.fullmatch(name)}
+
+
+def sent_variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What of :func:`inherited` a process on another host is given: all but what is about this host."""
+    return {name: value for name, value in inherited(environ).items() if not _OF_ONE_HOST.fullmatch(name)}
 
 
 def thread_variables(cores: int, local_ranks: int, environ: Mapping[str, str]) -> dict[str, str]:

@@ -138,6 +138,12 @@ class RankLayout:
         """How the rank failed before it was started again for the ``number``-th time."""
         return self.root / f"error-{number}.json"
 
+    def look_again(self) -> None:
+        """See what another host has written since. A network file system believes for up to a minute that a file is absent for
+        which it was asked before, unless its folder is opened anew (nfs(5), acdirmin)."""
+        with contextlib.suppress(OSError):
+            os.listdir(self.root)
+
     @property
     def done(self) -> Path:
         """The rank's completion record; a run without one from every rank did not succeed."""

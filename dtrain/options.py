@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from dtrain.errors import UsageError
+from dtrain.hosts import Host, parse_hosts, read_hostfile
 from dtrain.roles import DIALECTS
 from dtrain.spec import ClusterOptions, Hangs, JobSpec, Restarts, default_max_ranks
 
@@ -75,6 +77,36 @@ def _take_cluster(given: dict[str, Any]) -> ClusterOptions | None:
     return ClusterOptions(**values) if values else None
 
 
+def hosts(command: F) -> F:
+    """The hosts of JobSpec."""
+    options = (
+        click.option(
+            "-H",
+            "--host",
+            "hosts",
+            metavar="NAME:SLOTS,...",
+            help="Start tasks on these hosts, by ssh; they share the workspace and this Python. [default: this host]",
+        ),
+        click.option(
+            "--hostfile",
+            metavar="FILE",
+            type=click.Path(path_type=Path),
+            help="The same from a file: `NAME slots=N` or `NAME:N` a line.",
+        ),
+    )
+    return _with(command, options)
+
+
+def _take_hosts(given: dict[str, Any]) -> tuple[Host, ...]:
+    """Take the hosts' options out of ``given``."""
+    text, path = given.pop("hosts"), given.pop("hostfile")
+    if text is not None and path is not None:
+        raise UsageError("-H and --hostfile exclude each other; give one of them")
+    if path is not None:
+        return read_hostfile(path)
+    return parse_hosts(text) if text is not None else ()
+
+
 def restarts(command: F) -> F:
     """The fields of Restarts."""
     codes = ",".join(map(str, Restarts.restart_on))
@@ -134,4 +166,9 @@ def _take_hangs(given: dict[str, Any]) -> Hangs:
 
 def take_parts(given: dict[str, Any]) -> dict[str, Any]:
     """Take the options of all groups out of ``given``, as the fields of JobSpec that they fill."""
-    return {"cluster": _take_cluster(given), "restarts": _take_restarts(given), "hangs": _take_hangs(given)}
+    return {
+        "cluster": _take_cluster(given),
+        "hosts": _take_hosts(given),
+        "restarts": _take_restarts(given),
+        "hangs": _take_hangs(given),
+    }

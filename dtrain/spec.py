@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from dtrain.errors import NotRunnable, UsageError, did_you_mean
+from dtrain.hosts import Host, place
 from dtrain.layout import check_name
 from dtrain.roles import DIALECTS, Dialect, Task, cluster_tasks
 
@@ -135,6 +136,7 @@ class JobSpec:
     ``target`` is the path of a script, or a module's name when ``is_module``. ``source`` is the folder that is copied into the
     run folder and in which the ranks then work: by default the script's folder; the current folder for a module.
     ``launcher`` None means ``local`` for one rank and ``mpi`` for more. ``cluster`` is for the launchers that have one.
+    ``hosts`` are filled with tasks by rank; none means this host, for as many as there are.
     ``resume_from`` is the folder of the run whose newest whole checkpoint the ranks start from.
 
     Raises UsageError for values that cannot be, NotRunnable when there is no such script.
@@ -148,6 +150,7 @@ class JobSpec:
     max_ranks: int = field(default_factory=default_max_ranks)
     launcher: Launcher | None = None
     cluster: ClusterOptions | None = None
+    hosts: tuple[Host, ...] = ()
     experiment: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     timeout_s: float | None = None
@@ -172,6 +175,15 @@ class JobSpec:
         if self.size > self.max_ranks:
             asked = f"-n {self.workers}" + (f" (with all tasks {self.size})" if self.size > self.workers else "")
             raise UsageError(f"{asked} exceeds --max-ranks {self.max_ranks}; lower -n, or raise --max-ranks if you mean it")
+        if self.hosts and self.launcher not in CLUSTER_LAUNCHERS:
+            raise UsageError(
+                f"-H and --hostfile go with --launcher {' or '.join(CLUSTER_LAUNCHERS)}; several hosts with --launcher "
+                f"{self.launcher_name} are not there yet"
+            )
+        if self.hosts and not self.tasks:
+            raise UsageError("one worker without servers runs where dtrain does; leave out -H and --hostfile, or add workers")
+        if self.hosts:
+            place(self.size, self.hosts)
         if self.launcher == "local" and self.workers > 1:
             raise UsageError(f"launcher 'local' runs one rank, and -n {self.workers} asks for more; use --launcher mpi")
         if not 0 <= self.grace_s < float("inf"):

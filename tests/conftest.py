@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,14 @@ def _gpu() -> bool:
         return False
 
 
+def _netcluster() -> bool:
+    """tests/testbed makes hosts of namespaces, which only root may, and not in every container."""
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    if os.geteuid() != 0 or not all(shutil.which(name, path=path) for name in ("sshd", "ssh", "ip", "unshare", "nsenter")):
+        return False
+    return subprocess.run(["unshare", "--net", "--mount", "--uts", "true"], capture_output=True, check=False).returncode == 0
+
+
 BIN = str(Path(sys.executable).parent)
 
 # What a test may need, and how it is seen to be there.
@@ -39,6 +48,7 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "horovod": lambda: _installed("horovod"),
     "sklearn": lambda: _installed("sklearn"),
     "gpu": _gpu,
+    "netcluster": _netcluster,
 }
 
 ROOT = Path(__file__).parents[1]

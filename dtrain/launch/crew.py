@@ -9,16 +9,19 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import psutil
 
 from dtrain import env
 from dtrain.errors import NotRunnable
+from dtrain.hosts import Host
+from dtrain.launch import ssh
 from dtrain.launch.plan import LaunchPlan, PlannedProcess, PlannedTask
+from dtrain.launch.ssh import Connection
 from dtrain.layout import RunLayout
 from dtrain.processes import begin_group, signal_name
-from dtrain.status import RankFailure, read_failure, read_process
+from dtrain.status import Kind, RankFailure, failure_from_line, read_failure, read_process
 
 _PROBE_S = 0.2
 # How long a killed task may take to let its port go: a big process is a while in dying.
@@ -31,6 +34,8 @@ class Member:
     def __init__(self, planned: PlannedProcess) -> None:
         self.planned = planned
         self.process: subprocess.Popen[bytes] | None = None
+        self.connection: Connection | None = None
+        """To a process on another host; ``process`` is its ssh client then."""
         self.listens = planned.task is None or planned.task.address is None
         self.ended = False
         """Ended for good, and how has been looked at."""
@@ -92,6 +97,48 @@ class Crew:
         codes = (member.process.returncode for member in self._members if member.decides and member.process is not None)
         return next((code for code in codes if code), 0)
 
+    def tell(self, rank: int, word: str) -> bool:
+        """Say a word (see dtrain._control) to the guard of a rank on another host; False for any other rank."""
+        for member in self._members:
+            if member.connection is not None and member.planned.task is not None and member.planned.task.rank == rank:
+                member.connection.tell(word)
+                return True
+        return False
+
+    def has_left(self, rank: int) -> bool:
+        """True when there is no connection any more to a rank on another host."""
+        return any(
+            not member.alive
+            for member in self._members
+            if member.connection is not None and member.planned.task is not None and member.planned.task.rank == rank
+        )
+
+    def tell_all_to_end(self) -> None:
+        """Tell what was started to end, with its ranks."""
+        for member in self._members:
+            if member.process is None or not member.alive:
+                continue
+            if member.connection is not None:
+                member.connection.tell("leave")
+            else:
+                os.killpg(member.process.pid, signal.SIGTERM)
+
+    def cut_off(self) -> None:
+        """End what is left on other hosts: no rank there outlives its connection."""
+        for member in self._members:
+            if member.connection is not None:
+                member.connection.close()
+
+    def remote_alive(self) -> bool:
+        """True while a connection to another host is open."""
+        return any(member.alive for member in self._members if member.connection is not None)
+
+    def release(self) -> None:
+        """When all have ended: give their descriptors back."""
+        for member in self._members:
+            if member.connection is not None:
+                member.connection.release()
+
     def step(self) -> list[RankFailure]:
         """Look at every process, start what may start now, and return the failures that end the job.
 
@@ -115,10 +162,12 @@ class Crew:
         if task is None:
             member.ended = code is not None  # its ranks leave records
             return None
+        if member.connection is not None:
+            member.connection.said()  # what waits there for too long would stop it
         if code is None:
             member.seen_alive = time.time()
             return None if member.listens else self._probe(member, task)
-        failure = self._failure_of(member, task, code) if code != 0 else self._left_early(member, task)
+        failure = self._failure_of(member, code) if code != 0 else self._left_early(member, task)
         if failure is not None and failure.kind == "signal" and member.restarts < task.max_restarts and not self._failed:
             return self._start_again(member, task, failure)
         member.ended = member.listens = True
@@ -132,16 +181,22 @@ class Crew:
         if member.decides or member.listens:
             return None
         how = "does its script call dtrain.tensorflow.serve_if_server(), or make a server?"
-        return _failure(task, f"ended with 0 before it listened on {_address(task)}; {how}")
+        return _failure(member.planned, f"ended with 0 before it listened on {_address(task)}; {how}")
 
-    def _failure_of(self, member: Member, task: PlannedTask, code: int) -> RankFailure:
+    def _failure_of(self, member: Member, code: int) -> RankFailure:
         """How a task failed: as its guard recorded it, else (the guard was killed as well) by the exit code."""
+        planned, task = member.planned, member.planned.task
+        assert task is not None
+        if member.connection is not None:
+            self._run.rank(task.rank).look_again()
         recorded = read_failure(self._run, task.rank)
+        if member.connection is not None and (code < 0 or recorded is None):
+            return self._lost(planned, member.connection, code, member.seen_alive)
         if recorded is None:
             how = f"killed by {signal_name(-code)}" if code < 0 else f"exited with code {code}"
             # Before others noticed that it was gone, and failed of that.
             return _failure(
-                task,
+                planned,
                 how,
                 kind="signal" if code < 0 else "exit",
                 exit_code=128 - code if code < 0 else code,
@@ -149,8 +204,31 @@ class Crew:
             )
         if recorded.kind == "ended":  # nobody here has told it to
             message = f"{recorded.message}, which dtrain did not send"
-            return _failure(task, message, kind="signal", exit_code=recorded.exit_code, when=recorded.time)
+            return _failure(planned, message, kind="signal", exit_code=recorded.exit_code, when=recorded.time)
         return recorded
+
+    def _lost(self, planned: PlannedProcess, connection: Connection, code: int, when: float) -> RankFailure:
+        """The failure of a task on another host of which its ssh client knows more than the run folder."""
+        assert planned.task is not None
+        said = connection.said()
+        for line in said.splitlines():
+            if (told := failure_from_line(line)) is not None:  # of one that cannot write into the run folder
+                return told
+        words = ssh.last_words(said)
+        if code < 0:
+            message = f"lost: its ssh client was killed by {signal_name(-code)}"
+            return _failure(planned, message, kind="signal", exit_code=128 - code, when=when)
+        if not self._run.rank(planned.task.rank).process.is_file():
+            advice = ssh.advice(words)
+            message = f"did not begin: {words}{'; ' if advice else ''}{advice}"
+            return _failure(planned, message, exit_code=code, when=when)
+        if code != ssh.FAILED:
+            return _failure(planned, f"exited with code {code}: {words}", exit_code=code, when=when)
+        if connection.broke():
+            message = f"lost: the ssh connection to {planned.host} broke: {words}"
+            return _failure(planned, message, exit_code=code, when=when)
+        message = "vanished without a record: it was killed together with the process that watched it"
+        return _failure(planned, message, kind="signal", exit_code=128 + signal.SIGKILL, when=when)
 
     def _probe(self, member: Member, task: PlannedTask) -> RankFailure | None:
         assert task.address is not None
@@ -164,28 +242,42 @@ class Crew:
         except OSError:
             if now - member.started > self._start_timeout_s:
                 message = f"does not listen on {_address(task)}, {self._start_timeout_s:g} s after its start (--start-timeout)"
-                return _failure(task, message)
+                return _failure(member.planned, message)
         return None
 
     def _start(self, member: Member) -> RankFailure | None:
         planned, task = member.planned, member.planned.task
         if task is not None and task.address is not None and _somebody_listens(task.address):
-            return _failure(task, f"cannot have its port: another process listens on {_address(task)}; start the job again")
+            return _failure(planned, f"cannot have its port: another process listens on {_address(task)}; start the job again")
+        supervised = env.supervised_variables(self._run.attempt or 0)
+        prepare = functools.partial(begin_group, signal.SIGTERM)  # which comes when this process is killed
         try:
-            member.process = subprocess.Popen(
-                planned.argv,
-                cwd=planned.cwd,
-                env={**env.inherited(), **planned.environment, **env.supervised_variables(self._run.attempt or 0)},
-                stdin=subprocess.DEVNULL,
-                stdout=self._output,
-                stderr=self._output,
-                preexec_fn=functools.partial(begin_group, signal.SIGTERM),  # which comes when this process is killed
-            )
+            if planned.over_ssh:
+                member.connection = self._connect(planned, supervised, prepare)
+                member.process = member.connection.process
+            else:
+                member.process = subprocess.Popen(
+                    planned.argv,
+                    cwd=planned.cwd,
+                    env={**env.inherited(), **planned.environment, **supervised},
+                    stdin=subprocess.DEVNULL,
+                    stdout=self._output,
+                    stderr=self._output,
+                    preexec_fn=prepare,
+                )
         except OSError as error:
-            raise NotRunnable(f"{planned.argv[0]} cannot be started: {error}") from error
+            program = "the ssh client" if planned.over_ssh else planned.argv[0]
+            raise NotRunnable(f"{program} cannot be started: {error}") from error
         member.listens = task is None or task.address is None
         member.started, member.seen_alive = time.monotonic(), time.time()
         return None
+
+    def _connect(self, planned: PlannedProcess, supervised: Mapping[str, str], prepare: Callable[[], None]) -> Connection:
+        environment = {**planned.environment, **supervised, **env.control_variables()}
+        argv = ssh.command(planned.host, planned.cwd, environment, planned.argv)
+        connection = ssh.connect(argv, planned.cwd, {env.RUN_DIR: str(self._run.root)}, prepare)
+        connection.introduce({name: value for name, value in env.sent_variables().items() if name not in environment})
+        return connection
 
     def _start_again(self, member: Member, task: PlannedTask, failure: RankFailure) -> RankFailure | None:
         member.restarts += 1
@@ -197,6 +289,9 @@ class Crew:
             f"({member.restarts} of {task.max_restarts} restarts)"
         )
         self._await_port(task)
+        files.process.unlink(missing_ok=True)  # by it is seen whether the next one began
+        if member.connection is not None:
+            member.connection.release()
         failure_to_start = self._start(member)
         member.ended = failure_to_start is not None
         return failure_to_start
@@ -215,21 +310,22 @@ class Crew:
 
 
 def _failure(
-    task: PlannedTask, message: str, *, kind: str = "exit", exit_code: int = 1, when: float | None = None
+    planned: PlannedProcess, message: str, *, kind: Kind = "exit", exit_code: int = 1, when: float | None = None
 ) -> RankFailure:
+    assert planned.task is not None
     return RankFailure(
-        rank=task.rank,
-        task=str(task.task),
-        host=socket.gethostname(),
+        rank=planned.task.rank,
+        task=str(planned.task.task),
+        host=planned.host,
         time=time.time() if when is None else when,
         exit_code=exit_code,
-        kind=kind,  # type: ignore[arg-type]
+        kind=kind,
         message=message,
     )
 
 
 def _address(task: PlannedTask) -> str:
-    return "{}:{}".format(*task.address) if task.address is not None else "no port"
+    return Host(task.address[0]).address(task.address[1]) if task.address is not None else "no port"
 
 
 def _somebody_listens(address: tuple[str, int]) -> bool:

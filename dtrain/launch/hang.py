@@ -23,8 +23,16 @@ class HangWatch:
     Only the supervisor's own clock is used: hosts' clocks differ.
     """
 
-    def __init__(self, plan: LaunchPlan, run: RunLayout, hangs: Hangs, say: Callable[[str], None]) -> None:
-        self._plan, self._run, self._hangs, self._say = plan, run, hangs, say
+    def __init__(
+        self,
+        plan: LaunchPlan,
+        run: RunLayout,
+        hangs: Hangs,
+        say: Callable[[str], None],
+        tell: Callable[[int, str], bool],
+    ) -> None:
+        """``say`` shows words; ``tell`` says one to a rank on another host, see :func:`collect_stacks`."""
+        self._plan, self._run, self._hangs, self._say, self._tell_rank = plan, run, hangs, say, tell
         # Servers, and workers that serve a chief, do nothing of their own; an evaluator waits for checkpoints.
         tasks = plan.tasks
         self._ranks = [r for r in plan.deciding_ranks if r not in tasks or tasks[r].task.role not in ("ps", "evaluator")]
@@ -75,7 +83,7 @@ class HangWatch:
         """Show what every rank does, and return the cause in a sentence."""
         limit, tasks = self._hangs.hang_timeout_s, self._plan.tasks
         names = {rank: str(tasks[rank].task) if rank in tasks else f"rank {rank}" for rank in range(self._plan.size)}
-        stacks = collect_stacks(self._run, range(self._plan.size))
+        stacks = collect_stacks(self._run, range(self._plan.size), self._tell_rank)
         waits: dict[str, list[int]] = {}
         self._say(f"dtrain: no progress of {_listed(names, hung)} for {limit:g} s: no output, metric, collective or checkpoint")
         for rank, name in names.items():

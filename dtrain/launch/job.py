@@ -13,6 +13,7 @@ from dtrain.errors import UsageError, WorkspaceError
 from dtrain.launch import horovod, local, mpi, parameter_server
 from dtrain.launch.attempts import run_attempts
 from dtrain.launch.console import Console
+from dtrain.launch.places import find_places
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.supervise import Limits
 from dtrain.layout import RunLayout, StepFolder, Workspace, read_json, write_json
@@ -23,13 +24,15 @@ from dtrain.status import RunStatus
 _SHOWN_LINES = 20
 
 
-def planner(spec: JobSpec) -> Callable[[RunLayout, Path], LaunchPlan]:
+def planner(spec: JobSpec, workspace: Workspace | None) -> Callable[[RunLayout, Path], LaunchPlan]:
     """Ask the machine, once, for what the launcher of ``spec`` needs to know (which MPI); planning itself is then pure.
+
+    ``workspace`` is what other hosts have to see as well; None when nothing is to be written.
 
     Raises MissingDependency and NotRunnable when the launcher cannot run here.
     """
     if spec.tasks:
-        return functools.partial(parameter_server.plan, spec, ports=parameter_server.free_ports(len(spec.tasks)))
+        return functools.partial(parameter_server.plan, spec, places=find_places(spec, workspace))
     if spec.launcher_name == "local" or spec.launcher_name in CLUSTER_LAUNCHERS:  # a cluster of one worker is a rank
         return functools.partial(local.plan, spec)
     if spec.launcher_name == "horovod":
@@ -39,7 +42,7 @@ def planner(spec: JobSpec) -> Callable[[RunLayout, Path], LaunchPlan]:
 
 def dry_run(spec: JobSpec, workspace: Workspace) -> LaunchPlan:
     """The plan of a job that is not to be run: in place of a snapshot it works in the source folder itself. Writes nothing."""
-    return planner(spec)(RunLayout(workspace.runs / f"{spec.experiment_name}-dry-run"), spec.source_folder)
+    return planner(spec, None)(RunLayout(workspace.runs / f"{spec.experiment_name}-dry-run"), spec.source_folder)
 
 
 def run_job(spec: JobSpec, workspace: Workspace, console: Console) -> tuple[RunLayout, RunStatus]:
@@ -48,7 +51,7 @@ def run_job(spec: JobSpec, workspace: Workspace, console: Console) -> tuple[RunL
     Blocks. Raises UsageError and NotRunnable for what cannot be started, WorkspaceError when the run folder cannot be written;
     no run folder is left of a job that was not started.
     """
-    plan_for = planner(spec)
+    plan_for = planner(spec, workspace)
     run = workspace.create_run(spec.experiment_name)
     try:
         _fill(run, spec, workspace)

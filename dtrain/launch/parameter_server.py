@@ -6,63 +6,58 @@ a TF1 script that comes before its chief sleeps for 30 s (``recovery_wait_secs``
 
 from __future__ import annotations
 
-import errno
 import os
-import random
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 
 from dtrain import env
-from dtrain.errors import NotRunnable, UsageError
+from dtrain.errors import UsageError
+from dtrain.launch.places import Place
 from dtrain.launch.plan import LaunchPlan, PlannedProcess, PlannedTask, rank_argv
 from dtrain.layout import RunLayout
 from dtrain.roles import Task
-from dtrain.spec import JobSpec, available_cores
+from dtrain.spec import JobSpec
 from dtrain.tf_config import TF_CONFIG, cluster_variables
 
-_HOST = "127.0.0.1"
-# Below the range from which Linux takes the ports of outgoing connections (32768 on), one of which could else come to sit on a
-# worker's port between its death and its restart.
-_PORTS = range(10_000, 32_000)
 
-
-def plan(spec: JobSpec, run: RunLayout, cwd: Path, ports: Sequence[int]) -> LaunchPlan:
-    """Plan every task of ``spec``'s cluster on this host. Pure; ``ports`` has a free one for each task of :meth:`JobSpec.tasks`.
+def plan(spec: JobSpec, run: RunLayout, cwd: Path, places: Sequence[Place]) -> LaunchPlan:
+    """Plan every task of ``spec``'s cluster. Pure; ``places`` has one for each task of :meth:`JobSpec.tasks`.
 
     Raises UsageError when ``--env`` sets TF_CONFIG, which is this launcher's to write.
     """
     if TF_CONFIG in spec.environment:
         raise UsageError(f"--env {TF_CONFIG}=... contradicts --launcher {spec.launcher_name}, which writes it for every task")
     dialect, tasks = spec.cluster_options.dialect, spec.tasks
-    addresses = {task: f"{_HOST}:{port}" for task, port in zip(tasks, ports, strict=True)}
-    common = {
-        **env.thread_variables(available_cores(), len(tasks), {**os.environ, **spec.environment}),
-        **env.launch_variables(run, size=len(tasks), vocabulary=env.CLUSTER_VOCABULARY, resume_from=spec.resume_from),
-    }
+    addresses = {task: place.address for task, place in zip(tasks, places, strict=True)}
+    common = env.launch_variables(run, size=len(tasks), vocabulary=env.CLUSTER_VOCABULARY, resume_from=spec.resume_from)
+    names = [place.host for place in places]
     processes = []
-    for rank, task in enumerate(tasks):
+    for rank, (task, place) in enumerate(zip(tasks, places, strict=True)):
+        local_size = names.count(place.host)
         environment = {
+            **(env.starting_variables() if place.over_ssh else {}),
+            **env.thread_variables(place.cores, local_size, {**os.environ, **spec.environment}),
             **common,
-            **env.rank_variables(rank, rank, len(tasks)),
+            **env.rank_variables(rank, names[:rank].count(place.host), local_size),
             **cluster_variables(addresses, task, dialect),
             **spec.environment,
         }
         processes.append(
             PlannedProcess(
                 name=str(task),
-                host=socket.gethostname(),
+                host=place.host,
                 argv=rank_argv(spec),
                 environment=environment,
                 cwd=cwd,
-                task=_planned(spec, rank, task, ports[rank]),
+                task=_planned(spec, rank, task, place),
+                over_ssh=place.over_ssh,
             )
         )
     processes.sort(key=lambda process: (process.task.stage, process.task.rank) if process.task else (0, 0))
     return LaunchPlan(launcher=spec.launcher_name, size=len(tasks), processes=tuple(processes))
 
 
-def _planned(spec: JobSpec, rank: int, task: Task, port: int) -> PlannedTask:
+def _planned(spec: JobSpec, rank: int, task: Task, place: Place) -> PlannedTask:
     """How the supervisor treats a task.
 
     With a chief the job's outcome is the chief's (and its evaluator's), and workers serve it; without one it is the
@@ -79,30 +74,8 @@ def _planned(spec: JobSpec, rank: int, task: Task, port: int) -> PlannedTask:
         rank=rank,
         task=task,
         # A chief may prepare data for as long as it likes: nobody waits for it to listen but in a cluster without servers.
-        address=None if task.role == "evaluator" or (leads and asynchronous) else (_HOST, port),
+        address=None if task.role == "evaluator" or (leads and asynchronous) else (place.name, place.port),
         stage=stage,
         ends_job=not follows,
         max_restarts=(spec.cluster_options.max_worker_restarts or 0) if replaceable else 0,
     )
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of this host on which nobody listens now, all different. Raises NotRunnable when there are not that many."""
-    candidates = iter(random.SystemRandom().sample(_PORTS, len(_PORTS)))
-    found = [port for port, _ in zip((port for port in candidates if is_free(port)), range(count), strict=False)]
-    if len(found) < count:
-        raise NotRunnable(f"{count} ports are needed, and only {len(found)} of {_PORTS.start} to {_PORTS.stop - 1} are free")
-    return found
-
-
-def is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a worker's last connections may linger on its port
-        try:
-            probe.bind(("", port))
-            probe.listen()  # with the option alone, Linux binds beside another that has not begun to listen
-        except OSError as error:
-            if error.errno in (errno.EADDRINUSE, errno.EACCES):
-                return False
-            raise
-    return True

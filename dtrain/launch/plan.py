@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dtrain import env
+from dtrain.launch import ssh
 from dtrain.roles import Task
 from dtrain.spec import JobSpec
 
@@ -36,7 +37,8 @@ class PlannedTask:
 class PlannedProcess:
     """One process to start. ``environment`` is added to the inherited one; ``argv`` is never shell text.
 
-    ``task`` is None for a process that starts ranks without roles, or is the only one.
+    ``task`` is None for a process that starts ranks without roles, or is the only one. ``over_ssh`` is true of one on another
+    host, of whose inherited environment :func:`env.sent_variables` is left.
     """
 
     name: str
@@ -45,9 +47,12 @@ class PlannedProcess:
     environment: Mapping[str, str]
     cwd: Path
     task: PlannedTask | None = None
+    over_ssh: bool = False
 
     def shell_line(self) -> str:
         """A line that starts the same process when it is pasted into a shell."""
+        if self.over_ssh:
+            return shlex.join(ssh.command(self.host, self.cwd, self.environment, self.argv))
         variables = [f"{name}={value}" for name, value in self.environment.items()]
         return f"cd {shlex.quote(str(self.cwd))} && {shlex.join(['env', *variables, *self.argv])}"
 
@@ -88,6 +93,7 @@ class LaunchPlan:
                     "name": p.name,
                     "rank": p.task.rank if p.task else None,
                     "host": p.host,
+                    "over_ssh": p.over_ssh,
                     "argv": list(p.argv),
                     "environment": dict(p.environment),
                     "cwd": str(p.cwd),

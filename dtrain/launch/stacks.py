@@ -6,7 +6,7 @@ import re
 import socket
 import sysconfig
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,14 +40,15 @@ def read_beat(run: RunLayout, rank: int) -> Beat:
     return Beat(count=values["count"], collective=values["collective"], since_s=values["since_s"])
 
 
-def collect_stacks(run: RunLayout, ranks: Iterable[int]) -> dict[int, str]:
+def collect_stacks(run: RunLayout, ranks: Iterable[int], tell: Callable[[int, str], bool] | None = None) -> dict[int, str]:
     """Ask the ranks of this host for the stacks of all their threads and return what each answered, or why it did not.
 
+    ``tell`` says a word to a rank on another host, False where there is no connection to it; who supervises the run has it.
     Blocks for :data:`_ANSWER_S` at most. What they answer is also in their ``stack.txt``.
     """
     answers, asked = {}, {}
     for rank in ranks:
-        answer, size = _ask(run, rank)
+        answer, size = _ask(run, rank, tell)
         if answer:
             answers[rank] = answer
         else:
@@ -67,18 +68,21 @@ def collect_stacks(run: RunLayout, ranks: Iterable[int]) -> dict[int, str]:
     return dict(sorted(answers.items()))
 
 
-def _ask(run: RunLayout, rank: int) -> tuple[str, int]:
+def _ask(run: RunLayout, rank: int, tell: Callable[[int, str], bool] | None) -> tuple[str, int]:
     """Send the signal; why it cannot be, or the length of what the rank answered before."""
     record = read_process(run, rank)
     if record is None:
         return "(has not begun)\n", 0
+    size, files = 0, run.rank(rank)
+    with contextlib.suppress(FileNotFoundError):
+        size = files.stack.stat().st_size
     process = record.find()
     if process is None:
-        elsewhere = record.host != socket.gethostname()
+        elsewhere = record.host != socket.gethostname() and not (files.done.exists() or files.error.exists())
+        if elsewhere and tell is not None and tell(rank, "stacks"):
+            return "", size
         return (f"(is on host {record.host}; ask there)\n" if elsewhere else "(has ended)\n"), 0
-    try:
-        size = run.rank(rank).stack.stat().st_size
-    except FileNotFoundError:  # without the handler whose file it is, the signal would end the process
+    if not files.stack.exists():  # without the handler whose file it is, the signal would end the process
         return "(cannot be asked: its script has not begun, or was not started by `dtrain run`)\n", 0
     try:
         state = process.status()

@@ -43,6 +43,8 @@ _LAUNCHER_REACTION_S = 0.3
 _LAUNCHER_HOLD_S = 0.5
 # How long mpirun may take to end once its ranks have, before it is killed too.
 _LAUNCHER_END_S = 3.0
+# How long a rank on another host may take to be killed, and its ssh client to learn of it.
+_CUT_OFF_S = 2.0
 # How long to insist on SIGKILL: a process in uninterruptible sleep (a dead network file system) does not die of it.
 _KILL_S = 10.0
 # How long a worker whose chief is done may take to end by itself, as an Estimator's does. One that serves never would.
@@ -79,8 +81,10 @@ class Supervisor:
         self._ending = False
         self._work_done = False
         self._hosts: dict[int, str] = {}
+        self._on_other_hosts = {process.task.rank for process in plan.processes if process.task is not None and process.over_ssh}
+        self._planned_hosts = {process.task.rank: process.host for process in plan.processes if process.task is not None}
         self._failures: dict[int, RankFailure] = {}
-        self._hang = HangWatch(plan, run, limits.hangs, console.say)
+        self._hang = HangWatch(plan, run, limits.hangs, console.say, self._crew.tell)
         self._hung: str | None = None
         self._signals = signals
         environ = {**os.environ, **plan.processes[0].environment}
@@ -186,7 +190,7 @@ class Supervisor:
         if rank not in self._hosts:
             record = read_process(self._run, rank)
             if record is None:
-                return socket.gethostname()
+                return self._planned_hosts.get(rank, socket.gethostname())
             self._hosts[rank] = record.host
         return self._hosts[rank]
 
@@ -195,10 +199,13 @@ class Supervisor:
         if self._any_alive():
             self._ending = True
             if not self._tell_scripts_to_end():
-                self._tell_launchers_to_end()
+                self._crew.tell_all_to_end()
             self._wait(self._limits.grace_s, self._scripts_ended)
-            self._tell_launchers_to_end()
+            self._crew.tell_all_to_end()
             self._wait(min(self._limits.grace_s, _LAUNCHER_END_S), lambda: not self._any_alive())
+            self._crew.cut_off()
+            if self._any_alive():
+                self._wait(_CUT_OFF_S, lambda: not self._crew.remote_alive())
         # Nobody whose record could still come is alive after this: what is read below is final.
         deadline = time.monotonic() + _KILL_S
         while (leftovers := self._leftovers()) and time.monotonic() < deadline:
@@ -232,6 +239,8 @@ class Supervisor:
         for rank in range(self._plan.size):
             record = read_process(self._run, rank)
             script = record.find() if record is not None else None
+            if record is not None and not self._has_ended(rank) and self._crew.tell(rank, "end"):
+                continue
             if script is not None:
                 with contextlib.suppress(psutil.Error):
                     if (guard := script.parent()) is not None:
@@ -242,21 +251,19 @@ class Supervisor:
 
     def _has_ended(self, rank: int) -> bool:
         files = self._run.rank(rank)
-        return rank in self._failures or files.done.is_file() or files.error.is_file()
+        if rank in self._on_other_hosts:
+            files.look_again()
+        return rank in self._failures or self._crew.has_left(rank) or files.done.is_file() or files.error.is_file()
 
     def _scripts_ended(self) -> bool:
         begun = (rank for rank in range(self._plan.size) if self._run.rank(rank).process.is_file())
         return not self._any_alive() or all(self._has_ended(rank) for rank in begun)
 
-    def _tell_launchers_to_end(self) -> None:
-        for process in self._crew.processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGTERM)
-
     def _close(self) -> None:
         for reader in (*self._readers.values(), self._launcher_reader):
             reader.close()
         os.close(self._pipe_end)
+        self._crew.release()
         if self._plan.scratch is not None:
             shutil.rmtree(self._plan.scratch, ignore_errors=True)
 
@@ -270,6 +277,8 @@ class Supervisor:
         return found
 
     def _verdict(self) -> RunStatus:
+        for rank in self._on_other_hosts:
+            self._run.rank(rank).look_again()
         missing = [rank for rank in self._plan.deciding_ranks if not self._run.rank(rank).done.is_file()]
         launcher_code = self._crew.exit_code()
         vanished = self._vanished(missing, launcher_code)

@@ -36,14 +36,17 @@ class Project:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), **self.env}
 
+    def argv(self, *args: str) -> list[str]:
+        return [sys.executable, "-m", "dtrain.cli", *args]
+
     def dtrain(self, *args: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-        argv = [sys.executable, "-m", "dtrain.cli", *args]
+        argv = self.argv(*args)
         return subprocess.run(
             argv, cwd=self.folder, env=self.environ(), capture_output=True, text=True, timeout=timeout, check=False
         )
 
     def start(self, *args: str) -> subprocess.Popen[str]:
-        argv = [sys.executable, "-m", "dtrain.cli", *args]
+        argv = self.argv(*args)
         pipe = subprocess.PIPE
         self.started.append(subprocess.Popen(argv, cwd=self.folder, env=self.environ(), stdout=pipe, stderr=pipe, text=True))
         return self.started[-1]
@@ -73,7 +76,10 @@ class Project:
 @pytest.fixture
 def project(tmp_path: Path) -> Iterator[Project]:
     """A project folder; when the test ends, no process of any of its runs may be left."""
-    project = Project(tmp_path)
+    yield from watched(Project(tmp_path))
+
+
+def watched(project: Project) -> Iterator[Project]:
     yield project
     for job in project.started:  # of a test that failed half way
         if job.poll() is None:

@@ -139,6 +139,13 @@ def test_workers_without_servers_start_together(project: Project) -> None:
     assert done.stderr.splitlines()[-1].endswith("ranks/00001/output.log")
 
 
+def test_a_host_that_is_this_one_needs_no_ssh(project: Project) -> None:
+    script = project.script(PRELUDE + "server = listen()\nprint(config['cluster']['worker'][0].split(':')[0])\n")
+    for name in ("localhost", os.uname().nodename):
+        done = project.dtrain("run", "--launcher", "multi_worker", "-n", "2", "-H", f"{name}:2", script)
+        assert (done.returncode, {line.split()[-1] for line in done.stdout.splitlines()}) == (0, {name}), done.stderr
+
+
 def test_one_worker_alone_has_no_cluster(project: Project) -> None:
     script = project.script("import os, dtrain\nrun = dtrain.init()\nprint(run.role, run.size, os.environ.get('TF_CONFIG'))\n")
     for launcher in (("multi_worker",), ("parameter_server", "--servers", "0")):
@@ -317,7 +324,7 @@ def test_nothing_outlives_a_killed_launcher(project: Project, wait_until: Callab
     script = project.script(PRELUDE + SERVE)
     job = project.start("run", "--launcher", "parameter_server", "-n", "2", "--chief", script)
     wait_until(lambda: count(project, "chief0", "listens") == 1)
-    wait_until(lambda: count(project, "worker1", "listens") == 1)
+    wait_until(lambda: count(project, "worker0", "listens") + count(project, "worker1", "listens") == 2)
     assert len(project.processes()) == 8
     job.kill()
     job.communicate()
@@ -354,6 +361,11 @@ def test_a_server_that_does_not_end_is_killed_after_the_grace_time(project: Proj
         (("--launcher", "parameter_server", "--start-timeout", "0"), "--start-timeout=0"),
         (("--launcher", "parameter_server", "-n", "2", "--servers", "3", "--max-ranks", "4"), "-n 2 (with all tasks 5) exceeds"),
         (("--launcher", "parameter_server", "--env", "TF_CONFIG={}", "--dry-run"), "--env TF_CONFIG"),
+        (("--launcher", "parameter_server", "-n", "4", "-H", "a:2,b:2"), "5 tasks exceed 2 hosts x 2 slots = 4; add hosts"),
+        (("--launcher", "parameter_server", "--hostfile", "absent"), "--hostfile absent cannot be read: No such file"),
+        (("--launcher", "parameter_server", "--hostfile", "absent", "-H", "a"), "exclude each other"),
+        (("--launcher", "multi_worker", "-H", "a"), "one worker without servers runs where dtrain does"),
+        (("-n", "2", "-H", "a,b"), "several hosts with --launcher mpi are not there yet"),
     ],
 )
 def test_options_that_contradict_are_refused(project: Project, options: tuple[str, ...], words: str) -> None:

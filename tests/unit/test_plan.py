@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 from pathlib import Path
 
 import pytest
 
 from dtrain.errors import MissingDependency, UsageError
-from dtrain.launch import horovod, local, mpi
+from dtrain.launch import horovod, local, mpi, parameter_server
 from dtrain.launch.mpi import FAMILIES, MpiInstallation
+from dtrain.launch.places import Place
 from dtrain.layout import RunLayout
-from dtrain.spec import JobSpec, available_cores
+from dtrain.spec import ClusterOptions, JobSpec, available_cores
 
 
 @pytest.fixture
@@ -112,3 +115,37 @@ def test_a_horovod_that_cannot_serve_is_told_before_anything_starts(script: str,
     (tmp_path / "horovod.py").write_text("")
     with pytest.raises(UsageError, match=r"horovod\.py would be imported in place of the package"):
         horovod.find_horovod(spec, [str(site)])
+
+
+def test_a_cluster_on_two_hosts(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("PYTHONPATH", "/a b")
+    places = [
+        Place(host="a", name="a", port=11, cores=8),
+        Place(host="a", name="a", port=12, cores=8),
+        Place(host="fd00::1", name="fd00::1", port=13, cores=4, over_ssh=True),
+        Place(host="fd00::1", name="fd00::1", port=14, cores=4, over_ssh=True),
+    ]
+    cluster = ClusterOptions(chief=True, servers=1)
+    spec = JobSpec(target=script, workers=2, launcher="parameter_server", cluster=cluster, args=("it's", "$HOME"))
+    planned = parameter_server.plan(spec, RunLayout(tmp_path / "run"), tmp_path / "code folder", places)
+    by_rank = {process.task.rank: process for process in planned.processes if process.task is not None}
+    names = ("DTRAIN_RANK", "DTRAIN_LOCAL_RANK", "DTRAIN_LOCAL_SIZE", "OMP_NUM_THREADS")
+    assert [[int(by_rank[rank].environment[name]) for name in names] for rank in range(4)] == [
+        [0, 0, 2, 4],
+        [1, 1, 2, 4],
+        [2, 0, 2, 2],
+        [3, 1, 2, 2],
+    ]
+    for process in planned.processes:
+        config = json.loads(process.environment["TF_CONFIG"])["cluster"]
+        assert config == {"chief": ["a:11"], "worker": ["a:12", "[fd00::1]:13"], "ps": ["[fd00::1]:14"]}
+    assert by_rank[1].shell_line().startswith(f"cd '{tmp_path}/code folder' && env ")
+    assert "PYTHONPATH" not in by_rank[1].environment
+    # What a shell here reads is the ssh client's line; what a shell there reads, the same command as here.
+    *client, there = shlex.split(by_rank[2].shell_line())
+    assert (client[0], client[-2:]) == ("ssh", ["--", "fd00::1"])
+    words = shlex.split(there)
+    assert words[:5] == ["cd", f"{tmp_path}/code folder", "&&", "exec", "env"]
+    assert "PYTHONPATH=/a b" in words
+    assert words[-2:] == ["it's", "$HOME"]

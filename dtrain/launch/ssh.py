@@ -1,0 +1,153 @@
+"""Processes on other hosts, started by the ssh client; what it says when that fails.
+
+A process there hangs on its standard input, which leads here: it is told what to do by lines, and ends when the input does, for
+whatever reason. ssh itself would leave it running.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from dtrain.hosts import Host
+
+FAILED = 255
+"""ssh's exit code when it cannot connect, loses the connection, or its command was killed by a signal."""
+CONNECT_S = 10
+# A host that does not answer for two times three seconds is lost. What else the user's configuration may say is kept, but for a
+# connection that is shared with others: it would outlive this client. At INFO ssh says why a connection broke.
+_OPTIONS = (
+    *("-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_S}", "-o", "ServerAliveInterval=3", "-o", "ServerAliveCountMax=2"),
+    *("-o", "ControlMaster=no", "-o", "ControlPath=none", "-o", "LogLevel=INFO", "-T", "-x"),
+)
+_BROKE = re.compile(r"timeout, server|timed out|connection .*(closed|reset|refused)|broken pipe|disconnect", re.IGNORECASE)
+_NOISE = re.compile(r"warning: permanently added|^\s*$|pseudo-terminal", re.IGNORECASE)
+_ERROR = re.compile(r"error|exception|not found|no such|denied|refused|failed|could not|timeout|timed out|closed", re.IGNORECASE)
+_KEPT_LINES = 20
+
+# What ssh, or the shell over there, says → what the user can do about it.
+_ADVICE = (
+    ("could not resolve", "no such host; give the name as ssh knows it"),
+    ("permission denied", "ssh must not ask for a password: put your key into the host's authorized_keys (ssh-copy-id)"),
+    ("host key verification failed", "ssh does not know its key; connect once by hand: ssh HOST"),
+    ("connection refused", "no sshd listens there; start it, or set its port in ~/.ssh/config"),
+    ("no route to host", "it is down, or not in this network"),
+    ("timed out", "it is down, or a firewall is between"),
+    ("no module named dtrain", "install dtrain in the same Python there, or share its folder"),
+    ("not found", "this Python is not there; install it at the same path on all hosts, or share its folder"),
+    ("no such file", "this Python or folder is not there; share its file system at the same path on all hosts"),
+)
+
+
+def command(host: str, cwd: Path, environment: Mapping[str, str], argv: Sequence[str]) -> tuple[str, ...]:
+    """The local command that runs ``argv`` on another host. Over there a shell reads it, so it is quoted as a whole."""
+    variables = [f"{name}={value}" for name, value in environment.items()]
+    return ("ssh", *_OPTIONS, "--", host, f"cd {shlex.quote(str(cwd))} && exec {shlex.join(['env', *variables, *argv])}")
+
+
+def is_here(host: Host) -> bool:
+    """Whether a name is this machine's: an address of it is one that can be bound here."""
+    if host.name in (socket.gethostname(), "localhost"):
+        return True
+    try:
+        found = socket.getaddrinfo(host.name, 0, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    for family, kind, protocol, _, address in found:
+        with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as probe:
+            probe.bind(address)
+            return True
+    return False
+
+
+def is_loopback(host: Host) -> bool:
+    if host.name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.name).is_loopback
+    except ValueError:
+        return False
+
+
+def advice(said: str) -> str:
+    """What to do about the words of ssh or of what it started; empty when nothing is known."""
+    return next((what for words, what in _ADVICE if words in said.lower()), "")
+
+
+def last_words(said: str) -> str:
+    """The last line that names an error, else the last that says something."""
+    lines = [line.strip() for line in said.splitlines() if not _NOISE.search(line)]
+    errors = [line for line in lines if _ERROR.search(line)]
+    return (errors or lines or [""])[-1]
+
+
+class Connection:
+    """The ssh client of one process on another host, and the way in which that is told what to do."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        self.process = process
+        self._stdin, self._stderr = process.stdin, process.stderr
+        os.set_blocking(self._stderr.fileno(), False)
+        os.set_blocking(self._stdin.fileno(), False)  # nobody waits for a host that does not answer
+        self._said = b""
+
+    def introduce(self, environment: Mapping[str, str]) -> None:
+        """Send what the process is to have in its environment beside what its command line says: others can read that."""
+        os.set_blocking(self._stdin.fileno(), True)
+        self._write(json.dumps(dict(environment)).encode())  # not orjson: a variable may hold bytes that are no text
+        os.set_blocking(self._stdin.fileno(), False)
+
+    def tell(self, word: str) -> None:
+        """Say ``end``, ``leave`` or ``stacks`` (see dtrain._control); nothing when the connection is gone."""
+        self._write(word.encode())
+
+    def close(self) -> None:
+        """End the process over there, without a grace time."""
+        with contextlib.suppress(OSError):
+            self._stdin.close()
+
+    def said(self) -> str:
+        """The last lines of what ssh, or what it started, said so far. Has to be asked now and then, or they would wait."""
+        with contextlib.suppress(OSError, ValueError):
+            while chunk := os.read(self._stderr.fileno(), 65536):
+                self._said = b"\n".join((self._said + chunk).split(b"\n")[-_KEPT_LINES:])
+        return self._said.decode(errors="replace")
+
+    def release(self) -> None:
+        """Give the descriptors back."""
+        self.said()
+        self.close()
+        self._stderr.close()
+
+    def broke(self) -> bool:
+        """Of a client that ended with :data:`FAILED`: whether the connection broke. Else its process was killed by a signal."""
+        return any(_BROKE.search(line) for line in self.said().splitlines())
+
+    def _write(self, line: bytes) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            os.write(self._stdin.fileno(), line + b"\n")
+
+
+def connect(argv: Sequence[str], cwd: Path, marker: Mapping[str, str], prepare: Callable[[], None]) -> Connection:
+    """Start the ssh client. ``marker`` is added to its environment, by which the run's processes are found; ``prepare`` runs
+    between fork and exec. Raises OSError."""
+    process = subprocess.Popen(
+        argv,
+        cwd=cwd,
+        env={**os.environ, **marker},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,  # a rank writes there to see whether the connection holds
+        stderr=subprocess.PIPE,
+        preexec_fn=prepare,
+    )
+    return Connection(process)
