@@ -73,9 +73,8 @@ def _ask(run: RunLayout, rank: int, tell: Callable[[int, str], bool] | None) -> 
     record = read_process(run, rank)
     if record is None:
         return "(has not begun)\n", 0
-    size, files = 0, run.rank(rank)
-    with contextlib.suppress(FileNotFoundError):
-        size = files.stack.stat().st_size
+    files = run.rank(rank)
+    size = files.stack.stat().st_size if files.stack.exists() else 0
     process = record.find()
     if process is None:
         elsewhere = record.host != socket.gethostname() and not (files.done.exists() or files.error.exists())
