@@ -65,7 +65,7 @@ def run_job(spec: JobSpec, workspace: Workspace, console: Console) -> tuple[RunL
     limits = Limits(timeout_s=spec.timeout_s, grace_s=spec.grace_s, hangs=spec.hangs)
     if spec.tasks:
         limits = dataclasses.replace(limits, start_timeout_s=spec.cluster_options.start_timeout_s)
-    status = run_attempts(plan, lambda: planner(spec)(run, run.code), run, limits, spec.restarts, console)
+    status = run_attempts(plan, lambda: planner(spec, workspace)(run, run.code), run, limits, spec.restarts, console)
     _report(run, status, console)
     return run, status
 

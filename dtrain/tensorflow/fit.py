@@ -51,7 +51,9 @@ class FitOptions:
     """What :func:`callbacks` does, and when; checks itself."""
 
     resume: Literal["auto", "never"] | int = "auto"
-    """``auto``: from the newest checkpoint that verifies, if there is one; a number: from that step; ``never``: from none."""
+    """``auto``: from the newest checkpoint that verifies, if there is one; a number: from that step; ``never``: from none. A job
+    that is started again within its run (``--max-restarts``) goes on from the newest that it has saved, whatever is said here.
+    """
     checkpoint_every: int | Literal["never"] = 1
     """So many epochs; the last of ``fit``'s is saved in any case."""
     check_every: int = 100
@@ -100,9 +102,11 @@ def first_checkpoint(run: Run, options: FitOptions) -> Restored | None:
 
 
 def _find(run: Run, options: FitOptions) -> Restored | None:
-    if options.resume == "never":
+    # What it was told is where to begin, and it has begun.
+    has_begun = bool(run.layout.attempt) and bool(run.comm.bcast_obj(run.checkpoints.steps()))
+    if options.resume == "never" and not has_begun:
         return None
-    saved = run.checkpoints.restore("newest" if options.resume == "auto" else options.resume)
+    saved = run.checkpoints.restore("newest" if has_begun or options.resume in ("auto", "never") else options.resume)
     if saved is None and run.rank == 0 and run.resume_from is not None:
         logger.warning("%s has no checkpoint to resume from: training begins anew", run.resume_from.id)
     return saved
@@ -153,8 +157,7 @@ class DataParallel(Marks):
         state.broadcast_state(model, self._run.comm)
         done = _progress.setdefault(self._run, _Progress())
         self._fit, done.fits = done.fits, done.fits + 1
-        if not done.has_looked and self._options.resume != "never":
-            done.has_looked = True
+        if not done.has_looked:
             self._look(model, done)
         elif done.awaited is not None:
             self._await(model, done)
@@ -165,10 +168,11 @@ class DataParallel(Marks):
     def _look(self, model: Any, done: _Progress) -> None:
         """Look for a checkpoint: once in a process, by the first ``fit`` that may resume."""
         saved = _find(self._run, self._options)
+        done.has_looked = self._options.resume != "never" or saved is not None
         if saved is None:
             return
         done.awaited, done.awaited_fit = saved.path, int(saved.meta.get("fit", 0))
-        if self._options.resume == "auto" and done.awaited_fit < self._fit:
+        if self._options.resume in ("auto", "never") and done.awaited_fit < self._fit:
             done.awaited = None  # of a fit before, which has just been done
         elif done.awaited_fit > self._fit:
             del saved  # its arrays
@@ -198,9 +202,10 @@ class DataParallel(Marks):
 
     def _go_on(self, model: Any, done: _Progress, saved: Restored) -> None:
         """Take a checkpoint's state, and its place."""
+        done.awaited = None
         _announce(self._run, f"resumed from step {saved.step} ({saved.path})")
         state.restore(model, saved.shared, saved.own)
-        self.first_epoch, done.awaited = int(saved.meta["epochs"]), None
+        self.first_epoch = int(saved.meta["epochs"])
         done.steps = max(done.steps, saved.step)  # more where the fits before have got more epochs: steps do not go back
 
     def on_train_begin(self, logs: Any = None) -> None:

@@ -131,6 +131,15 @@ assert "UsageError: train has 4.0 GiB" in refused, refused
 # the last epoch is saved in any case
 build().fit(x, y, epochs=7, verbose=0, callbacks=dtrain.tensorflow.callbacks(run, checkpoint_every=5, resume="never"))
 assert [run.checkpoints.restore(step).meta["epochs"] for step in run.checkpoints.steps()[-2:]] == [5, 7]
+# a job that is started again goes on from its own newest checkpoint, wherever it was told to begin
+import dataclasses
+first = run.layout
+found = lambda resume: dtrain.tensorflow.fit.first_checkpoint(run, dtrain.tensorflow.fit.FitOptions(resume=resume))
+oldest, *_, newest = run.checkpoints.steps()
+assert found("never") is None and found(oldest).step == oldest
+run.layout = dataclasses.replace(first, attempt=1)
+assert found("never").step == found(oldest).step == newest
+run.layout = first
 # a resumed run that is past its warm-up keeps the rate that it had
 class Lower(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
