@@ -106,7 +106,7 @@ def _find(run: Run, options: FitOptions) -> Restored | None:
     has_begun = bool(run.layout.attempt) and bool(run.comm.bcast_obj(run.checkpoints.steps()))
     if options.resume == "never" and not has_begun:
         return None
-    saved = run.checkpoints.restore("newest" if has_begun or options.resume in ("auto", "never") else options.resume)
+    saved = run.checkpoints.restore("newest" if has_begun or isinstance(options.resume, str) else options.resume)
     if saved is None and run.rank == 0 and run.resume_from is not None:
         logger.warning("%s has no checkpoint to resume from: training begins anew", run.resume_from.id)
     return saved

@@ -1,5 +1,6 @@
 #!/bin/bash
 # Hosts on one machine, for tests. As root:
+#   hosts.sh probe              whether this machine can have such hosts: exit code 0
 #   hosts.sh up N [FOLDER...]   node1 to nodeN at 10.77.0.1 to N; of /tmp they see these folders
 #   hosts.sh exec NODE COMMAND  as if typed there
 #   hosts.sh cut|heal NODE      take its network away, and give it back
@@ -8,7 +9,8 @@
 # with this machine, whose own network is left alone: the hosts' switch has a namespace too. TESTBED names a scratch folder.
 set -euo pipefail
 export PATH=$PATH:/usr/sbin:/sbin
-state=${TESTBED:?names a scratch folder}
+[ "${1-}" = probe ] || : "${TESTBED:?names a scratch folder}"
+state=${TESTBED-}
 self=$(readlink -f "$0")
 tag=dtrain-$(printf %s "$state" | cksum | cut -d" " -f1)  # of this testbed: there may be another
 switch=$tag-switch
@@ -17,6 +19,10 @@ net=10.77.0
 first_process() { local outer; outer=$(cat "$state/$1.outer"); tr -d ' ' <"/proc/$outer/task/$outer/children"; }
 
 case $1 in
+probe)
+    for tool in sshd ssh ip unshare nsenter; do command -v $tool >/dev/null; done
+    unshare --net --mount --uts --ipc --pid --fork sh -ec 'hostname probe; mount --make-rprivate /; mount -t tmpfs tmpfs /mnt
+        mount -t proc proc /proc; ip link add br0 type bridge; ip link add eth0 type veth peer name eth1; ip netns list' >/dev/null ;;
 up)
     count=$2; shift 2
     mkdir -p "$state/ssh"
@@ -82,5 +88,5 @@ down)
         rm -f "$file" "$state/$node.ready"
     done
     for name in $(ip netns list | awk -v tag="^$tag-" '$1 ~ tag {print $1}'); do ip netns del "$name" || true; done ;;
-*) sed -n '2,10s/^# \{0,1\}//p' "$self" >&2; exit 2 ;;
+*) sed -n '2,11s/^# \{0,1\}//p' "$self" >&2; exit 2 ;;
 esac
