@@ -1,7 +1,7 @@
 #!/bin/bash
 # Hosts on one machine, for tests. As root:
 #   hosts.sh probe              whether this machine can have such hosts: exit code 0
-#   hosts.sh up N [FOLDER...]   node1 to nodeN at 10.77.0.1 to N; of /tmp they see these folders
+#   hosts.sh up N [FOLDER...]   node1 to nodeN at 10.77.0.1 to N; of /tmp they see these folders; down when who called this is gone
 #   hosts.sh exec NODE COMMAND  as if typed there
 #   hosts.sh cut|heal NODE      take its network away, and give it back
 #   hosts.sh down               take everything down, in whatever state it is
@@ -26,6 +26,7 @@ probe)
 up)
     count=$2; shift 2
     mkdir -p "$state/ssh"
+    setsid sh -c "tail --pid=$PPID -f /dev/null; '$self' down" </dev/null >/dev/null 2>&1 &  # a killed caller takes nothing down
     ssh-keygen -q -t ed25519 -N '' -f "$state/ssh/id_ed25519"
     ssh-keygen -q -t ed25519 -N '' -f "$state/hostkey"
     cp "$state/ssh/id_ed25519.pub" "$state/ssh/authorized_keys"
