@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dtrain.tensorflow import cluster
 from dtrain.tensorflow.ranks import RankPart
-from dtrain.tensorflow.work import Work, train_options
+from dtrain.tensorflow.work import Work, check_model_path, train_options
 
 if TYPE_CHECKING:
     from dtrain.run import Run
@@ -54,11 +54,15 @@ class Trainer:
         return self._part.run()
 
     def save_model(self, path: str | Path = "model.keras") -> Path:
-        """Write the model for ``keras.models.load_model``, whole or not at all. Collective; returns the path.
+        """Write the model, whole or not at all. Collective; returns the path.
 
-        A relative path is inside the run's outputs. Rank 0 writes. Raises WorkspaceError on all ranks when it cannot. What is
-        saved is a plain Keras model; loading it needs neither Horovod, nor a cluster, nor dtrain.
+        A relative path is inside the run's outputs. A name that ends with ``.keras`` or ``.h5`` is for
+        ``keras.models.load_model``; without an ending it is a SavedModel folder, for ``tf.saved_model.load`` and servers (of
+        Keras 3: of inference alone, its ``Model.export``). What is there already is replaced. Rank 0 writes. What is saved is a
+        plain Keras model; loading it needs neither Horovod, nor a cluster, nor dtrain. Raises UsageError for another ending,
+        WorkspaceError on all ranks when the model cannot be saved.
         """
+        check_model_path(path)
         target = self._run.outputs / path
         self._part.save_model(target)
         return target

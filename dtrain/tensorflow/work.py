@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -16,6 +19,11 @@ from dtrain.errors import UsageError
 from dtrain.tensorflow.device import DEVICES
 from dtrain.tensorflow.fit import FitOptions, _is_count
 from dtrain.tensorflow.optimizer import COMPRESSIONS
+from dtrain.tensorflow.state import keras3
+
+logger = logging.getLogger(__name__)
+
+_KERAS_FILES = (".keras", ".h5")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,16 +122,44 @@ def train_options(given: dict[str, Any]) -> TrainOptions:
     return TrainOptions(**given)
 
 
+def check_model_path(path: str | Path) -> None:
+    """Raise UsageError unless the name says in which format a model is to be saved."""
+    if Path(path).suffix not in ("", *_KERAS_FILES):
+        raise UsageError(
+            f"a model cannot be saved as {os.fspath(path)!r}; let the name end with {' or '.join(_KERAS_FILES)}, or with nothing "
+            "for a SavedModel folder"
+        )
+
+
 def write_model(model: Any, target: Path) -> str | None:
     """Save a Keras model, whole or not at all; return why it could not be written, or None."""
     temporary = target.with_name(f".tmp-{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        model.save(temporary)
+        _remove(temporary)
+        if target.suffix or keras3() is None:
+            model.save(temporary)
+        else:
+            model.export(temporary)
+        if target.is_dir():
+            _remove(target)
         os.replace(temporary, target)
     except OSError as error:
         return f"the model cannot be written to {target}: {error.strerror or error}"
+    except Exception as error:  # Keras's own, of layers that it cannot save; the other ranks wait to hear of it
+        logger.debug("saving %s", target, exc_info=True)
+        return f"the model cannot be saved to {target}: {type(error).__name__}: {error}"
+    finally:
+        with contextlib.suppress(OSError):
+            _remove(temporary)
     return None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def show_epoch(epoch: int, epochs: int, values: dict[str, float]) -> None:

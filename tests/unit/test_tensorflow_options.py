@@ -69,6 +69,23 @@ optimizer = keras.optimizers.SGD()
 assert dtrain.tensorflow.DistributedOptimizer(optimizer, run) is optimizer
 made = trainer(epochs=2, test=(x, y))
 assert made.run()["val_loss"] >= 0 and made.save_model("m.keras").is_file() and run.checkpoints.steps() == [2, 4]
+# a model is saved as what its name says, and replaces the one before
+for _ in range(2):
+    saved = tf.saved_model.load(str(made.save_model("as/folder")))
+    served = saved.serve if hasattr(saved, "serve") else lambda inputs: saved(inputs, training=False)
+    np.testing.assert_allclose(served(tf.constant(x + 1)), made.model.predict(x + 1, verbose=0), rtol=1e-6)
+assert [path.name for path in (run.outputs / "as").iterdir()] == ["folder"]
+refused = told(lambda: made.save_model("m.npz"))
+assert "UsageError: a model cannot be saved as 'm.npz'; let the name end with .keras or .h5" in refused, refused
+class Unsavable(keras.layers.Layer):
+    def get_config(self):
+        raise ValueError("no configuration")
+    def call(self, inputs):
+        return inputs
+unsavable = keras.Sequential([keras.layers.Input((3,)), Unsavable()])
+failed = dtrain.tensorflow.work.write_model(unsavable, run.outputs / "u.keras")
+assert "the model cannot be saved to" in failed and "ValueError: no configuration" in failed, failed
+assert not [path for path in run.outputs.iterdir() if "u.keras" in path.name]
 # a second fit in one process goes on from the first, not from its checkpoint
 model = build()
 before = model.get_weights()
