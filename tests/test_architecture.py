@@ -48,8 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "registry": {"layout", "status", "checkpoint"},
     "report": {"layout", "status", "metrics"},
     "machine": {"spec", "layout", "launch"},
-    "options": {"spec", "roles", "hosts"},
-    "cli": {"spec", "options", "layout", "env", "status", "launch", "metrics", "checkpoint", "registry", "report", "machine"},
+    "cli": {"spec", "roles", "hosts", "layout", "env", "status", "launch", "metrics", "registry", "report", "machine"},
     # The public names, loaded when first asked for.
     "__init__": {"run", "registry"},
 }
