@@ -38,7 +38,10 @@ _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, sign
 
 
 class Recorder:
-    """Writes the rank's own records; falls back to the launcher's pipe when the rank's files cannot be written."""
+    """Writes the rank's own records; falls back to the launcher's pipe when the rank's files cannot be written.
+
+    Where a supervisor reads them they are not synced to the disk: the outcome, which it makes of them, is.
+    """
 
     def __init__(self, rank_env: RankEnv, files: RankLayout) -> None:
         self.env, self.files = rank_env, files
@@ -51,14 +54,14 @@ class Recorder:
             return
         record = RankFailure.now(self.env.rank, kind, exit_code, message, trace, task=str(self.env.task or ""))
         try:
-            write_record(self.files.error, record)
+            write_record(self.files.error, record, durable=not self.env.supervised)
         except OSError:
             os.write(self._pipe, f"{failure_to_line(record)}\n".encode())
 
     def done(self) -> int:
         """Record that the rank ended well, and return its exit code."""
         try:
-            write_json(self.files.done, {"time": time.time()})
+            write_json(self.files.done, {"time": time.time()}, durable=not self.env.supervised)
         except OSError as error:
             self.failure(
                 "exit", 1, f"finished, but its completion record cannot be written: {error.strerror} ({self.files.done})"
@@ -131,7 +134,7 @@ class _Guard:
         if os.getppid() != launcher:
             self._launcher_is_gone()
         with contextlib.suppress(OSError):  # a full disk is reported by what the script then cannot write
-            write_record(self._recorder.files.process, ProcessRecord.of(self._child))
+            write_record(self._recorder.files.process, ProcessRecord.of(self._child), durable=False)
         if self._control is not None:
             self._control.obey(self._child)
         os.close(ready)

@@ -90,7 +90,7 @@ def _close(attempt: RunLayout, console: Console) -> bool:
 def _begin(run: RunLayout, number: int, running: RunStatus) -> RunLayout:
     try:
         attempt = run.begin_attempt(number, running.size)
-        write_record(run.status, running)
+        write_record(run.status, running, durable=False)
     except OSError as error:
         raise WorkspaceError(f"run folder {run.root} cannot be written: {error}") from error
     return attempt

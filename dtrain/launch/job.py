@@ -10,10 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dtrain.errors import UsageError, WorkspaceError
-from dtrain.launch import horovod, local, mpi, parameter_server
 from dtrain.launch.attempts import run_attempts
 from dtrain.launch.console import Console
-from dtrain.launch.places import find_places
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.supervise import Limits
 from dtrain.layout import RunLayout, StepFolder, Workspace, read_json, write_json
@@ -31,12 +29,22 @@ def planner(spec: JobSpec, workspace: Workspace | None) -> Callable[[RunLayout, 
 
     Raises MissingDependency and NotRunnable when the launcher cannot run here.
     """
+    # A launcher is imported when it is chosen: every start waits for what is imported here.
     if spec.tasks:
+        from dtrain.launch import parameter_server
+        from dtrain.launch.places import find_places
+
         return functools.partial(parameter_server.plan, spec, places=find_places(spec, workspace))
     if spec.launcher_name == "local" or spec.launcher_name in CLUSTER_LAUNCHERS:  # a cluster of one worker is a rank
+        from dtrain.launch import local
+
         return functools.partial(local.plan, spec)
     if spec.launcher_name == "horovod":
+        from dtrain.launch import horovod
+
         return functools.partial(horovod.plan, spec, horovod=horovod.find_horovod(spec))
+    from dtrain.launch import mpi
+
     return functools.partial(mpi.plan, spec, mpi=mpi.find_mpi())
 
 
@@ -85,7 +93,7 @@ def _fill(run: RunLayout, spec: JobSpec, workspace: Workspace) -> None:
         raise UsageError(
             f"script {spec.target} is not in the copy of {spec.source_folder}: an ignore file, or its folder's name, keeps it out"
         )
-    write_json(run.spec, spec.to_json())
+    write_json(run.spec, spec.to_json(), durable=False)
 
 
 def _report(run: RunLayout, status: RunStatus, console: Console) -> None:

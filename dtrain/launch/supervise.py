@@ -111,6 +111,7 @@ class Supervisor:
         limit = self._limits.timeout_s
         failed_at: float | None = None
         self._note(self._crew.step())
+        self._run.settle()
         while self._crew.at_work:
             time.sleep(_POLL_S)
             self._show()
@@ -269,11 +270,11 @@ class Supervisor:
 
     def _leftovers(self) -> list[psutil.Process]:
         """All processes of this host that belong to the run: they carry its folder in their environment."""
-        marker, found = str(self._run.root), []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get(env.RUN_DIR) == marker and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
+        marker, found = os.fsencode(f"{env.RUN_DIR}={self._run.root}"), []
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError, psutil.Error), open(f"/proc/{name}/environ", "rb") as environ:
+                if marker in environ.read().split(b"\0"):  # a zombie's is empty
+                    found.append(psutil.Process(int(name)))
         return found
 
     def _verdict(self) -> RunStatus:
