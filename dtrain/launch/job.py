@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dtrain.errors import UsageError, WorkspaceError
 from dtrain.launch.attempts import run_attempts
-from dtrain.launch.console import Console
+from dtrain.launch.console import Console, LineReader
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.supervise import Limits
 from dtrain.layout import RunLayout, StepFolder, Workspace, read_json, write_json
@@ -113,21 +113,36 @@ def _report(run: RunLayout, status: RunStatus, console: Console) -> None:
         others = f"1 other {kind} was" if status.size == 2 else f"{status.size - 1} other {kind}s were"
         console.say(f"dtrain: {others} ended because of it, or failed after it")
     console.say(f"dtrain: first to fail was {failure.describe()}", bad=True)
-    detail = failure.traceback.rstrip().splitlines()
-    if not detail and (detail := _last_lines(log)):
-        console.say("dtrain: the last it printed:")
-    for line in detail:
+    trace = failure.traceback.rstrip().splitlines()
+    if printed := _last_lines(log, trace):
+        console.say("dtrain: the last it printed before:" if trace else "dtrain: the last it printed:")
+    for line in printed:
+        console.say(f"    {line}")
+    if printed and trace:
+        console.say("dtrain: and where it failed:")
+    for line in trace:
         console.say(f"    {line}")
     console.say(f"dtrain: its whole output is in {log}")
 
 
-def _last_lines(log: Path) -> list[str]:
+def _last_lines(log: Path, trace: list[str]) -> list[str]:
+    """The last lines of a rank's output, as the console shows them, without the traceback that is told apart."""
     try:
         with open(log, "rb") as file:
             file.seek(max(0, log.stat().st_size - 64_000))
-            return file.read().decode(errors="replace").splitlines()[-_SHOWN_LINES:]
+            lines = LineReader(log).lines(file.read(), final=True)
     except FileNotFoundError:
         return []
+    printed = [n for n in range(len(lines)) if trace and lines[n] == trace[0]]
+    whole = next((n for n in printed if lines[n : n + len(trace)] == trace), None)
+    if whole is not None:
+        del lines[whole : whole + len(trace)]
+    elif printed:  # a longer one than what is told of it, with its causes
+        first = printed.pop()
+        while printed and lines[first - 2].startswith(("The above exception was", "During handling of the above")):
+            first = printed.pop()
+        del lines[first:]
+    return lines[-_SHOWN_LINES:]
 
 
 def resume_folder(reference: str, workspace: Workspace, console: Console) -> Path | None:

@@ -158,15 +158,21 @@ class Supervisor:
 
     def _show(self, *, final: bool = False) -> None:
         at_once = None if final else _SHOWN_AT_ONCE
+        bars = {}
         for rank, reader in self._readers.items():
             data = reader.read(max_chunks=at_once)
             if data:
                 self._hang.printed(rank)
+            if not self._console.shows(rank):
+                continue
             lines = reader.lines(data, final=final)
             if self._chatter is not None:
                 lines = self._chatter.drop(rank, lines)
             if lines:
                 self._console.rank_lines(self._host(rank), rank, lines, label=self._labels.get(rank, ""))
+            if bar := reader.bar():
+                bars[rank] = (self._host(rank), self._labels.get(rank, ""), bar)
+        self._console.rank_bars({} if final else bars, final=final)
         data = self._launcher_reader.read(max_chunks=at_once)
         if data:
             with contextlib.suppress(OSError), open(self._run.launcher_log, "ab") as log:  # a full disk: shown, though not kept
