@@ -59,6 +59,7 @@ _SUPERVISED = "DTRAIN_SUPERVISED"
 _CONTROL = "DTRAIN_CONTROL"
 _WORKSPACE = "DTRAIN_WORKSPACE"
 _MPIRUN = "DTRAIN_MPIRUN"
+_SECRETS = "DTRAIN_SECRETS"
 
 _TENSORFLOW_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
@@ -76,9 +77,11 @@ _OF_ONE_RUN = (
     _ATTEMPT,
     _SUPERVISED,
     _CONTROL,
+    _SECRETS,
 )
-# What a process on another host needs before it can be told the rest, to find the same Python and its libraries.
-_TO_START = re.compile(r"PATH|PYTHON\w*|VIRTUAL_ENV|LD_\w+|LANG|LC_\w+|MALLOC_\w+|GLIBC_TUNABLES")
+# What a process on another host needs before it can be told the rest, to find the same Python and its libraries. It stands on a
+# command line: a PYTHON_API_KEY is not to be among it.
+_TO_START = re.compile(r"PATH|PYTHON[A-Z]*|VIRTUAL_ENV|LD_\w+|LANG|LC_\w+|MALLOC_\w+|GLIBC_TUNABLES")
 # What is about this host, this terminal or this login, and would mislead a process on another host.
 _OF_ONE_HOST = re.compile(
     r"(HOME|HOSTNAME|USER|LOGNAME|SHELL|PWD|OLDPWD|SHLVL|TERM|TERM_.*|DISPLAY|XAUTHORITY|MAIL|_|TMPDIR|TMP|TEMP"
@@ -273,6 +276,17 @@ def supervised_variables(attempt: int) -> dict[str, str]:
 def control_variables() -> dict[str, str]:
     """Tells a rank on another host that its life hangs on its standard input."""
     return {_CONTROL: "stdin"}
+
+
+def secret_variables(secrets: Mapping[str, str]) -> dict[str, str]:
+    """The secrets themselves, and which they are. For environments only: never for a command line, which others can read."""
+    return {**secrets, _SECRETS: ",".join(secrets)} if secrets else {}
+
+
+def given_secrets(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """In a rank: the variables that :func:`secret_variables` named, with their values."""
+    environ = os.environ if environ is None else environ
+    return {name: environ[name] for name in environ.get(_SECRETS, "").split(",") if environ.get(name)}
 
 
 def starting_variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:

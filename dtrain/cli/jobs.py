@@ -12,6 +12,7 @@ from dtrain.cli import options
 from dtrain.cli._main import json_option, main, pairs, print_json, workspace_option
 from dtrain.errors import UsageError
 from dtrain.layout import Workspace
+from dtrain.masking import Masker
 from dtrain.spec import LAUNCHERS, JobSpec
 
 
@@ -36,6 +37,13 @@ from dtrain.spec import LAUNCHERS, JobSpec
 )
 @click.option(
     "--env", "environment", metavar="K=V", multiple=True, callback=pairs, help="Variable for the ranks; may be repeated."
+)
+@click.option(
+    "--secret",
+    "secrets",
+    metavar="NAME",
+    multiple=True,
+    help="Variable of yours whose value no output, log or record may show; may be repeated.",
 )
 @options.limits
 @click.option(
@@ -76,9 +84,9 @@ def run(workspace: Workspace, command: tuple[str, ...], dry_run: bool, as_json: 
         if as_json:
             print_json(plan.to_json())
         else:
-            click.echo("\n".join(process.shell_line() for process in plan.processes))
+            click.echo("\n".join(plan.shell_lines()))
         return
-    _, status = job.run_job(spec, workspace, Console(ranks=shown))
+    _, status = job.run_job(spec, workspace, Console(ranks=shown, masker=Masker(spec.secret_values().values())))
     sys.exit(status.exit_code)
 
 

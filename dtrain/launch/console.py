@@ -12,6 +12,8 @@ from collections.abc import Container
 from pathlib import Path
 from typing import TextIO
 
+from dtrain.masking import Masker
+
 # Colours of rank prefixes, of the 16 that every terminal has: cyan, green, magenta, yellow, blue, and their bright ones.
 _COLOURS = (36, 32, 35, 33, 34, 96, 92, 95, 93, 94)
 
@@ -94,14 +96,23 @@ class Console:
     """Shows ranks' lines on standard output and dtrain's own words on standard error.
 
     On a terminal also progress bars that are being drawn, a line a rank below all else. Only ``ranks`` are shown, None: all.
+    ``masker`` keeps secrets out of everything.
     """
 
-    def __init__(self, out: TextIO | None = None, err: TextIO | None = None, *, ranks: Container[int] | None = None) -> None:
+    def __init__(
+        self,
+        out: TextIO | None = None,
+        err: TextIO | None = None,
+        *,
+        ranks: Container[int] | None = None,
+        masker: Masker | None = None,
+    ) -> None:
         self._out = sys.stdout if out is None else out
         self._err = sys.stderr if err is None else err
         self._colour = has_colour(self._out)
         self._colour_err = has_colour(self._err)
         self._ranks = ranks
+        self.masker = masker or Masker()
         self._draws = self._out.isatty() and os.environ.get("TERM") != "dumb"
         self._bars: list[str] = []
         self._next_bars = 0.0
@@ -150,5 +161,5 @@ class Console:
                 self._out.write(f"\x1b[{len(self._bars)}A\x1b[J")
                 self._out.flush()
                 self._bars = []
-            stream.write(text)
+            stream.write(self.masker.text(text))
             stream.flush()

@@ -29,6 +29,11 @@ def planner(spec: JobSpec, workspace: Workspace | None) -> Callable[[RunLayout, 
 
     Raises MissingDependency and NotRunnable when the launcher cannot run here.
     """
+    plan, secrets = _launcher(spec, workspace), spec.secret_values()
+    return lambda run, cwd: dataclasses.replace(plan(run, cwd), secrets=secrets)
+
+
+def _launcher(spec: JobSpec, workspace: Workspace | None) -> Callable[[RunLayout, Path], LaunchPlan]:
     # A launcher is imported when it is chosen: every start waits for what is imported here.
     if spec.tasks:
         from dtrain.launch import parameter_server

@@ -21,6 +21,7 @@ from dtrain.launch.crew import Crew
 from dtrain.launch.hang import HANG, HangWatch
 from dtrain.launch.plan import LaunchPlan
 from dtrain.layout import RunLayout
+from dtrain.masking import MaskedStream
 from dtrain.processes import END_SCRIPT, signal_name
 from dtrain.spec import Hangs
 from dtrain.status import (
@@ -76,6 +77,7 @@ class Supervisor:
         self._pipe, self._pipe_end = os.pipe()
         self._crew = Crew(plan, run, output=self._pipe_end, start_timeout_s=limits.start_timeout_s, say=console.say)
         self._launcher_reader = LineReader(self._pipe)
+        self._launcher_mask = MaskedStream(plan.masker)
         self._launcher_lines: list[tuple[float, str]] = []
         self._launcher_shown = 0
         self._ending = False
@@ -173,7 +175,8 @@ class Supervisor:
             if bar := reader.bar():
                 bars[rank] = (self._host(rank), self._labels.get(rank, ""), bar)
         self._console.rank_bars({} if final else bars, final=final)
-        data = self._launcher_reader.read(max_chunks=at_once)
+        data = self._launcher_mask.feed(self._launcher_reader.read(max_chunks=at_once))
+        data += self._launcher_mask.flush() if final else b""
         if data:
             with contextlib.suppress(OSError), open(self._run.launcher_log, "ab") as log:  # a full disk: shown, though not kept
                 log.write(data)
