@@ -2,8 +2,8 @@
 
 Only where there are secrets: else a rank writes straight into its file. It costs the guard a copy of every byte, and while the
 file system is slow the rank waits, as it would by itself. What goes wrong differs: on a full disk output is dropped and the rank
-is not told; what a rank's children write after the rank has ended is lost, and they are told by SIGPIPE; of a guard that is killed,
-up to 64 KiB are lost.
+is not told; what a rank's children write after the rank has ended is lost, and they are told by SIGPIPE; of a guard that is
+killed, up to 64 KiB are lost.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ from typing import NoReturn
 from dtrain._after_import import AfterImport
 from dtrain._control import Control
 from dtrain._masked_pipe import MaskedPipe
-from dtrain.env import RankEnv, given_secrets, other_world, quiet_tensorflow, unescape_arguments
+from dtrain.binding import HostTopology, plan_binding
+from dtrain.env import RankEnv, bound_variables, given_secrets, other_world, quiet_tensorflow, unescape_arguments, wanted_binding
 from dtrain.errors import DtrainError, RankError
 from dtrain.layout import RankLayout, write_json
 from dtrain.masking import Masker
@@ -87,6 +88,7 @@ def main() -> NoReturn:
     for record in (files.error, files.done):
         record.unlink(missing_ok=True)  # of an earlier start in the same folder (a pasted line of --dry-run)
     recorder = Recorder(rank_env, files, Masker(given_secrets().values()))
+    _bind(recorder)
     output = None
     if rank_env.supervised:
         _send_output_to(files.output_log)
@@ -111,6 +113,19 @@ def main() -> NoReturn:
         _run_script(recorder, unescape_arguments(sys.argv[1:]))
     os.close(ready_read)
     _Guard(recorder, child, control, output).watch(launcher, ready_write)
+
+
+def _bind(recorder: Recorder) -> None:
+    """Keep this process, and so the script's, to what ``--bind`` gives the rank. Ends it where this host has not enough."""
+    try:
+        if (bind := wanted_binding()) == "none":
+            return
+        mine = plan_binding(bind, recorder.env.local_size, HostTopology.read())[recorder.env.local_rank]
+        os.sched_setaffinity(0, mine.cpus)
+        os.environ.update(bound_variables(mine, os.environ))
+    except (DtrainError, OSError) as error:
+        recorder.failure("exit", 2, str(error))
+        sys.exit(2)
 
 
 def _send_output_to(path: Path) -> None:

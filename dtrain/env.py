@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dtrain.binding import BINDS, Bind, RankBinding
 from dtrain.errors import RankError
 from dtrain.layout import RunLayout, Workspace
 from dtrain.roles import Task
@@ -60,6 +61,8 @@ _CONTROL = "DTRAIN_CONTROL"
 _WORKSPACE = "DTRAIN_WORKSPACE"
 _MPIRUN = "DTRAIN_MPIRUN"
 _SECRETS = "DTRAIN_SECRETS"
+_BIND = "DTRAIN_BIND"
+_GPUS = "CUDA_VISIBLE_DEVICES"
 
 _TENSORFLOW_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
@@ -78,6 +81,7 @@ _OF_ONE_RUN = (
     _SUPERVISED,
     _CONTROL,
     _SECRETS,
+    _BIND,
 )
 # What a process on another host needs before it can be told the rest, to find the same Python and its libraries. It stands on a
 # command line: a PYTHON_API_KEY is not to be among it.
@@ -308,6 +312,26 @@ def thread_variables(cores: int, local_ranks: int, environ: Mapping[str, str]) -
     """
     threads = str(max(1, cores // local_ranks))
     return {name: threads for name in THREAD_VARIABLES if name not in environ}
+
+
+def bind_variables(bind: Bind) -> dict[str, str]:
+    """Tells a rank's guard to bind it to cores of its own."""
+    return {} if bind == "none" else {_BIND: bind}
+
+
+def wanted_binding(environ: Mapping[str, str] | None = None) -> Bind:
+    """In a rank: what :func:`bind_variables` said. Raises RankError for a word that it does not say."""
+    environ = os.environ if environ is None else environ
+    found = next((bind for bind in BINDS if bind == environ.get(_BIND, "none")), None)
+    if found is None:
+        raise RankError(f"{_BIND}={environ[_BIND]} is none of {', '.join(BINDS)}")
+    return found
+
+
+def bound_variables(binding: RankBinding, environ: Mapping[str, str]) -> dict[str, str]:
+    """What a bound rank's libraries have to know: how many threads, and which GPU; what the user set stays."""
+    gpu = {} if binding.gpu is None or _GPUS in environ else {_GPUS: str(binding.gpu)}
+    return {**thread_variables(binding.threads, 1, environ), **gpu}
 
 
 def escape_arguments(arguments: Sequence[str]) -> tuple[str, ...]:

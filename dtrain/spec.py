@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from dtrain.binding import BINDS, Bind
 from dtrain.errors import NotRunnable, UsageError, did_you_mean
 from dtrain.hosts import Host, place
 from dtrain.layout import check_name
@@ -139,6 +140,7 @@ class JobSpec:
     ``launcher`` None means ``local`` for one rank and ``mpi`` for more. ``cluster`` is for the launchers that have one.
     ``hosts`` are filled with tasks by rank; none means this host, for as many as there are.
     ``secrets`` are names of variables, of ``environment`` or of this process's, whose values nothing that dtrain writes shows.
+    ``bind`` gives each rank cores and a GPU of its own (see :func:`dtrain.binding.plan_binding`).
     ``resume_from`` is the folder of the run whose newest whole checkpoint the ranks start from.
 
     Raises UsageError for values that cannot be, NotRunnable when there is no such script.
@@ -156,6 +158,7 @@ class JobSpec:
     experiment: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     secrets: tuple[str, ...] = ()
+    bind: Bind = "none"
     timeout_s: float | None = None
     grace_s: float = 10.0
     resume_from: Path | None = None
@@ -195,6 +198,8 @@ class JobSpec:
         for name in self.environment:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise UsageError(f"--env {name!r} is not a variable's name; use --env NAME=VALUE")
+        if self.bind not in BINDS:
+            raise UsageError(f"unknown --bind {self.bind!r}{did_you_mean(self.bind, BINDS)}; there are {', '.join(BINDS)}")
         self._check_secrets()
         check_name("experiment", self.experiment_name)
         self._check_target()

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from dtrain.binding import BINDS
 from dtrain.cli import options
 from dtrain.cli._main import json_option, main, pairs, print_json, workspace_option
 from dtrain.errors import UsageError
@@ -44,6 +45,13 @@ from dtrain.spec import LAUNCHERS, JobSpec
     metavar="NAME",
     multiple=True,
     help="Variable of yours whose value no output, log or record may show; may be repeated.",
+)
+@click.option(
+    "--bind",
+    metavar="|".join(BINDS),
+    default=JobSpec.bind,
+    show_default=True,
+    help="Give each rank cores of its own, or the cores of its NUMA node; and its own GPU.",
 )
 @options.limits
 @click.option(
@@ -85,6 +93,8 @@ def run(workspace: Workspace, command: tuple[str, ...], dry_run: bool, as_json: 
             print_json(plan.to_json())
         else:
             click.echo("\n".join(plan.shell_lines()))
+            for rank, bound in enumerate(plan.binding):
+                click.echo(f"dtrain: rank {rank} is bound to {bound}", err=True)
         return
     _, status = job.run_job(spec, workspace, Console(ranks=shown, masker=Masker(spec.secret_values().values())))
     sys.exit(status.exit_code)

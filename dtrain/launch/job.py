@@ -5,10 +5,13 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from dtrain import env
+from dtrain.binding import HostTopology, plan_binding
 from dtrain.errors import UsageError, WorkspaceError
 from dtrain.launch.attempts import run_attempts
 from dtrain.launch.console import Console, LineReader
@@ -27,10 +30,24 @@ def planner(spec: JobSpec, workspace: Workspace | None) -> Callable[[RunLayout, 
 
     ``workspace`` is what other hosts have to see as well; None when nothing is to be written.
 
-    Raises MissingDependency and NotRunnable when the launcher cannot run here.
+    Raises MissingDependency and NotRunnable when the launcher cannot run here, UsageError for ranks that cannot be bound.
     """
     plan, secrets = _launcher(spec, workspace), spec.secret_values()
-    return lambda run, cwd: dataclasses.replace(plan(run, cwd), secrets=secrets)
+    binding = [] if spec.bind == "none" or spec.hosts else plan_binding(spec.bind, spec.size, HostTopology.read())
+    return lambda run, cwd: dataclasses.replace(_bound(plan(run, cwd), spec), secrets=secrets, binding=tuple(binding))
+
+
+def _bound(plan: LaunchPlan, spec: JobSpec) -> LaunchPlan:
+    """A plan whose ranks are bound where that is asked for: their guards then also say how many threads there shall be."""
+    if spec.bind == "none":
+        return plan
+    planned = set(env.THREAD_VARIABLES) - {*os.environ, *spec.environment}
+    added = env.bind_variables(spec.bind)
+    processes = (
+        dataclasses.replace(p, environment={**{n: v for n, v in p.environment.items() if n not in planned}, **added})
+        for p in plan.processes
+    )
+    return dataclasses.replace(plan, processes=tuple(processes))
 
 
 def _launcher(spec: JobSpec, workspace: Workspace | None) -> Callable[[RunLayout, Path], LaunchPlan]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dtrain import env
+from dtrain.binding import RankBinding, format_cpus
 from dtrain.launch import ssh
 from dtrain.masking import Masker
 from dtrain.roles import Task
@@ -63,6 +64,7 @@ class LaunchPlan:
     """All processes of a job of ``size`` ranks, in the order in which they are started.
 
     ``scratch`` is a folder of this host that the launcher's own programs may make; it is removed when the job is over.
+    ``binding`` is what the ranks of this host will be bound to, by local rank; none where they are not, or other hosts have some.
     ``secrets`` are variables that all processes are given, and that stand in none of their environments or arguments here.
     """
 
@@ -70,6 +72,7 @@ class LaunchPlan:
     size: int
     processes: tuple[PlannedProcess, ...]
     scratch: Path | None = None
+    binding: tuple[RankBinding, ...] = ()
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -118,6 +121,10 @@ class LaunchPlan:
                     "cwd": str(p.cwd),
                 }
                 for p in self.processes
+            ],
+            "binding": [
+                {"local_rank": rank, "processors": format_cpus(each.cpus), "threads": each.threads, "gpu": each.gpu}
+                for rank, each in enumerate(self.binding)
             ],
         }
 
