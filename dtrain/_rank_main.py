@@ -25,9 +25,12 @@ from typing import NoReturn
 
 from dtrain._after_import import AfterImport
 from dtrain._control import Control
-from dtrain.env import RankEnv, other_world, quiet_tensorflow, unescape_arguments
+from dtrain._masked_pipe import MaskedPipe
+from dtrain.binding import HostTopology, plan_binding
+from dtrain.env import RankEnv, bound_variables, given_secrets, other_world, quiet_tensorflow, unescape_arguments, wanted_binding
 from dtrain.errors import DtrainError, RankError
 from dtrain.layout import RankLayout, write_json
+from dtrain.masking import Masker
 from dtrain.processes import DUMP_STACKS, END_SCRIPT, LAUNCHER_IS_GONE, ProcessRecord, die_with_parent, signal_name
 from dtrain.progress import PROGRESS
 from dtrain.status import Kind, RankFailure, exception_message, failure_to_line, write_record
@@ -38,10 +41,13 @@ _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, sign
 
 
 class Recorder:
-    """Writes the rank's own records; falls back to the launcher's pipe when the rank's files cannot be written."""
+    """Writes the rank's own records; falls back to the launcher's pipe when the rank's files cannot be written.
 
-    def __init__(self, rank_env: RankEnv, files: RankLayout) -> None:
-        self.env, self.files = rank_env, files
+    Where a supervisor reads them they are not synced to the disk: the outcome, which it makes of them, is.
+    """
+
+    def __init__(self, rank_env: RankEnv, files: RankLayout, masker: Masker) -> None:
+        self.env, self.files, self.masker = rank_env, files, masker
         # The pipe to the launcher, before the rank's output goes to its file.
         self._pipe = os.dup(2)
 
@@ -49,16 +55,17 @@ class Recorder:
         """Record how the rank failed, unless it is recorded already."""
         if self.files.error.exists():
             return
+        message, trace = self.masker.text(message), self.masker.text(trace)
         record = RankFailure.now(self.env.rank, kind, exit_code, message, trace, task=str(self.env.task or ""))
         try:
-            write_record(self.files.error, record)
+            write_record(self.files.error, record, durable=not self.env.supervised)
         except OSError:
             os.write(self._pipe, f"{failure_to_line(record)}\n".encode())
 
     def done(self) -> int:
         """Record that the rank ended well, and return its exit code."""
         try:
-            write_json(self.files.done, {"time": time.time()})
+            write_json(self.files.done, {"time": time.time()}, durable=not self.env.supervised)
         except OSError as error:
             self.failure(
                 "exit", 1, f"finished, but its completion record cannot be written: {error.strerror} ({self.files.done})"
@@ -80,9 +87,12 @@ def main() -> NoReturn:
     files.root.mkdir(parents=True, exist_ok=True)
     for record in (files.error, files.done):
         record.unlink(missing_ok=True)  # of an earlier start in the same folder (a pasted line of --dry-run)
-    recorder = Recorder(rank_env, files)
+    recorder = Recorder(rank_env, files, Masker(given_secrets().values()))
+    _bind(recorder)
+    output = None
     if rank_env.supervised:
         _send_output_to(files.output_log)
+        output = MaskedPipe(recorder.masker, os.dup(1)) if recorder.masker.forms else None
     # The script's process waits until its record is written: then whoever ends the rank finds both processes.
     signal.signal(DUMP_STACKS, signal.SIG_IGN)  # until the script's process can answer it
     ready_read, ready_write = os.pipe()
@@ -98,9 +108,24 @@ def main() -> NoReturn:
         os.close(ready_read)
         if control is not None:
             control.drop()
+        if output is not None:
+            output.be_output()
         _run_script(recorder, unescape_arguments(sys.argv[1:]))
     os.close(ready_read)
-    _Guard(recorder, child, control).watch(launcher, ready_write)
+    _Guard(recorder, child, control, output).watch(launcher, ready_write)
+
+
+def _bind(recorder: Recorder) -> None:
+    """Keep this process, and so the script's, to what ``--bind`` gives the rank. Ends it where this host has not enough."""
+    try:
+        if (bind := wanted_binding()) == "none":
+            return
+        mine = plan_binding(bind, recorder.env.local_size, HostTopology.read())[recorder.env.local_rank]
+        os.sched_setaffinity(0, mine.cpus)
+        os.environ.update(bound_variables(mine, os.environ))
+    except (DtrainError, OSError) as error:
+        recorder.failure("exit", 2, str(error))
+        sys.exit(2)
 
 
 def _send_output_to(path: Path) -> None:
@@ -115,8 +140,8 @@ def _send_output_to(path: Path) -> None:
 class _Guard:
     """Waits for the script's process, passes signals on to it, records its end, and ends alike."""
 
-    def __init__(self, recorder: Recorder, child: int, control: Control | None) -> None:
-        self._recorder, self._child, self._control = recorder, child, control
+    def __init__(self, recorder: Recorder, child: int, control: Control | None, output: MaskedPipe | None) -> None:
+        self._recorder, self._child, self._control, self._output = recorder, child, control, output
         self._ended_by: str | None = None
         self._stays = False
         self._may_go = False
@@ -131,12 +156,16 @@ class _Guard:
         if os.getppid() != launcher:
             self._launcher_is_gone()
         with contextlib.suppress(OSError):  # a full disk is reported by what the script then cannot write
-            write_record(self._recorder.files.process, ProcessRecord.of(self._child))
+            write_record(self._recorder.files.process, ProcessRecord.of(self._child), durable=False)
         if self._control is not None:
             self._control.obey(self._child)
+        if self._output is not None:
+            self._output.begin()
         os.close(ready)
         self._begin_to_beat()
         _, status = os.waitpid(self._child, 0)
+        if self._output is not None:
+            self._output.finish()
         exit_code = self._record(os.waitstatus_to_exitcode(status))
         while self._stays:
             # A rank that leaves makes mpirun end the others at once, which may still be using their grace time.

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dtrain.binding import BINDS, Bind, RankBinding
 from dtrain.errors import RankError
 from dtrain.layout import RunLayout, Workspace
 from dtrain.roles import Task
@@ -59,6 +60,9 @@ _SUPERVISED = "DTRAIN_SUPERVISED"
 _CONTROL = "DTRAIN_CONTROL"
 _WORKSPACE = "DTRAIN_WORKSPACE"
 _MPIRUN = "DTRAIN_MPIRUN"
+_SECRETS = "DTRAIN_SECRETS"
+_BIND = "DTRAIN_BIND"
+_GPUS = "CUDA_VISIBLE_DEVICES"
 
 _TENSORFLOW_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
@@ -76,9 +80,12 @@ _OF_ONE_RUN = (
     _ATTEMPT,
     _SUPERVISED,
     _CONTROL,
+    _SECRETS,
+    _BIND,
 )
-# What a process on another host needs before it can be told the rest, to find the same Python and its libraries.
-_TO_START = re.compile(r"PATH|PYTHON\w*|VIRTUAL_ENV|LD_\w+|LANG|LC_\w+|MALLOC_\w+|GLIBC_TUNABLES")
+# What a process on another host needs before it can be told the rest, to find the same Python and its libraries. It stands on a
+# command line: a PYTHON_API_KEY is not to be among it.
+_TO_START = re.compile(r"PATH|PYTHON[A-Z]*|VIRTUAL_ENV|LD_\w+|LANG|LC_\w+|MALLOC_\w+|GLIBC_TUNABLES")
 # What is about this host, this terminal or this login, and would mislead a process on another host.
 _OF_ONE_HOST = re.compile(
     r"(HOME|HOSTNAME|USER|LOGNAME|SHELL|PWD|OLDPWD|SHLVL|TERM|TERM_.*|DISPLAY|XAUTHORITY|MAIL|_|TMPDIR|TMP|TEMP"
@@ -275,6 +282,17 @@ def control_variables() -> dict[str, str]:
     return {_CONTROL: "stdin"}
 
 
+def secret_variables(secrets: Mapping[str, str]) -> dict[str, str]:
+    """The secrets themselves, and which they are. For environments only: never for a command line, which others can read."""
+    return {**secrets, _SECRETS: ",".join(secrets)} if secrets else {}
+
+
+def given_secrets(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """In a rank: the variables that :func:`secret_variables` named, with their values."""
+    environ = os.environ if environ is None else environ
+    return {name: environ[name] for name in environ.get(_SECRETS, "").split(",") if environ.get(name)}
+
+
 def starting_variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """Those of this process's variables without which a process on another host would not find its Python."""
     environ = os.environ if environ is None else environ
@@ -294,6 +312,26 @@ def thread_variables(cores: int, local_ranks: int, environ: Mapping[str, str]) -
     """
     threads = str(max(1, cores // local_ranks))
     return {name: threads for name in THREAD_VARIABLES if name not in environ}
+
+
+def bind_variables(bind: Bind) -> dict[str, str]:
+    """Tells a rank's guard to bind it to cores of its own."""
+    return {} if bind == "none" else {_BIND: bind}
+
+
+def wanted_binding(environ: Mapping[str, str] | None = None) -> Bind:
+    """In a rank: what :func:`bind_variables` said. Raises RankError for a word that it does not say."""
+    environ = os.environ if environ is None else environ
+    found = next((bind for bind in BINDS if bind == environ.get(_BIND, "none")), None)
+    if found is None:
+        raise RankError(f"{_BIND}={environ[_BIND]} is none of {', '.join(BINDS)}")
+    return found
+
+
+def bound_variables(binding: RankBinding, environ: Mapping[str, str]) -> dict[str, str]:
+    """What a bound rank's libraries have to know: how many threads, and which GPU; what the user set stays."""
+    gpu = {} if binding.gpu is None or _GPUS in environ else {_GPUS: str(binding.gpu)}
+    return {**thread_variables(binding.threads, 1, environ), **gpu}
 
 
 def escape_arguments(arguments: Sequence[str]) -> tuple[str, ...]:

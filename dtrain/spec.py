@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from dtrain.binding import BINDS, Bind
 from dtrain.errors import NotRunnable, UsageError, did_you_mean
 from dtrain.hosts import Host, place
 from dtrain.layout import check_name
+from dtrain.masking import MASK, SHORTEST, Masker
 from dtrain.roles import DIALECTS, Dialect, Task, cluster_tasks
 
 Launcher = Literal["local", "mpi", "horovod", "parameter_server", "multi_worker"]
@@ -137,6 +139,8 @@ class JobSpec:
     run folder and in which the ranks then work: by default the script's folder; the current folder for a module.
     ``launcher`` None means ``local`` for one rank and ``mpi`` for more. ``cluster`` is for the launchers that have one.
     ``hosts`` are filled with tasks by rank; none means this host, for as many as there are.
+    ``secrets`` are names of variables, of ``environment`` or of this process's, whose values nothing that dtrain writes shows.
+    ``bind`` gives each rank cores and a GPU of its own (see :func:`dtrain.binding.plan_binding`).
     ``resume_from`` is the folder of the run whose newest whole checkpoint the ranks start from.
 
     Raises UsageError for values that cannot be, NotRunnable when there is no such script.
@@ -153,6 +157,8 @@ class JobSpec:
     hosts: tuple[Host, ...] = ()
     experiment: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
+    bind: Bind = "none"
     timeout_s: float | None = None
     grace_s: float = 10.0
     resume_from: Path | None = None
@@ -192,8 +198,34 @@ class JobSpec:
         for name in self.environment:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise UsageError(f"--env {name!r} is not a variable's name; use --env NAME=VALUE")
+        if self.bind not in BINDS:
+            raise UsageError(f"unknown --bind {self.bind!r}{did_you_mean(self.bind, BINDS)}; there are {', '.join(BINDS)}")
+        self._check_secrets()
         check_name("experiment", self.experiment_name)
         self._check_target()
+
+    def _check_secrets(self) -> None:
+        for name in self.secrets:
+            value = self.environment.get(name, os.environ.get(name))
+            if value is None:
+                raise UsageError(
+                    f"--secret {name}: there is no such variable; export it first ({name}=... dtrain run ...): "
+                    "--secret takes a variable's name, not its value"
+                )
+            if len(value) < SHORTEST:
+                raise UsageError(
+                    f"--secret {name}: its value is shorter than {SHORTEST} characters, which stand in many other words too and "
+                    "cannot be masked; use a longer secret, or leave out --secret"
+                )
+
+    def secret_values(self) -> dict[str, str]:
+        """The secrets by their names."""
+        return {name: self.environment.get(name, os.environ.get(name, "")) for name in self.secrets}
+
+    @property
+    def open_environment(self) -> dict[str, str]:
+        """``environment`` without the secrets: what everybody may see."""
+        return {name: value for name, value in self.environment.items() if name not in self.secrets}
 
     def _check_target(self) -> None:
         if self.is_module:
@@ -248,14 +280,16 @@ class JobSpec:
         return experiment_from(self.target) if self.experiment is None else self.experiment
 
     def to_json(self) -> dict[str, Any]:
-        """The content of ``spec.json``."""
+        """The content of ``spec.json``, secrets masked."""
         values = dataclasses.asdict(self)
+        values["environment"] = {name: MASK if name in self.secrets else value for name, value in self.environment.items()}
         values.update(
             launcher=self.launcher_name, experiment=self.experiment_name, source=self.source_folder, args=list(self.args)
         )
         if self.launcher_name in CLUSTER_LAUNCHERS:
             values["cluster"] = dataclasses.asdict(self.cluster_options)
-        return values
+        masked: dict[str, Any] = Masker(self.secret_values().values()).value(values)
+        return masked
 
 
 def _beside_itself(script: Path) -> Path:

@@ -110,9 +110,9 @@ def _encodable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def write_record(path: Path, record: Any) -> None:
+def write_record(path: Path, record: Any, *, durable: bool = True) -> None:
     """Write one of this module's records atomically; raises OSError."""
-    write_json(path, dataclasses.asdict(record))
+    write_json(path, dataclasses.asdict(record), durable=durable)
 
 
 def failure_to_line(failure: RankFailure) -> str:

@@ -27,16 +27,24 @@ MAY_IMPORT: dict[str, set[str]] = {
     "roles": set(),
     "progress": set(),
     "hosts": set(),
-    "spec": {"layout", "roles", "hosts"},
+    "masking": set(),
+    "binding": set(),
+    "_masked_pipe": {"masking"},
+    "spec": {"layout", "roles", "hosts", "masking", "binding"},
     "tf_config": {"roles"},
-    "env": {"layout", "roles", "tf_config"},
+    "env": {"layout", "roles", "tf_config", "binding"},
     "status": {"layout", "processes"},
     "snapshot": {"layout"},
-    "launch": {"spec", "hosts", "layout", "env", "tf_config", "roles", "status", "snapshot", "processes"},
+    "launch": {
+        *("spec", "hosts", "layout", "env", "tf_config", "roles", "status", "snapshot", "processes", "masking", "binding"),
+    },
     "_after_import": set(),
     "_control": {"processes"},
     # tensorflow: for what it mends in Horovod, where the script imports that.
-    "_rank_main": {"layout", "env", "status", "processes", "progress", "_after_import", "_control", "tensorflow"},
+    "_rank_main": {
+        *("layout", "env", "status", "processes", "progress", "masking", "binding"),
+        *("_after_import", "_control", "_masked_pipe", "tensorflow"),
+    },
     "comm": {"env", "progress"},
     "metrics": {"layout"},
     "_shards": {"layout"},
@@ -48,7 +56,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "registry": {"layout", "status", "checkpoint"},
     "report": {"layout", "status", "metrics"},
     "machine": {"spec", "layout", "launch"},
-    "cli": {"spec", "roles", "hosts", "layout", "env", "status", "launch", "metrics", "registry", "report", "machine"},
+    "cli": {
+        *("spec", "roles", "hosts", "layout", "env", "status", "masking", "binding"),
+        *("launch", "metrics", "registry", "report", "machine"),
+    },
     # The public names, loaded when first asked for.
     "__init__": {"run", "registry"},
 }

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import orjson
 
 from dtrain import __version__, env
 from dtrain.errors import DtrainError
+from dtrain.layout import to_json
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -75,7 +75,7 @@ def pairs(_context: click.Context, parameter: click.Parameter, values: tuple[str
 def print_json(value: Any) -> None:
     from dtrain.report import jsonable
 
-    click.echo(orjson.dumps(jsonable(value), option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY, default=str).decode())
+    click.echo(to_json(jsonable(value)).decode())
 
 
 def print_table(table: Any) -> None:

@@ -66,6 +66,7 @@ class Crew:
     ) -> None:
         """``output`` is the descriptor that all processes write to; ``say`` shows words of dtrain's own."""
         self._run, self._output, self._start_timeout_s, self._say = run, output, start_timeout_s, say
+        self._secrets = env.secret_variables(plan.secrets)
         self._members = [Member(planned) for planned in plan.processes]
         self._failed = False
         """Nothing is started any more."""
@@ -259,7 +260,7 @@ class Crew:
                 member.process = subprocess.Popen(
                     planned.argv,
                     cwd=planned.cwd,
-                    env={**env.inherited(), **planned.environment, **supervised},
+                    env={**env.inherited(), **planned.environment, **supervised, **self._secrets},
                     stdin=subprocess.DEVNULL,
                     stdout=self._output,
                     stderr=self._output,
@@ -276,7 +277,8 @@ class Crew:
         environment = {**planned.environment, **supervised, **env.control_variables()}
         argv = ssh.command(planned.host, planned.cwd, environment, planned.argv)
         connection = ssh.connect(argv, planned.cwd, {env.RUN_DIR: str(self._run.root)}, prepare)
-        connection.introduce({name: value for name, value in env.sent_variables().items() if name not in environment})
+        others = {name: value for name, value in env.sent_variables().items() if name not in environment}
+        connection.introduce({**others, **self._secrets})
         return connection
 
     def _start_again(self, member: Member, task: PlannedTask, failure: RankFailure) -> RankFailure | None:

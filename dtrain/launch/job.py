@@ -5,15 +5,16 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from dtrain import env
+from dtrain.binding import HostTopology, plan_binding
 from dtrain.errors import UsageError, WorkspaceError
-from dtrain.launch import horovod, local, mpi, parameter_server
 from dtrain.launch.attempts import run_attempts
-from dtrain.launch.console import Console
-from dtrain.launch.places import find_places
+from dtrain.launch.console import Console, LineReader
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.supervise import Limits
 from dtrain.layout import RunLayout, StepFolder, Workspace, read_json, write_json
@@ -29,14 +30,43 @@ def planner(spec: JobSpec, workspace: Workspace | None) -> Callable[[RunLayout, 
 
     ``workspace`` is what other hosts have to see as well; None when nothing is to be written.
 
-    Raises MissingDependency and NotRunnable when the launcher cannot run here.
+    Raises MissingDependency and NotRunnable when the launcher cannot run here, UsageError for ranks that cannot be bound.
     """
+    plan, secrets = _launcher(spec, workspace), spec.secret_values()
+    binding = [] if spec.bind == "none" or spec.hosts else plan_binding(spec.bind, spec.size, HostTopology.read())
+    return lambda run, cwd: dataclasses.replace(_bound(plan(run, cwd), spec), secrets=secrets, binding=tuple(binding))
+
+
+def _bound(plan: LaunchPlan, spec: JobSpec) -> LaunchPlan:
+    """A plan whose ranks are bound where that is asked for: their guards then also say how many threads there shall be."""
+    if spec.bind == "none":
+        return plan
+    planned = set(env.THREAD_VARIABLES) - {*os.environ, *spec.environment}
+    added = env.bind_variables(spec.bind)
+    processes = (
+        dataclasses.replace(p, environment={**{n: v for n, v in p.environment.items() if n not in planned}, **added})
+        for p in plan.processes
+    )
+    return dataclasses.replace(plan, processes=tuple(processes))
+
+
+def _launcher(spec: JobSpec, workspace: Workspace | None) -> Callable[[RunLayout, Path], LaunchPlan]:
+    # A launcher is imported when it is chosen: every start waits for what is imported here.
     if spec.tasks:
+        from dtrain.launch import parameter_server
+        from dtrain.launch.places import find_places
+
         return functools.partial(parameter_server.plan, spec, places=find_places(spec, workspace))
     if spec.launcher_name == "local" or spec.launcher_name in CLUSTER_LAUNCHERS:  # a cluster of one worker is a rank
+        from dtrain.launch import local
+
         return functools.partial(local.plan, spec)
     if spec.launcher_name == "horovod":
+        from dtrain.launch import horovod
+
         return functools.partial(horovod.plan, spec, horovod=horovod.find_horovod(spec))
+    from dtrain.launch import mpi
+
     return functools.partial(mpi.plan, spec, mpi=mpi.find_mpi())
 
 
@@ -85,7 +115,7 @@ def _fill(run: RunLayout, spec: JobSpec, workspace: Workspace) -> None:
         raise UsageError(
             f"script {spec.target} is not in the copy of {spec.source_folder}: an ignore file, or its folder's name, keeps it out"
         )
-    write_json(run.spec, spec.to_json())
+    write_json(run.spec, spec.to_json(), durable=False)
 
 
 def _report(run: RunLayout, status: RunStatus, console: Console) -> None:
@@ -105,21 +135,36 @@ def _report(run: RunLayout, status: RunStatus, console: Console) -> None:
         others = f"1 other {kind} was" if status.size == 2 else f"{status.size - 1} other {kind}s were"
         console.say(f"dtrain: {others} ended because of it, or failed after it")
     console.say(f"dtrain: first to fail was {failure.describe()}", bad=True)
-    detail = failure.traceback.rstrip().splitlines()
-    if not detail and (detail := _last_lines(log)):
-        console.say("dtrain: the last it printed:")
-    for line in detail:
+    trace = failure.traceback.rstrip().splitlines()
+    if printed := _last_lines(log, trace):
+        console.say("dtrain: the last it printed before:" if trace else "dtrain: the last it printed:")
+    for line in printed:
+        console.say(f"    {line}")
+    if printed and trace:
+        console.say("dtrain: and where it failed:")
+    for line in trace:
         console.say(f"    {line}")
     console.say(f"dtrain: its whole output is in {log}")
 
 
-def _last_lines(log: Path) -> list[str]:
+def _last_lines(log: Path, trace: list[str]) -> list[str]:
+    """The last lines of a rank's output, as the console shows them, without the traceback that is told apart."""
     try:
         with open(log, "rb") as file:
             file.seek(max(0, log.stat().st_size - 64_000))
-            return file.read().decode(errors="replace").splitlines()[-_SHOWN_LINES:]
+            lines = LineReader(log).lines(file.read(), final=True)
     except FileNotFoundError:
         return []
+    printed = [n for n in range(len(lines)) if trace and lines[n] == trace[0]]
+    whole = next((n for n in printed if lines[n : n + len(trace)] == trace), None)
+    if whole is not None:
+        del lines[whole : whole + len(trace)]
+    elif printed:  # a longer one than what is told of it, with its causes
+        first = printed.pop()
+        while printed and lines[first - 2].startswith(("The above exception was", "During handling of the above")):
+            first = printed.pop()
+        del lines[first:]
+    return lines[-_SHOWN_LINES:]
 
 
 def resume_folder(reference: str, workspace: Workspace, console: Console) -> Path | None:

@@ -18,7 +18,7 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path) -> LaunchPlan:
         **env.thread_variables(available_cores(), 1, {**os.environ, **spec.environment}),
         **env.launch_variables(run, size=1, vocabulary="dtrain", resume_from=spec.resume_from),
         **env.rank_variables(0, 0, 1),
-        **spec.environment,
+        **spec.open_environment,
     }
     process = PlannedProcess(name="rank 0", host=socket.gethostname(), argv=rank_argv(spec), environment=environment, cwd=cwd)
     return LaunchPlan(launcher=spec.launcher_name, size=1, processes=(process,))

@@ -111,7 +111,7 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, mpi: MpiInstallation) -> Laun
         **{name: str(scratch) for name in family.scratch_variables},
         **env.thread_variables(cores, spec.workers, {**os.environ, **spec.environment}),
         **env.launch_variables(run, size=spec.workers, vocabulary=family.vocabulary, resume_from=spec.resume_from),
-        **spec.environment,
+        **spec.open_environment,
     }
     process = PlannedProcess(name="mpirun", host=socket.gethostname(), argv=argv, environment=environment, cwd=cwd)
     return LaunchPlan(launcher="mpi", size=spec.workers, processes=(process,), scratch=scratch)

@@ -40,7 +40,7 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, places: Sequence[Place]) -> L
             **common,
             **env.rank_variables(rank, names[:rank].count(place.host), local_size),
             **cluster_variables(addresses, task, dialect),
-            **spec.environment,
+            **spec.open_environment,
         }
         processes.append(
             PlannedProcess(

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import platform
 import secrets
@@ -103,7 +102,9 @@ def _ask_all(counts: dict[Host, int], local: dict[Host, bool], token: Path | Non
     def ask(host: Host) -> Answer | str:
         return _own_answer(counts[host], token) if local[host] else _ask(host, counts[host], token)
 
-    with concurrent.futures.ThreadPoolExecutor(max_workers=min(64, len(counts))) as pool:
+    from concurrent.futures import ThreadPoolExecutor  # several hosts only
+
+    with ThreadPoolExecutor(max_workers=min(64, len(counts))) as pool:
         said = dict(zip(counts, pool.map(ask, counts), strict=True))
     problems = [f"host {host.name}: {problem}" for host, problem in said.items() if isinstance(problem, str)]
     if problems:

@@ -21,6 +21,7 @@ from dtrain.launch.crew import Crew
 from dtrain.launch.hang import HANG, HangWatch
 from dtrain.launch.plan import LaunchPlan
 from dtrain.layout import RunLayout
+from dtrain.masking import MaskedStream
 from dtrain.processes import END_SCRIPT, signal_name
 from dtrain.spec import Hangs
 from dtrain.status import (
@@ -76,6 +77,7 @@ class Supervisor:
         self._pipe, self._pipe_end = os.pipe()
         self._crew = Crew(plan, run, output=self._pipe_end, start_timeout_s=limits.start_timeout_s, say=console.say)
         self._launcher_reader = LineReader(self._pipe)
+        self._launcher_mask = MaskedStream(plan.masker)
         self._launcher_lines: list[tuple[float, str]] = []
         self._launcher_shown = 0
         self._ending = False
@@ -111,6 +113,7 @@ class Supervisor:
         limit = self._limits.timeout_s
         failed_at: float | None = None
         self._note(self._crew.step())
+        self._run.settle()
         while self._crew.at_work:
             time.sleep(_POLL_S)
             self._show()
@@ -157,16 +160,23 @@ class Supervisor:
 
     def _show(self, *, final: bool = False) -> None:
         at_once = None if final else _SHOWN_AT_ONCE
+        bars = {}
         for rank, reader in self._readers.items():
             data = reader.read(max_chunks=at_once)
             if data:
                 self._hang.printed(rank)
+            if not self._console.shows(rank):
+                continue
             lines = reader.lines(data, final=final)
             if self._chatter is not None:
                 lines = self._chatter.drop(rank, lines)
             if lines:
                 self._console.rank_lines(self._host(rank), rank, lines, label=self._labels.get(rank, ""))
-        data = self._launcher_reader.read(max_chunks=at_once)
+            if bar := reader.bar():
+                bars[rank] = (self._host(rank), self._labels.get(rank, ""), bar)
+        self._console.rank_bars({} if final else bars, final=final)
+        data = self._launcher_mask.feed(self._launcher_reader.read(max_chunks=at_once))
+        data += self._launcher_mask.flush() if final else b""
         if data:
             with contextlib.suppress(OSError), open(self._run.launcher_log, "ab") as log:  # a full disk: shown, though not kept
                 log.write(data)
@@ -269,11 +279,11 @@ class Supervisor:
 
     def _leftovers(self) -> list[psutil.Process]:
         """All processes of this host that belong to the run: they carry its folder in their environment."""
-        marker, found = str(self._run.root), []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get(env.RUN_DIR) == marker and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
+        marker, found = os.fsencode(f"{env.RUN_DIR}={self._run.root}"), []
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError, psutil.Error), open(f"/proc/{name}/environ", "rb") as environ:
+                if marker in environ.read().split(b"\0"):  # a zombie's is empty
+                    found.append(psutil.Process(int(name)))
         return found
 
     def _verdict(self) -> RunStatus:
