@@ -87,7 +87,7 @@ def test_a_spec_knows_its_hosts(tmp_path: Path) -> None:
     script.write_text("")
     hosts = parse_hosts("a:2,b:2")
     spec = JobSpec(target=str(script), workers=2, launcher="parameter_server", cluster=ClusterOptions(chief=True), hosts=hosts)
-    assert spec.to_json()["hosts"] == ({"name": "a", "slots": 2}, {"name": "b", "slots": 2})
+    assert spec.to_json()["hosts"] == [{"name": "a", "slots": 2}, {"name": "b", "slots": 2}]
     with pytest.raises(UsageError, match="5 tasks exceed"):
         JobSpec(target=str(script), workers=3, launcher="parameter_server", cluster=ClusterOptions(chief=True), hosts=hosts)
     with pytest.raises(UsageError, match="several hosts with --launcher mpi are not there yet"):
