@@ -42,10 +42,10 @@ class Masker:
     def value(self, value: Any) -> Any:
         """A value of JSON's types, or with tuples, mappings and paths in it, with all of its texts masked."""
         if isinstance(value, (str, Path)):
-            return self.text(str(value))
+            return type(value)(self.text(str(value)))
         if isinstance(value, Mapping):
             return {self.value(key): self.value(each) for key, each in value.items()}
-        return [self.value(each) for each in value] if isinstance(value, (list, tuple)) else value
+        return type(value)(self.value(each) for each in value) if isinstance(value, (list, tuple)) else value
 
 
 class MaskedStream:

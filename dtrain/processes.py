@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +38,11 @@ class ProcessRecord:
 
     @staticmethod
     def of(pid: int) -> ProcessRecord:
-        return ProcessRecord(host=socket.gethostname(), pid=pid, started=_started(pid))
+        return ProcessRecord(host=os.uname().nodename, pid=pid, started=_started(pid))
 
     def find(self) -> psutil.Process | None:
         """The process, when it is on this host, lives, and is still the same one."""
-        if self.host != socket.gethostname():
+        if self.host != os.uname().nodename:
             return None
         import psutil  # late: every rank begins with this module, and does not need it
 
@@ -57,7 +56,7 @@ class ProcessRecord:
 
     def vanished(self) -> bool:
         """True when the process is known to be gone; of a process on another host that is not known."""
-        return self.host == socket.gethostname() and self.find() is None
+        return self.host == os.uname().nodename and self.find() is None
 
 
 def _started(pid: int) -> float:

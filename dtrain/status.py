@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -60,7 +60,7 @@ class RankFailure:
         return RankFailure(
             rank=rank,
             task=task,
-            host=socket.gethostname(),
+            host=os.uname().nodename,
             time=time.time(),
             exit_code=exit_code,
             kind=kind,

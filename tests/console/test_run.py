@@ -498,6 +498,30 @@ def test_whose_output_is_shown(project: Project) -> None:
     assert project.latest.rank(0).output_log.read_text() == "before 0\n"
 
 
+@pytest.mark.needs("mpi")
+def test_no_line_of_a_flood_is_lost_or_torn(project: Project) -> None:
+    """On both streams, by a child as well, as fast as they can, and up to the very end."""
+    script = project.script(
+        "import os, sys\nrank = os.environ['OMPI_COMM_WORLD_RANK']\nchild = os.fork() == 0\n"
+        "for n in range(5000):\n    print(rank, child, n, 'x' * (n % 200), file=sys.stderr if n % 2 else sys.stdout)\n"
+        "if not child:\n    os.wait()\n"
+    )
+    project.env["PYTHONUNBUFFERED"] = ""  # with it Python itself writes each line in pieces, between which its child's come
+    done = project.dtrain("run", "-n", "4", script)
+    assert done.returncode == 0, done.stderr
+    came: dict[tuple[str, str], list[str]] = {(str(rank), child): [] for rank in range(4) for child in ("True", "False")}
+    for line in done.stdout.splitlines():
+        prefix, rank, child, rest = line.split(" ", 3)
+        assert prefix.endswith(f":{rank}]")
+        came[rank, child].append(rest)
+    expected = [f"{n} {'x' * (n % 200)}" for n in range(5000)]
+    assert all(lines == expected for lines in came.values())
+    raw = [project.latest.rank(rank).output_log.read_text().splitlines() for rank in range(4)]
+    assert [f":{rank}] {line}" for rank in range(4) for line in raw[rank]] == sorted(
+        (":" + line.partition(":")[2] for line in done.stdout.splitlines()), key=lambda line: line[1]
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

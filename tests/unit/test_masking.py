@@ -38,6 +38,6 @@ def test_in_values_and_in_the_forms_of_repr_and_json() -> None:
     secret = 'it\'s\n"quoted" \u00e4'
     mask = Masker([secret])
     told = {"a": [secret, (1, f"--token={secret}")], secret: Path("/x") / "b", "c": None, "d": 1.5}
-    assert mask.value(told) == {"a": ["***", [1, "--token=***"]], "***": "/x/b", "c": None, "d": 1.5}
+    assert mask.value(told) == {"a": ["***", (1, "--token=***")], "***": Path("/x/b"), "c": None, "d": 1.5}
     assert mask.text(f"KeyError: {secret!r}") == "KeyError: '***'"
     assert mask.text(json.dumps({"token": secret})) == '{"token": "***"}'
