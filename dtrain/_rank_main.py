@@ -25,12 +25,12 @@ from typing import NoReturn
 
 from dtrain._after_import import AfterImport
 from dtrain._control import Control
-from dtrain.env import RankEnv, other_world, quiet_tensorflow, unescape_arguments
+from dtrain.env import LOST_PEER, RankEnv, other_world, own_threads, quiet_tensorflow, unescape_arguments
 from dtrain.errors import DtrainError, RankError
 from dtrain.layout import RankLayout, write_json
 from dtrain.processes import DUMP_STACKS, END_SCRIPT, LAUNCHER_IS_GONE, ProcessRecord, die_with_parent, signal_name
 from dtrain.progress import PROGRESS
-from dtrain.status import Kind, RankFailure, exception_message, failure_to_line, write_record
+from dtrain.status import ORPHANED, Kind, RankFailure, exception_message, failure_to_line, write_record
 
 _STAY_S = 0.05
 _BEAT_S = 1.0
@@ -171,6 +171,9 @@ class _Guard:
             self._recorder.failure("ended", exit_code, self._ended_by)
         elif code < 0:
             self._recorder.failure("signal", exit_code, f"killed by {signal_name(-code)}")
+        elif exit_code == LOST_PEER.get(self._recorder.env.vocabulary):
+            message = f"exited with code {exit_code}, as MPI ends a rank that lost its connection to another one"
+            self._recorder.failure("consequence", exit_code, message)
         else:
             self._recorder.failure("exit", exit_code, f"exited with code {exit_code}")
         return exit_code
@@ -191,7 +194,7 @@ class _Guard:
     def _launcher_is_gone(self, *_: object) -> None:
         # Nobody is left to end what the script started, so that goes with it: its process group.
         self._stays = False
-        self._ended_by = self._ended_by or "ended because what launched it was gone"
+        self._ended_by = self._ended_by or ORPHANED
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._child, signal.SIGKILL)
 
@@ -199,6 +202,7 @@ class _Guard:
 def _run_script(recorder: Recorder, argv: Sequence[str]) -> NoReturn:
     """Run the user's script or module as ``__main__``, as Python itself would, and leave with its exit code."""
     quiet_tensorflow()
+    own_threads(recorder.env.rank, os.environ)
     _watch_imports(recorder.env)
     faulthandler.enable()
     with contextlib.suppress(OSError):

@@ -6,17 +6,18 @@ import importlib.machinery
 import mmap
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dtrain import install
+from dtrain import env, install
 from dtrain.errors import MissingDependency, UsageError
 from dtrain.launch import mpi
 from dtrain.launch.mpi import MpiInstallation
+from dtrain.launch.places import Place
 from dtrain.launch.plan import LaunchPlan
 from dtrain.layout import RunLayout
-from dtrain.spec import JobSpec, available_cores
+from dtrain.spec import JobSpec
 
 # Left alone, Horovod waits for a missing rank for ever and only warns. The first is when it begins to complain, the second when
 # it ends the job; long enough for a rank that traces a large graph or validates alone. Cycle time, fusion and autotuning stay as
@@ -73,15 +74,12 @@ def _mentions(library: Path, name: bytes) -> bool:
         return content.find(name) >= 0
 
 
-def plan(spec: JobSpec, run: RunLayout, cwd: Path, horovod: HorovodInstallation) -> LaunchPlan:
+def plan(spec: JobSpec, run: RunLayout, cwd: Path, horovod: HorovodInstallation, places: Sequence[Place] = ()) -> LaunchPlan:
     """The plan of launcher ``mpi``, with Horovod's variables. Pure; ``cwd`` is the folder in which the ranks will work."""
-    planned = mpi.plan(spec, run, cwd, horovod.mpi)
-    (process,) = planned.processes
     environ = {**os.environ, **spec.environment}
-    share = str(max(1, available_cores() // spec.workers))
-    threads = {name: share for name in THREAD_VARIABLES if name not in environ}
-    environment = {**horovod_variables(environ), **threads, **process.environment}
-    return replace(planned, launcher="horovod", processes=(replace(process, environment=environment),))
+    given = replace(spec, environment={**horovod_variables(environ), **spec.environment})
+    planned = mpi.plan(given, run, cwd, horovod.mpi, places, (*env.THREAD_VARIABLES, *THREAD_VARIABLES))
+    return replace(planned, launcher="horovod")
 
 
 def horovod_variables(environ: Mapping[str, str]) -> dict[str, str]:

@@ -35,9 +35,10 @@ def planner(spec: JobSpec, workspace: Workspace | None) -> Callable[[RunLayout, 
         return functools.partial(parameter_server.plan, spec, places=find_places(spec, workspace))
     if spec.launcher_name == "local" or spec.launcher_name in CLUSTER_LAUNCHERS:  # a cluster of one worker is a rank
         return functools.partial(local.plan, spec)
+    places = find_places(spec, workspace) if spec.hosts else []
     if spec.launcher_name == "horovod":
-        return functools.partial(horovod.plan, spec, horovod=horovod.find_horovod(spec))
-    return functools.partial(mpi.plan, spec, mpi=mpi.find_mpi())
+        return functools.partial(horovod.plan, spec, horovod=horovod.find_horovod(spec), places=places)
+    return functools.partial(mpi.plan, spec, mpi=mpi.find_mpi(), places=places)
 
 
 def dry_run(spec: JobSpec, workspace: Workspace) -> LaunchPlan:

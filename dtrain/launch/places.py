@@ -1,4 +1,4 @@
-"""Where each rank of a cluster goes: its host and a port that is free there. Hosts are asked first, all at once.
+"""Where each rank goes: its host and, in a cluster, a port that is free there. Hosts are asked first, all at once.
 
 ``python -m dtrain.launch.places PORTS [TOKEN]`` is what each is asked: what it answers is one line of JSON.
 """
@@ -62,7 +62,7 @@ def find_places(spec: JobSpec, workspace: Workspace | None) -> list[Place]:
     ``workspace`` must be seen by all of them, which is tried by a file in it; None: not tried. Raises UsageError for hosts that
     do not go together, NotRunnable when one of them cannot be used: all that cannot are named, each with what to do.
     """
-    count = len(spec.tasks)
+    count = spec.size
     if not spec.hosts:
         here, cores = socket.gethostname(), available_cores()
         return [Place(host=here, name=_LOOPBACK, port=port, cores=cores) for port in free_ports(count)]

@@ -58,16 +58,26 @@ class PlannedProcess:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlannedHost:
+    """Another host on which a process of this one (mpirun) starts ranks."""
+
+    name: str
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class LaunchPlan:
     """All processes of a job of ``size`` ranks, in the order in which they are started.
 
-    ``scratch`` is a folder of this host that the launcher's own programs may make; it is removed when the job is over.
+    ``scratch`` is a folder that the launcher's own programs may make on each host; it is removed when the job is over.
+    ``other_hosts`` are those with ranks that none of ``processes`` is.
     """
 
     launcher: str
     size: int
     processes: tuple[PlannedProcess, ...]
     scratch: Path | None = None
+    other_hosts: tuple[PlannedHost, ...] = ()
 
     @property
     def tasks(self) -> dict[int, PlannedTask]:
@@ -100,6 +110,7 @@ class LaunchPlan:
                 }
                 for p in self.processes
             ],
+            "other_hosts": [{"name": host.name, "ranks": list(host.ranks)} for host in self.other_hosts],
         }
 
 
