@@ -120,7 +120,6 @@ class _Guard:
         self._ended_by: str | None = None
         self._stays = False
         self._may_go = False
-        self._heart: int | None = None
 
     def watch(self, launcher: int, ready: int) -> NoReturn:
         for number in _FORWARDED:
@@ -145,18 +144,23 @@ class _Guard:
 
     def _begin_to_beat(self) -> None:
         with contextlib.suppress(OSError):
-            self._heart = os.open(self._recorder.files.heartbeat, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            os.close(os.open(self._recorder.files.heartbeat, os.O_WRONLY | os.O_CREAT, 0o666))
             signal.signal(signal.SIGALRM, self._beat)
             signal.setitimer(signal.ITIMER_REAL, _BEAT_S, _BEAT_S)
 
     def _beat(self, *_: object) -> None:
         if self._control is not None:
             self._control.beat()
-        doing = PROGRESS.read()
+        doing, files = PROGRESS.read(), self._recorder.files
         values = {"time": time.time(), "count": doing.count, "collective": doing.collective, "since_s": round(doing.since_s, 1)}
         with contextlib.suppress(OSError):  # a full disk
+            # Opened anew each time: it is when a file is closed that a network file system shows other hosts what was written
+            # (nfs(5), close-to-open); of the output, also what others wrote who keep it open.
+            heart = os.open(files.heartbeat, os.O_WRONLY | os.O_CLOEXEC)
             # In one piece and of one length: who reads it sees the old one or the new one.
-            os.pwrite(self._heart or 0, f"{json.dumps(values):<254}\n".encode(), 0)
+            os.pwrite(heart, f"{json.dumps(values):<254}\n".encode(), 0)
+            os.close(heart)
+            os.close(os.open(files.output_log, os.O_WRONLY | os.O_CLOEXEC))
 
     def _record(self, code: int) -> int:
         """Record how the script's process ended (its code, or minus a signal's number), and return the rank's exit code."""

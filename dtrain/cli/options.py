@@ -77,8 +77,8 @@ def _take_cluster(given: dict[str, Any]) -> ClusterOptions | None:
     return ClusterOptions(**values) if values else None
 
 
-def hosts(command: F) -> F:
-    """The hosts of JobSpec."""
+def host_names(command: F) -> F:
+    """Which hosts; :func:`take_hosts` reads them."""
     options = (
         click.option(
             "-H",
@@ -93,16 +93,27 @@ def hosts(command: F) -> F:
             type=click.Path(path_type=Path),
             help="The same from a file: `NAME slots=N` or `NAME:N` a line.",
         ),
+    )
+    return _with(command, options)
+
+
+def hosts(command: F) -> F:
+    """The hosts of JobSpec, and what belongs to them."""
+    options = (
+        host_names,
         click.option(
             "--network",
             metavar="CIDR",
             help="Network by which ranks of several hosts talk, as 10.0.0.0/24. [default: MPI's choice]",
         ),
+        click.option(
+            "--skip-preflight", "preflight", flag_value=False, default=True, help="Start without asking the hosts first."
+        ),
     )
     return _with(command, options)
 
 
-def _take_hosts(given: dict[str, Any]) -> tuple[Host, ...]:
+def take_hosts(given: dict[str, Any]) -> tuple[Host, ...]:
     """Take the hosts' options out of ``given``."""
     text, path = given.pop("hosts"), given.pop("hostfile")
     if text is not None and path is not None:
@@ -186,7 +197,7 @@ def _take_hangs(given: dict[str, Any]) -> Hangs:
 
 def take_parts(given: dict[str, Any]) -> dict[str, Any]:
     """Take the options of all groups out of ``given``, as the fields of JobSpec that they fill."""
-    hosts = _take_hosts(given)
+    hosts = take_hosts(given)
     return {
         "cluster": _take_cluster(given),
         "hosts": hosts,

@@ -2,7 +2,7 @@
 
 ``python -m dtrain.launch.agent RUN ATTEMPT SCRATCH RANK...`` is started there by ssh. Its standard input is told what to do with
 a rank (``end 3``, ``stacks 3``); when that ends, for whatever reason, it leaves no process of the run on its host. Once a second
-it says that it is there. :class:`Agents` is this host's side.
+it says that it is there, and which ranks are no longer (``gone 3``). :class:`Agents` is this host's side.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from dtrain.layout import RunLayout
 from dtrain.processes import DUMP_STACKS, END_SCRIPT, LAUNCHER_IS_GONE
 from dtrain.status import RankFailure, read_process
 
+_GONE = b"gone "
 _BEAT_S = 1.0
 _LOOK_S = 0.1
 # How long guards may take to record why their scripts ended.
@@ -66,6 +67,9 @@ class Agents:
         self._connections: dict[str, Connection] = {}
         self._host_of = {rank: host.name for host in hosts for rank in host.ranks}
         self._reported: set[str] = set()
+        self._heard: dict[str, bytes] = {}
+        self._beats: dict[str, int] = {}
+        self._gone: set[int] = set()
 
     def start(self, prepare: Callable[[], None]) -> None:
         """Start one on each host, all at once. Raises NotRunnable when there is no ssh client."""
@@ -80,8 +84,12 @@ class Agents:
             self._connections[host.name] = connection
 
     def heard(self) -> dict[str, int]:
-        """How much each has said so far: what does not change any more is silent."""
-        return {name: connection.heard() for name, connection in self._connections.items()}
+        """How many lines each has said so far: one of which that does not change any more is silent."""
+        for name, connection in self._connections.items():
+            *lines, self._heard[name] = (self._heard.get(name, b"") + connection.hear()).split(b"\n")
+            self._beats[name] = self._beats.get(name, 0) + len(lines)
+            self._gone.update(int(line.removeprefix(_GONE)) for line in lines if line.startswith(_GONE))
+        return self._beats
 
     def tell(self, rank: int, word: str) -> bool:
         """Say a word about a rank; False when it is on no host with an agent."""
@@ -92,9 +100,12 @@ class Agents:
         return True
 
     def has_left(self, rank: int) -> bool:
-        """True when the agent of that rank's host is gone, and with it the rank."""
+        """True when the agent of that rank's host says so, or is gone itself, and with it the rank."""
         connection = self._connections.get(self._host_of.get(rank, ""))
-        return connection is not None and connection.process.poll() is not None
+        if connection is None:
+            return False
+        self.heard()
+        return rank in self._gone or connection.process.poll() is not None
 
     def look(self) -> list[RankFailure]:
         """The hosts whose agents ended since the last look, each as the failure of its first rank."""
@@ -146,22 +157,25 @@ def _why(connection: Connection, code: int) -> str:
 def main() -> None:
     root, attempt, scratch, *ranks = sys.argv[1:]
     run = RunLayout(Path(root), int(attempt))
-    _listen(run)
-    _leave_nothing(run, [int(rank) for rank in ranks])
+    own = [int(rank) for rank in ranks]
+    _listen(run, own)
+    _leave_nothing(run, own)
     if scratch:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _listen(run: RunLayout) -> None:
+def _listen(run: RunLayout, ranks: list[int]) -> None:
     """Do what is said until nobody is there to say anything."""
     os.set_blocking(1, False)
-    pending, next_beat = b"", 0.0
+    pending, next_beat, here = b"", 0.0, set(ranks)
     while True:
         if time.monotonic() >= next_beat:
             next_beat = time.monotonic() + _BEAT_S
+            gone = {rank for rank in here if (record := read_process(run, rank)) is not None and record.find() is None}
+            here -= gone
             # Over a connection that broke unnoticed, it is by this that this host's sshd finds out, and ends.
             with contextlib.suppress(OSError):
-                os.write(1, b"\n")
+                os.write(1, b"".join(b"%s%d\n" % (_GONE, rank) for rank in gone) or b"\n")
         ready, _, _ = select.select([0], [], [], max(0.0, next_beat - time.monotonic()))
         if not ready:
             continue

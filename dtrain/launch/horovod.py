@@ -13,7 +13,7 @@ from pathlib import Path
 from dtrain import env, install
 from dtrain.errors import MissingDependency, UsageError
 from dtrain.launch import mpi
-from dtrain.launch.mpi import MpiInstallation
+from dtrain.launch.mpi_families import MpiInstallation, find_mpi
 from dtrain.launch.places import Place
 from dtrain.launch.plan import LaunchPlan
 from dtrain.layout import RunLayout
@@ -61,7 +61,7 @@ def find_horovod(spec: JobSpec, path: list[str] | None = None) -> HorovodInstall
         raise MissingDependency(
             f"the Horovod in {folder} is built without MPI, by which its ranks are started; build it anew: {install.HOROVOD}"
         )
-    return HorovodInstallation(folder=folder, mpi=mpi.find_mpi())
+    return HorovodInstallation(folder=folder, mpi=find_mpi())
 
 
 def _is_importable(path: Path) -> bool:

@@ -13,6 +13,7 @@ from dtrain.errors import UsageError, WorkspaceError
 from dtrain.launch import horovod, local, mpi, parameter_server
 from dtrain.launch.attempts import run_attempts
 from dtrain.launch.console import Console
+from dtrain.launch.mpi_families import find_mpi
 from dtrain.launch.places import find_places
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.supervise import Limits
@@ -24,21 +25,25 @@ from dtrain.status import RunStatus
 _SHOWN_LINES = 20
 
 
-def planner(spec: JobSpec, workspace: Workspace | None) -> Callable[[RunLayout, Path], LaunchPlan]:
+def planner(
+    spec: JobSpec, workspace: Workspace | None, say: Callable[[str], None] | None = None
+) -> Callable[[RunLayout, Path], LaunchPlan]:
     """Ask the machine, once, for what the launcher of ``spec`` needs to know (which MPI); planning itself is then pure.
 
-    ``workspace`` is what other hosts have to see as well; None when nothing is to be written.
+    ``workspace`` is what other hosts have to see as well; None when nothing is to be written. ``say`` shows what is wrong with
+    hosts and does not keep the job from running.
 
     Raises MissingDependency and NotRunnable when the launcher cannot run here.
     """
     if spec.tasks:
-        return functools.partial(parameter_server.plan, spec, places=find_places(spec, workspace))
+        return functools.partial(parameter_server.plan, spec, places=find_places(spec, workspace, say))
     if spec.launcher_name == "local" or spec.launcher_name in CLUSTER_LAUNCHERS:  # a cluster of one worker is a rank
         return functools.partial(local.plan, spec)
-    places = find_places(spec, workspace) if spec.hosts else []
-    if spec.launcher_name == "horovod":
-        return functools.partial(horovod.plan, spec, horovod=horovod.find_horovod(spec), places=places)
-    return functools.partial(mpi.plan, spec, mpi=mpi.find_mpi(), places=places)
+    found = horovod.find_horovod(spec) if spec.launcher_name == "horovod" else find_mpi()
+    places = find_places(spec, workspace, say) if spec.hosts else []
+    if isinstance(found, horovod.HorovodInstallation):
+        return functools.partial(horovod.plan, spec, horovod=found, places=places)
+    return functools.partial(mpi.plan, spec, mpi=found, places=places)
 
 
 def dry_run(spec: JobSpec, workspace: Workspace) -> LaunchPlan:
@@ -52,7 +57,7 @@ def run_job(spec: JobSpec, workspace: Workspace, console: Console) -> tuple[RunL
     Blocks. Raises UsageError and NotRunnable for what cannot be started, WorkspaceError when the run folder cannot be written;
     no run folder is left of a job that was not started.
     """
-    plan_for = planner(spec, workspace)
+    plan_for = planner(spec, workspace, console.say)
     run = workspace.create_run(spec.experiment_name)
     try:
         _fill(run, spec, workspace)
@@ -66,7 +71,7 @@ def run_job(spec: JobSpec, workspace: Workspace, console: Console) -> tuple[RunL
     limits = Limits(timeout_s=spec.timeout_s, grace_s=spec.grace_s, hangs=spec.hangs)
     if spec.tasks:
         limits = dataclasses.replace(limits, start_timeout_s=spec.cluster_options.start_timeout_s)
-    status = run_attempts(plan, lambda: planner(spec, workspace)(run, run.code), run, limits, spec.restarts, console)
+    status = run_attempts(plan, lambda: planner(spec, workspace, console.say)(run, run.code), run, limits, spec.restarts, console)
     _report(run, status, console)
     return run, status
 

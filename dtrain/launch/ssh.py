@@ -108,7 +108,6 @@ class Connection:
         os.set_blocking(self._stderr.fileno(), False)
         os.set_blocking(self._stdin.fileno(), False)  # nobody waits for a host that does not answer
         self._said = b""
-        self._heard = 0
         if process.stdout is not None:
             os.set_blocking(process.stdout.fileno(), False)
 
@@ -134,13 +133,14 @@ class Connection:
                 self._said = b"\n".join((self._said + chunk).split(b"\n")[-_KEPT_LINES:])
         return self._said.decode(errors="replace")
 
-    def heard(self) -> int:
-        """How many bytes came from the process's standard output so far, where it is listened to."""
+    def hear(self) -> bytes:
+        """What came from the process's standard output since the last time, where it is listened to."""
+        heard = b""
         if self.process.stdout is not None:
             with contextlib.suppress(OSError, ValueError):
                 while chunk := os.read(self.process.stdout.fileno(), 65536):
-                    self._heard += len(chunk)
-        return self._heard
+                    heard += chunk
+        return heard
 
     def release(self) -> None:
         """Give the descriptors back."""
@@ -163,7 +163,7 @@ def connect(
     argv: Sequence[str], cwd: Path, marker: Mapping[str, str], prepare: Callable[[], None], *, listen: bool = False
 ) -> Connection:
     """Start the ssh client. ``marker`` is added to its environment, by which the run's processes are found; ``prepare`` runs
-    between fork and exec; ``listen`` to what the process says (:meth:`Connection.heard`). Raises OSError."""
+    between fork and exec; ``listen`` to what the process says (:meth:`Connection.hear`). Raises OSError."""
     process = subprocess.Popen(
         argv,
         cwd=cwd,

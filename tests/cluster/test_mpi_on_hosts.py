@@ -181,7 +181,7 @@ def test_a_stopped_rank_is_lost(project: MpiProject, start: Callable[..., subpro
         process.send_signal(signal.SIGSTOP)
     words = ends(job)
     assert job.returncode == 255, words
-    assert "first to fail was rank 1 on node2: lost: host node2 does not answer since" in words
+    assert "first to fail was rank 1 on node2: lost: host node2 does not answer since" in words, words
 
 
 @pytest.mark.parametrize("script", [EXCHANGE, COMPUTE], ids=["exchanging", "computing"])
@@ -196,7 +196,7 @@ def test_a_host_that_is_cut_off(
     cut("node2")
     words = ends(job)
     assert job.returncode == 255, words
-    assert "first to fail was rank 1 on node2: lost: host node2 does not answer since" in words
+    assert "first to fail was rank 1 on node2: lost: host node2 does not answer since" in words, words
     assert read_status(project.latest).failure.host == "node2"  # type: ignore[union-attr]
     project.hosts("heal", "node2")
     wait_until(lambda: not project.processes())
@@ -228,3 +228,25 @@ def test_dry_run_shows_the_hosts_and_no_values(project: MpiProject) -> None:
     assert "secret" not in json.dumps(plan)
     assert plan["other_hosts"] == [{"name": "node2", "ranks": [1]}]
     assert not (project.folder / "workspace").exists()
+
+
+def test_hosts_are_asked_before_anything_starts(project: MpiProject) -> None:
+    done = project.dtrain("run", "-H", "node1,elsewhere", project.script("print('ran')"))
+    assert (done.returncode, done.stdout) == (127, "")
+    assert "host elsewhere: ssh cannot connect: ssh: Could not resolve hostname elsewhere" in done.stderr
+    assert not list(project.folder.glob("workspace/runs/*"))
+
+    done = project.dtrain("run", "-H", "node1,node2", "--skip-preflight", "--workspace", "/tmp/private", project.script(""))
+    assert done.returncode not in (0, 127), done.stderr  # what the preflight would have said
+
+
+def test_doctor_tells_what_is_in_the_way(project: MpiProject) -> None:
+    done = project.dtrain("doctor", "-H", "node1:2,node2,elsewhere")
+    assert done.returncode == 1, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    found = {(row[0], row[1]): row[2] for row in rows}
+    assert all(found["node2", check] == "ok" for check in ("ssh", "python", "dtrain", "mpi", "network", "workspace"))
+    assert found["elsewhere", "ssh"] == "problem"
+    (host,) = project.json("doctor", "-H", "node2")
+    assert {check["level"] for check in host["checks"]} == {"ok"}
+    assert project.dtrain("doctor").returncode == 0

@@ -13,7 +13,7 @@ from dtrain import env
 from dtrain.errors import MissingDependency, UsageError
 from dtrain.hosts import parse_hosts
 from dtrain.launch import horovod, local, mpi, parameter_server
-from dtrain.launch.mpi import FAMILIES, MpiInstallation
+from dtrain.launch.mpi_families import FAMILIES, MpiInstallation
 from dtrain.launch.places import Place
 from dtrain.layout import RunLayout
 from dtrain.spec import ClusterOptions, Hangs, JobSpec, available_cores
@@ -139,7 +139,7 @@ def site(tmp_path: Path) -> Path:
 
 
 def test_horovod_is_mpi_with_an_end_to_stalls(script: str, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mpi, "find_mpi", lambda: installation("Open MPI"))
+    monkeypatch.setattr(horovod, "find_mpi", lambda: installation("Open MPI"))
     for name in ("OMP_NUM_THREADS", *horovod.THREAD_VARIABLES):
         monkeypatch.delenv(name, raising=False)
     spec = JobSpec(target=script, workers=2, launcher="horovod")
