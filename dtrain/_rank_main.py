@@ -27,13 +27,21 @@ from dtrain._after_import import AfterImport
 from dtrain._control import Control
 from dtrain._masked_pipe import MaskedPipe
 from dtrain.binding import HostTopology, plan_binding
-from dtrain.env import RankEnv, bound_variables, given_secrets, other_world, quiet_tensorflow, unescape_arguments, wanted_binding
+from dtrain.env import (
+    LOST_PEER,
+    RankEnv,
+    given_secrets,
+    other_world,
+    quiet_tensorflow,
+    unescape_arguments,
+)
 from dtrain.errors import DtrainError, RankError
 from dtrain.layout import RankLayout, write_json
 from dtrain.masking import Masker
 from dtrain.processes import DUMP_STACKS, END_SCRIPT, LAUNCHER_IS_GONE, ProcessRecord, die_with_parent, signal_name
 from dtrain.progress import PROGRESS
-from dtrain.status import Kind, RankFailure, exception_message, failure_to_line, write_record
+from dtrain.resources import bound_variables, own_threads, wanted_binding
+from dtrain.status import ORPHANED, Kind, RankFailure, exception_message, failure_to_line, write_record
 
 _STAY_S = 0.05
 _BEAT_S = 1.0
@@ -145,7 +153,6 @@ class _Guard:
         self._ended_by: str | None = None
         self._stays = False
         self._may_go = False
-        self._heart: int | None = None
 
     def watch(self, launcher: int, ready: int) -> NoReturn:
         for number in _FORWARDED:
@@ -174,18 +181,23 @@ class _Guard:
 
     def _begin_to_beat(self) -> None:
         with contextlib.suppress(OSError):
-            self._heart = os.open(self._recorder.files.heartbeat, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            os.close(os.open(self._recorder.files.heartbeat, os.O_WRONLY | os.O_CREAT, 0o666))
             signal.signal(signal.SIGALRM, self._beat)
             signal.setitimer(signal.ITIMER_REAL, _BEAT_S, _BEAT_S)
 
     def _beat(self, *_: object) -> None:
         if self._control is not None:
             self._control.beat()
-        doing = PROGRESS.read()
+        doing, files = PROGRESS.read(), self._recorder.files
         values = {"time": time.time(), "count": doing.count, "collective": doing.collective, "since_s": round(doing.since_s, 1)}
         with contextlib.suppress(OSError):  # a full disk
+            # Opened anew each time: it is when a file is closed that a network file system shows other hosts what was written
+            # (nfs(5), close-to-open); of the output, also what others wrote who keep it open.
+            heart = os.open(files.heartbeat, os.O_WRONLY | os.O_CLOEXEC)
             # In one piece and of one length: who reads it sees the old one or the new one.
-            os.pwrite(self._heart or 0, f"{json.dumps(values):<254}\n".encode(), 0)
+            os.pwrite(heart, f"{json.dumps(values):<254}\n".encode(), 0)
+            os.close(heart)
+            os.close(os.open(files.output_log, os.O_WRONLY | os.O_CLOEXEC))
 
     def _record(self, code: int) -> int:
         """Record how the script's process ended (its code, or minus a signal's number), and return the rank's exit code."""
@@ -200,6 +212,9 @@ class _Guard:
             self._recorder.failure("ended", exit_code, self._ended_by)
         elif code < 0:
             self._recorder.failure("signal", exit_code, f"killed by {signal_name(-code)}")
+        elif exit_code == LOST_PEER.get(self._recorder.env.vocabulary):
+            message = f"exited with code {exit_code}, as MPI ends a rank that lost its connection to another one"
+            self._recorder.failure("consequence", exit_code, message)
         else:
             self._recorder.failure("exit", exit_code, f"exited with code {exit_code}")
         return exit_code
@@ -220,7 +235,7 @@ class _Guard:
     def _launcher_is_gone(self, *_: object) -> None:
         # Nobody is left to end what the script started, so that goes with it: its process group.
         self._stays = False
-        self._ended_by = self._ended_by or "ended because what launched it was gone"
+        self._ended_by = self._ended_by or ORPHANED
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._child, signal.SIGKILL)
 
@@ -228,6 +243,7 @@ class _Guard:
 def _run_script(recorder: Recorder, argv: Sequence[str]) -> NoReturn:
     """Run the user's script or module as ``__main__``, as Python itself would, and leave with its exit code."""
     quiet_tensorflow()
+    own_threads(recorder.env.rank, os.environ)
     _watch_imports(recorder.env)
     faulthandler.enable()
     with contextlib.suppress(OSError):

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dtrain.binding import BINDS, Bind, RankBinding
+from dtrain import resources
 from dtrain.errors import RankError
 from dtrain.layout import RunLayout, Workspace
 from dtrain.roles import Task
@@ -48,7 +48,8 @@ VOCABULARIES: dict[str, _Vocabulary] = {
     "slurm": _Vocabulary("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 }
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+LOST_PEER = {"openmpi": 14}
+"""The exit code of ranks that an MPI ends because they lost their connection to another one (MPI_ERR_UNKNOWN)."""
 
 CLUSTER_VOCABULARY = "tf_config"
 
@@ -61,8 +62,6 @@ _CONTROL = "DTRAIN_CONTROL"
 _WORKSPACE = "DTRAIN_WORKSPACE"
 _MPIRUN = "DTRAIN_MPIRUN"
 _SECRETS = "DTRAIN_SECRETS"
-_BIND = "DTRAIN_BIND"
-_GPUS = "CUDA_VISIBLE_DEVICES"
 
 _TENSORFLOW_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
@@ -81,11 +80,11 @@ _OF_ONE_RUN = (
     _SUPERVISED,
     _CONTROL,
     _SECRETS,
-    _BIND,
+    *resources.OWN_VARIABLES,
 )
 # What a process on another host needs before it can be told the rest, to find the same Python and its libraries. It stands on a
 # command line: a PYTHON_API_KEY is not to be among it.
-_TO_START = re.compile(r"PATH|PYTHON[A-Z]*|VIRTUAL_ENV|LD_\w+|LANG|LC_\w+|MALLOC_\w+|GLIBC_TUNABLES")
+_TO_START = re.compile(r"PATH|DTRAIN_MPIRUN|PYTHON[A-Z]*|VIRTUAL_ENV|LD_\w+|LANG|LC_\w+|MALLOC_\w+|GLIBC_TUNABLES")
 # What is about this host, this terminal or this login, and would mislead a process on another host.
 _OF_ONE_HOST = re.compile(
     r"(HOME|HOSTNAME|USER|LOGNAME|SHELL|PWD|OLDPWD|SHLVL|TERM|TERM_.*|DISPLAY|XAUTHORITY|MAIL|_|TMPDIR|TMP|TEMP"
@@ -162,7 +161,7 @@ class RankEnv:
             run_dir=_path(environ, RUN_DIR),
             resume_from=_path(environ, _RESUME),
             attempt=_number(environ, _ATTEMPT) or 0,
-            supervised=_SUPERVISED in environ,
+            supervised=bool(environ.get(_SUPERVISED)),
             controlled=environ.get(_CONTROL) == "stdin",
             task=member.task if member is not None and vocabulary == CLUSTER_VOCABULARY else None,
         )
@@ -277,6 +276,11 @@ def supervised_variables(attempt: int) -> dict[str, str]:
     return {_SUPERVISED: "1", _ATTEMPT: str(attempt)}
 
 
+def unsupervised_variables() -> dict[str, str]:
+    """The same variables as long as nobody supervises: a launcher that passes variables on by name wants them to be there."""
+    return {_SUPERVISED: "", _ATTEMPT: ""}
+
+
 def control_variables() -> dict[str, str]:
     """Tells a rank on another host that its life hangs on its standard input."""
     return {_CONTROL: "stdin"}
@@ -302,36 +306,6 @@ def starting_variables(environ: Mapping[str, str] | None = None) -> dict[str, st
 def sent_variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """What of :func:`inherited` a process on another host is given: all but what is about this host."""
     return {name: value for name, value in inherited(environ).items() if not _OF_ONE_HOST.fullmatch(name)}
-
-
-def thread_variables(cores: int, local_ranks: int, environ: Mapping[str, str]) -> dict[str, str]:
-    """Thread counts that share the host's ``cores`` among its ranks; what the user set stays.
-
-    Left alone, every rank starts a thread a core: two ranks on two cores then need 27 ms instead of 14 for a step of a
-    small MLP.
-    """
-    threads = str(max(1, cores // local_ranks))
-    return {name: threads for name in THREAD_VARIABLES if name not in environ}
-
-
-def bind_variables(bind: Bind) -> dict[str, str]:
-    """Tells a rank's guard to bind it to cores of its own."""
-    return {} if bind == "none" else {_BIND: bind}
-
-
-def wanted_binding(environ: Mapping[str, str] | None = None) -> Bind:
-    """In a rank: what :func:`bind_variables` said. Raises RankError for a word that it does not say."""
-    environ = os.environ if environ is None else environ
-    found = next((bind for bind in BINDS if bind == environ.get(_BIND, "none")), None)
-    if found is None:
-        raise RankError(f"{_BIND}={environ[_BIND]} is none of {', '.join(BINDS)}")
-    return found
-
-
-def bound_variables(binding: RankBinding, environ: Mapping[str, str]) -> dict[str, str]:
-    """What a bound rank's libraries have to know: how many threads, and which GPU; what the user set stays."""
-    gpu = {} if binding.gpu is None or _GPUS in environ else {_GPUS: str(binding.gpu)}
-    return {**thread_variables(binding.threads, 1, environ), **gpu}
 
 
 def escape_arguments(arguments: Sequence[str]) -> tuple[str, ...]:

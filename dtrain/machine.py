@@ -12,7 +12,7 @@ from typing import Any
 
 from dtrain import __version__, install
 from dtrain.errors import NotRunnable
-from dtrain.launch.mpi import find_mpi
+from dtrain.launch.mpi_families import find_mpi
 from dtrain.layout import Workspace
 from dtrain.spec import available_cores
 

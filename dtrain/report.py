@@ -136,6 +136,18 @@ def metric_rows(metrics: RunMetrics, *, by_rank: bool) -> Iterator[dict[str, Any
             yield from ({"step": step, "name": name, **dataclasses.asdict(reduced)} for name, reduced in values.items())
 
 
+def checks_table(hosts: list[dict[str, Any]]) -> Table:
+    """What ``dtrain doctor`` found; ``hosts`` have ``host`` and ``checks``, each with ``name``, ``level`` and ``said``."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("host", "check", "", "found"):
+        table.add_column(column)
+    for each in hosts:
+        for check in each["checks"]:
+            level = Text(check["level"], style={"ok": "green", "warning": "yellow"}.get(check["level"], "red"))
+            table.add_row(Text(each["host"]), Text(check["name"]), level, Text(check["said"]))
+    return table
+
+
 def jsonable(value: Any) -> Any:
     """``value`` with nan and the infinities as strings, as in the metrics' files: JSON has no words for them."""
     if isinstance(value, dict):

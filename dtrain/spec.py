@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from dtrain.roles import DIALECTS, Dialect, Task, cluster_tasks
 Launcher = Literal["local", "mpi", "horovod", "parameter_server", "multi_worker"]
 LAUNCHERS: tuple[Launcher, ...] = get_args(Launcher)
 CLUSTER_LAUNCHERS: tuple[Launcher, ...] = ("parameter_server", "multi_worker")
+MPI_LAUNCHERS: tuple[Launcher, ...] = ("mpi", "horovod")
 
 
 def available_cores() -> int:
@@ -118,15 +120,19 @@ class Restarts:
 class Hangs:
     """After how many seconds without progress a rank is taken to hang (None: never), and what is done then.
 
+    ``heartbeat_timeout_s``: after how many seconds without a sign of life a rank, or a host, is lost (None: never).
     ``on_hang``: ``end`` the job, ``report`` and go on; ``auto`` ends it unless the rank told nothing through dtrain since
     ``dtrain.init()``, or is a task of a TensorFlow cluster: they may work in silence, which looks the same.
     """
 
     hang_timeout_s: float | None = 600.0
     on_hang: Literal["auto", "end", "report"] = "auto"
+    heartbeat_timeout_s: float | None = 30.0
 
     def __post_init__(self) -> None:
         _check_seconds("--hang-timeout", self.hang_timeout_s)
+        if self.heartbeat_timeout_s is not None and not 3 <= self.heartbeat_timeout_s < float("inf"):
+            raise UsageError(f"--heartbeat-timeout {self.heartbeat_timeout_s:g} is not a number of seconds from 3; 0 is never")
         if self.on_hang not in ("auto", "end", "report"):
             raise UsageError(f"unknown --on-hang {self.on_hang!r}; there are auto, end, report")
 
@@ -137,8 +143,10 @@ class JobSpec:
 
     ``target`` is the path of a script, or a module's name when ``is_module``. ``source`` is the folder that is copied into the
     run folder and in which the ranks then work: by default the script's folder; the current folder for a module.
-    ``launcher`` None means ``local`` for one rank and ``mpi`` for more. ``cluster`` is for the launchers that have one.
-    ``hosts`` are filled with tasks by rank; none means this host, for as many as there are.
+    ``launcher`` None means ``local`` for one rank and ``mpi`` for more, or where there are ``hosts``. ``cluster`` is for the
+    launchers that have one.
+    ``hosts`` are filled with tasks by rank; none means this host, for as many as there are. ``network`` is the one, as
+    10.0.0.0/24, by which their ranks talk; None: MPI chooses. Without ``preflight`` hosts are not asked before the start.
     ``secrets`` are names of variables, of ``environment`` or of this process's, whose values nothing that dtrain writes shows.
     ``bind`` gives each rank cores and a GPU of its own (see :func:`dtrain.binding.plan_binding`).
     ``resume_from`` is the folder of the run whose newest whole checkpoint the ranks start from.
@@ -155,6 +163,8 @@ class JobSpec:
     launcher: Launcher | None = None
     cluster: ClusterOptions | None = None
     hosts: tuple[Host, ...] = ()
+    network: str | None = None
+    preflight: bool = True
     experiment: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     secrets: tuple[str, ...] = ()
@@ -181,15 +191,7 @@ class JobSpec:
         if self.size > self.max_ranks:
             asked = f"-n {self.workers}" + (f" (with all tasks {self.size})" if self.size > self.workers else "")
             raise UsageError(f"{asked} exceeds --max-ranks {self.max_ranks}; lower -n, or raise --max-ranks if you mean it")
-        if self.hosts and self.launcher not in CLUSTER_LAUNCHERS:
-            raise UsageError(
-                f"-H and --hostfile go with --launcher {' or '.join(CLUSTER_LAUNCHERS)}; several hosts with --launcher "
-                f"{self.launcher_name} are not there yet"
-            )
-        if self.hosts and not self.tasks:
-            raise UsageError("one worker without servers runs where dtrain does; leave out -H and --hostfile, or add workers")
-        if self.hosts:
-            place(self.size, self.hosts)
+        self._check_hosts()
         if self.launcher == "local" and self.workers > 1:
             raise UsageError(f"launcher 'local' runs one rank, and -n {self.workers} asks for more; use --launcher mpi")
         if not 0 <= self.grace_s < float("inf"):
@@ -203,6 +205,29 @@ class JobSpec:
         self._check_secrets()
         check_name("experiment", self.experiment_name)
         self._check_target()
+
+    def _check_hosts(self) -> None:
+        if self.launcher_name in CLUSTER_LAUNCHERS:
+            if self.hosts and not self.tasks:
+                raise UsageError("one worker without servers runs where dtrain does; leave out -H and --hostfile, or add workers")
+            if not self.preflight:
+                raise UsageError(f"--launcher {self.launcher} has to ask its hosts for free ports; leave out --skip-preflight")
+        elif self.hosts and self.launcher_name not in MPI_LAUNCHERS:
+            raise UsageError(
+                f"-H and --hostfile go with --launcher {', '.join((*MPI_LAUNCHERS, *CLUSTER_LAUNCHERS))}, "
+                f"not with {self.launcher_name}"
+            )
+        elif v6 := [host.name for host in self.hosts if ":" in host.name]:
+            raise UsageError(f"mpirun takes no IPv6 address such as {v6[0]} for a host; give it a name, in /etc/hosts if need be")
+        if self.hosts:
+            place(self.size, self.hosts)
+        if self.network is not None:
+            if not self.hosts or self.launcher_name not in MPI_LAUNCHERS:
+                raise UsageError(f"--network goes with -H or --hostfile and --launcher {' or '.join(MPI_LAUNCHERS)}")
+            try:
+                ipaddress.ip_network(self.network)
+            except ValueError as error:
+                raise UsageError(f"--network {self.network}: {error}; give a network as 10.0.0.0/24") from None
 
     def _check_secrets(self) -> None:
         for name in self.secrets:
@@ -254,7 +279,7 @@ class JobSpec:
 
     @property
     def launcher_name(self) -> Launcher:
-        return self.launcher or ("local" if self.workers == 1 else "mpi")
+        return self.launcher or ("local" if self.workers == 1 and not self.hosts else "mpi")
 
     @property
     def cluster_options(self) -> ClusterOptions:

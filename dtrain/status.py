@@ -29,6 +29,9 @@ T = TypeVar("T")
 # A line with this beginning on a rank's own stderr carries its error record when its files cannot be written (disk full).
 ERROR_LINE = "dtrain-rank-error "
 
+ORPHANED = "ended because what launched it was gone"
+"""What a rank's guard says of a rank whose mpirun, or mpirun's daemon on that host, has died."""
+
 _KILLED = (128 + signal.SIGKILL, 128 + signal.SIGTERM)  # what comes from outside; SIGABRT may follow from another's failure
 _KILL_NOTICED_S = 1.0
 _MESSAGE_LENGTH = 1_000

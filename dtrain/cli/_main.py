@@ -16,7 +16,7 @@ from dtrain.layout import to_json
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_VERBS = ("run", "runs", "show", "logs", "stacks", "metrics", "register", "models", "pull", "verify", "env")
+_VERBS = ("run", "runs", "show", "logs", "stacks", "metrics", "register", "models", "pull", "verify", "env", "doctor")
 """In the order of the path of a run, as the help shows them."""
 
 

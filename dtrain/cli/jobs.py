@@ -20,7 +20,11 @@ from dtrain.spec import LAUNCHERS, JobSpec
 @main.command(context_settings={"allow_interspersed_args": False})
 @workspace_option
 @click.option(
-    "-n", "--workers", type=int, default=1, show_default=True, metavar="N", help="Number of ranks; of workers, in a cluster."
+    "-n",
+    "--workers",
+    type=int,
+    metavar="N",
+    help="Number of ranks; of workers, in a cluster. [default: 1, or the slots of MPI's hosts]",
 )
 @click.option(
     "--launcher", metavar="|".join(LAUNCHERS), help="How ranks are started. [default: local for one rank, mpi for more]"

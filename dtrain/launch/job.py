@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from dtrain import env
+from dtrain import resources
 from dtrain.binding import HostTopology, plan_binding
 from dtrain.errors import UsageError, WorkspaceError
 from dtrain.launch.attempts import run_attempts
@@ -25,14 +25,17 @@ from dtrain.status import RunStatus
 _SHOWN_LINES = 20
 
 
-def planner(spec: JobSpec, workspace: Workspace | None) -> Callable[[RunLayout, Path], LaunchPlan]:
+def planner(
+    spec: JobSpec, workspace: Workspace | None, say: Callable[[str], None] | None = None
+) -> Callable[[RunLayout, Path], LaunchPlan]:
     """Ask the machine, once, for what the launcher of ``spec`` needs to know (which MPI); planning itself is then pure.
 
-    ``workspace`` is what other hosts have to see as well; None when nothing is to be written.
+    ``workspace`` is what other hosts have to see as well; None when nothing is to be written. ``say`` shows what is wrong with
+    hosts and does not keep the job from running.
 
     Raises MissingDependency and NotRunnable when the launcher cannot run here, UsageError for ranks that cannot be bound.
     """
-    plan, secrets = _launcher(spec, workspace), spec.secret_values()
+    plan, secrets = _launcher(spec, workspace, say), spec.secret_values()
     binding = [] if spec.bind == "none" or spec.hosts else plan_binding(spec.bind, spec.size, HostTopology.read())
     return lambda run, cwd: dataclasses.replace(_bound(plan(run, cwd), spec), secrets=secrets, binding=tuple(binding))
 
@@ -41,8 +44,8 @@ def _bound(plan: LaunchPlan, spec: JobSpec) -> LaunchPlan:
     """A plan whose ranks are bound where that is asked for: their guards then also say how many threads there shall be."""
     if spec.bind == "none":
         return plan
-    planned = set(env.THREAD_VARIABLES) - {*os.environ, *spec.environment}
-    added = env.bind_variables(spec.bind)
+    planned = set(resources.THREAD_VARIABLES) - {*os.environ, *spec.environment}
+    added = resources.bind_variables(spec.bind)
     processes = (
         dataclasses.replace(p, environment={**{n: v for n, v in p.environment.items() if n not in planned}, **added})
         for p in plan.processes
@@ -50,24 +53,33 @@ def _bound(plan: LaunchPlan, spec: JobSpec) -> LaunchPlan:
     return dataclasses.replace(plan, processes=tuple(processes))
 
 
-def _launcher(spec: JobSpec, workspace: Workspace | None) -> Callable[[RunLayout, Path], LaunchPlan]:
+def _launcher(
+    spec: JobSpec, workspace: Workspace | None, say: Callable[[str], None] | None
+) -> Callable[[RunLayout, Path], LaunchPlan]:
     # A launcher is imported when it is chosen: every start waits for what is imported here.
     if spec.tasks:
         from dtrain.launch import parameter_server
         from dtrain.launch.places import find_places
 
-        return functools.partial(parameter_server.plan, spec, places=find_places(spec, workspace))
+        return functools.partial(parameter_server.plan, spec, places=find_places(spec, workspace, say))
     if spec.launcher_name == "local" or spec.launcher_name in CLUSTER_LAUNCHERS:  # a cluster of one worker is a rank
         from dtrain.launch import local
 
         return functools.partial(local.plan, spec)
+    if spec.hosts:
+        from dtrain.launch.places import find_places
+
+        places = find_places(spec, workspace, say)
+    else:
+        places = []
     if spec.launcher_name == "horovod":
         from dtrain.launch import horovod
 
-        return functools.partial(horovod.plan, spec, horovod=horovod.find_horovod(spec))
+        return functools.partial(horovod.plan, spec, horovod=horovod.find_horovod(spec), places=places)
     from dtrain.launch import mpi
+    from dtrain.launch.mpi_families import find_mpi
 
-    return functools.partial(mpi.plan, spec, mpi=mpi.find_mpi())
+    return functools.partial(mpi.plan, spec, mpi=find_mpi(), places=places)
 
 
 def dry_run(spec: JobSpec, workspace: Workspace) -> LaunchPlan:
@@ -81,7 +93,7 @@ def run_job(spec: JobSpec, workspace: Workspace, console: Console) -> tuple[RunL
     Blocks. Raises UsageError and NotRunnable for what cannot be started, WorkspaceError when the run folder cannot be written;
     no run folder is left of a job that was not started.
     """
-    plan_for = planner(spec, workspace)
+    plan_for = planner(spec, workspace, console.say)
     run = workspace.create_run(spec.experiment_name)
     try:
         _fill(run, spec, workspace)
@@ -95,7 +107,7 @@ def run_job(spec: JobSpec, workspace: Workspace, console: Console) -> tuple[RunL
     limits = Limits(timeout_s=spec.timeout_s, grace_s=spec.grace_s, hangs=spec.hangs)
     if spec.tasks:
         limits = dataclasses.replace(limits, start_timeout_s=spec.cluster_options.start_timeout_s)
-    status = run_attempts(plan, lambda: planner(spec, workspace)(run, run.code), run, limits, spec.restarts, console)
+    status = run_attempts(plan, lambda: planner(spec, workspace, console.say)(run, run.code), run, limits, spec.restarts, console)
     _report(run, status, console)
     return run, status
 

@@ -60,10 +60,19 @@ class PlannedProcess:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlannedHost:
+    """Another host on which a process of this one (mpirun) starts ranks."""
+
+    name: str
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class LaunchPlan:
     """All processes of a job of ``size`` ranks, in the order in which they are started.
 
-    ``scratch`` is a folder of this host that the launcher's own programs may make; it is removed when the job is over.
+    ``scratch`` is a folder that the launcher's own programs may make on each host; it is removed when the job is over.
+    ``other_hosts`` are those with ranks that none of ``processes`` is.
     ``binding`` is what the ranks of this host will be bound to, by local rank; none where they are not, or other hosts have some.
     ``secrets`` are variables that all processes are given, and that stand in none of their environments or arguments here.
     """
@@ -72,6 +81,7 @@ class LaunchPlan:
     size: int
     processes: tuple[PlannedProcess, ...]
     scratch: Path | None = None
+    other_hosts: tuple[PlannedHost, ...] = ()
     binding: tuple[RankBinding, ...] = ()
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -126,6 +136,7 @@ class LaunchPlan:
                 {"local_rank": rank, "processors": format_cpus(each.cpus), "threads": each.threads, "gpu": each.gpu}
                 for rank, each in enumerate(self.binding)
             ],
+            "other_hosts": [{"name": host.name, "ranks": list(host.ranks)} for host in self.other_hosts],
         }
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dtrain.binding import Bind, HostTopology, format_cpus, parse_cpus, plan_binding
-from dtrain.env import bound_variables
 from dtrain.errors import UsageError
+from dtrain.resources import bound_variables
 
 
 def host(cores: int, nodes: int = 1, *, threads: int = 1, gpus: int = 0) -> HostTopology:
