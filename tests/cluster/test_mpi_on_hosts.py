@@ -221,11 +221,11 @@ def test_a_rank_that_leaves_early_is_found_by_the_hang_of_the_others(project: Mp
 
 
 def test_dry_run_shows_the_hosts_and_no_values(project: MpiProject) -> None:
-    project.env["TOKEN"] = "secret"
+    project.env["TOKEN"] = "hidden-word"
     plan = json.loads(project.dtrain("run", "-H", "node1:1,node2:2", "-n", "2", "--dry-run", "--json", project.script("")).stdout)
     (process,) = plan["processes"]
     assert "node1:1,node2:1" in process["argv"]
-    assert "secret" not in json.dumps(plan)
+    assert "hidden-word" not in json.dumps(plan)
     assert plan["other_hosts"] == [{"name": "node2", "ranks": [1]}]
     assert not (project.folder / "workspace").exists()
 
