@@ -8,6 +8,7 @@ script die together: each is told by the kernel when its parent is gone.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import faulthandler
 import importlib
 import json
@@ -45,11 +46,12 @@ class Recorder:
         # The pipe to the launcher, before the rank's output goes to its file.
         self._pipe = os.dup(2)
 
-    def failure(self, kind: Kind, exit_code: int, message: str, trace: str = "") -> None:
+    def failure(self, kind: Kind, exit_code: int, message: str, trace: str = "", when: float | None = None) -> None:
         """Record how the rank failed, unless it is recorded already."""
         if self.files.error.exists():
             return
         record = RankFailure.now(self.env.rank, kind, exit_code, message, trace, task=str(self.env.task or ""))
+        record = record if when is None else dataclasses.replace(record, time=when)
         try:
             write_record(self.files.error, record)
         except OSError:
@@ -118,6 +120,7 @@ class _Guard:
     def __init__(self, recorder: Recorder, child: int, control: Control | None) -> None:
         self._recorder, self._child, self._control = recorder, child, control
         self._ended_by: str | None = None
+        self._orphaned_at: float | None = None
         self._stays = False
         self._may_go = False
 
@@ -172,7 +175,7 @@ class _Guard:
             return self._recorder.done()
         exit_code = 128 - code if code < 0 else code
         if self._ended_by is not None:
-            self._recorder.failure("ended", exit_code, self._ended_by)
+            self._recorder.failure("ended", exit_code, self._ended_by, when=self._orphaned_at)
         elif code < 0:
             self._recorder.failure("signal", exit_code, f"killed by {signal_name(-code)}")
         elif exit_code == LOST_PEER.get(self._recorder.env.vocabulary):
@@ -198,6 +201,8 @@ class _Guard:
     def _launcher_is_gone(self, *_: object) -> None:
         # Nobody is left to end what the script started, so that goes with it: its process group.
         self._stays = False
+        # The time is what others, who fail of this rank's end, are compared with.
+        self._orphaned_at = time.time() if self._ended_by is None else None
         self._ended_by = self._ended_by or ORPHANED
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._child, signal.SIGKILL)

@@ -63,7 +63,9 @@ def plan(
     )
     ranks = {place.host: tuple(r for r, each in enumerate(places) if each.host == place.host) for place in places}
     hosts = tuple(PlannedHost(name=name, ranks=ranks[name]) for name in dict.fromkeys(p.host for p in places if p.over_ssh))
-    return LaunchPlan(launcher="mpi", size=spec.workers, processes=(process,), scratch=scratch, other_hosts=hosts)
+    return LaunchPlan(
+        launcher="mpi", size=spec.workers, processes=(process,), scratch=scratch, other_hosts=hosts, noise=family.noise
+    )
 
 
 def _thread_variables(spec: JobSpec, places: Sequence[Place], names: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:

@@ -70,7 +70,8 @@ class LaunchPlan:
     """All processes of a job of ``size`` ranks, in the order in which they are started.
 
     ``scratch`` is a folder that the launcher's own programs may make on each host; it is removed when the job is over.
-    ``other_hosts`` are those with ranks that none of ``processes`` is.
+    ``other_hosts`` are those with ranks that none of ``processes`` is. ``noise`` is a regular expression for lines of the
+    launcher's own that mean nothing, and are not shown; empty: all are.
     """
 
     launcher: str
@@ -78,6 +79,7 @@ class LaunchPlan:
     processes: tuple[PlannedProcess, ...]
     scratch: Path | None = None
     other_hosts: tuple[PlannedHost, ...] = ()
+    noise: str = ""
 
     @property
     def tasks(self) -> dict[int, PlannedTask]:
