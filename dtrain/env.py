@@ -63,6 +63,8 @@ _CONTROL = "DTRAIN_CONTROL"
 _WORKSPACE = "DTRAIN_WORKSPACE"
 _MPIRUN = "DTRAIN_MPIRUN"
 _THREADS = "DTRAIN_THREADS"
+LAST = "DTRAIN_LAST"
+"""Means nothing; the last of mpirun's own variables, where that one is not passed on."""
 
 _TENSORFLOW_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
@@ -81,6 +83,7 @@ _OF_ONE_RUN = (
     _SUPERVISED,
     _CONTROL,
     _THREADS,
+    LAST,
 )
 # What a process on another host needs before it can be told the rest, to find the same Python and its libraries.
 _TO_START = re.compile(r"PATH|DTRAIN_MPIRUN|PYTHON\w*|VIRTUAL_ENV|LD_\w+|LANG|LC_\w+|MALLOC_\w+|GLIBC_TUNABLES")

@@ -59,7 +59,7 @@ def plan(
         *rank_argv(spec),
     )
     process = PlannedProcess(
-        name="mpirun", host=socket.gethostname(), argv=argv, environment={**own, **own_remote, **environment}, cwd=cwd
+        name="mpirun", host=socket.gethostname(), argv=argv, environment={**own, **environment, **own_remote}, cwd=cwd
     )
     ranks = {place.host: tuple(r for r, each in enumerate(places) if each.host == place.host) for place in places}
     hosts = tuple(PlannedHost(name=name, ranks=ranks[name]) for name in dict.fromkeys(p.host for p in places if p.over_ssh))

@@ -84,7 +84,8 @@ FAMILIES: tuple[MpiFamily, ...] = (
             hosts=("-launcher", "ssh", "-hosts", "{hosts}"),
             network=("-iface", "{interface}"),
             forward=("-genvlist", "{names}"),
-            variables={"HYDRA_LAUNCHER_EXTRA_ARGS": "{ssh_options}"},
+            # Of a list of variables, mpiexec 5.0.2 does not pass on the one that comes last in its own environment.
+            variables={"HYDRA_LAUNCHER_EXTRA_ARGS": "{ssh_options}", env.LAST: ""},
         ),
     ),
 )

@@ -116,10 +116,13 @@ def test_ranks_on_two_hosts_share_one_world(project: MpiProject) -> None:
 import dtrain
 run = dtrain.init()
 print("says", sys.argv[1:], os.environ["MARK"], os.environ["OPENBLAS_NUM_THREADS"], flush=True)
+assert (os.environ["DTRAIN_ATTEMPT"], os.environ["LAST"]) == ("0", "one")
 print("local", run.local_rank, "of", run.local_size, "in", comm.size, flush=True)
 """
     )
-    done = project.dtrain("run", "--hostfile", "hosts", "--network", "10.77.0.0/24", script, "a b", "it's", ":")
+    done = project.dtrain(
+        "run", "--hostfile", "hosts", "--network", "10.77.0.0/24", "--env", "LAST=one", script, "a b", "it's", ":"
+    )
     assert done.returncode == 0, done.stderr
     said = set(done.stdout.splitlines())
     for rank, host, local, of in ((0, "node1", 0, 1), (1, "node2", 0, 2), (2, "node2", 1, 2)):
@@ -171,6 +174,18 @@ def test_nothing_outlives_a_killed_dtrain(
     project.find(job, "dtrain.cli").kill()
     job.communicate()
     wait_until(lambda: not project.processes())
+
+
+@OPENMPI
+def test_ranks_on_other_hosts_have_their_grace_time(project: MpiProject, start: Callable[..., subprocess.Popen[str]]) -> None:
+    end = (
+        "import signal\ndef end(*_):\n    time.sleep(1)\n    note('saved')\n    sys.exit(0)\nsignal.signal(signal.SIGTERM, end)\n"
+    )
+    job = start(end + COMPUTE, "--grace", "5")
+    project.find(job, "dtrain.cli").send_signal(signal.SIGTERM)
+    words = ends(job)
+    assert job.returncode == 143, words
+    assert all(noted(project, rank, "saved") for rank in (0, 1))
 
 
 @OPENMPI
