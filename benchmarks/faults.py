@@ -59,6 +59,9 @@ class Result:
     exit_code: int | None
     said: str
     left: int
+    """Processes that were there 15 s after the job's end, with the network back."""
+    gone_s: float | None = None
+    """When the last one was gone."""
 
 
 class Job:
@@ -178,13 +181,14 @@ def measure(fault: str, family: str, python: str, side: str, limit_s: float) -> 
     deadline = time.monotonic() + 15
     while (left := job.processes()) and code is not None and time.monotonic() < deadline:
         time.sleep(0.2)
+    gone = round(time.monotonic() - began, 1)
     for process in (*left, *([psutil.Process(job.process.pid)] if code is None else [])):
         with contextlib.suppress(psutil.Error):
             process.kill()
     job.process.wait()
     job.log.close()
     result = Result(
-        fault, family, side, seconds, code, job.said() if side == "dtrain" else "", len(left) if code is not None else 0
+        fault, family, side, seconds, code, job.said() if side == "dtrain" else "", len(left) if code is not None else 0, gone
     )
     shutil.rmtree(folder)
     return result
@@ -207,6 +211,8 @@ def cell(result: Result) -> str:
         return "hangs"
     code = result.exit_code if (result.exit_code or 0) >= 0 else 128 - (result.exit_code or 0)
     left = f"; {result.left} process{'es' * (result.left > 1)} left behind" if result.left else ""
+    if result.exit_code == -signal.SIGKILL and not left:  # what was killed is what ends the rest
+        return f"all gone after {result.gone_s} s"
     return f"{code} after {result.seconds} s{left}"
 
 

@@ -23,6 +23,9 @@ from dtrain.launch.plan import LaunchPlan, PlannedHost, PlannedProcess, rank_arg
 from dtrain.layout import RunLayout
 from dtrain.spec import JobSpec, available_cores
 
+# What an mpirun makes for its own ranks, or passes on by itself: of another one, where this job is started from within it.
+_OF_AN_MPI = ("OMPI_", "PRTE_", "PMIX_", "PMI_", "HYDRA_", "HYDI_", "MPI_LOCAL")
+
 
 def plan(
     spec: JobSpec,
@@ -100,7 +103,7 @@ def _remote_flags(
         "interface": interface_in(spec.network) if spec.network and "{interface}" in family.remote.network else "",
     }
     passed = sorted(env.sent_variables().keys() | environment.keys())
-    passed = [name for name in passed if re.fullmatch(r"\w+", name) and not name.startswith(("OMPI_", "PRTE_", "PMIX_"))]
+    passed = [name for name in passed if re.fullmatch(r"\w+", name) and not name.startswith(_OF_AN_MPI)]
     forward = family.remote.forward
     if "{names}" in forward:
         forwarded = [flag.format(names=",".join(passed)) for flag in forward]

@@ -199,7 +199,7 @@ def test_a_killed_connection_ends_the_host(project: MpiProject, start: Callable[
 
 @OPENMPI
 def test_a_stopped_rank_is_lost(project: MpiProject, start: Callable[..., subprocess.Popen[str]]) -> None:
-    job = start(EXCHANGE, "--heartbeat-timeout", "3")
+    job = start(EXCHANGE, "--heartbeat-timeout", "5")
     script = project.rank(1)
     for process in (script.parent(), script):
         process.send_signal(signal.SIGSTOP)
@@ -221,7 +221,7 @@ def test_a_host_that_is_cut_off(
     wait_until: Callable[..., None],
     script: str,
 ) -> None:
-    job = start(script, "--heartbeat-timeout", "3")
+    job = start(script, "--heartbeat-timeout", "5")
     cut("node2")
     words = ends(job)
     assert job.returncode == 255, words

@@ -135,7 +135,7 @@ def test_options_that_cannot_be(project: Project, options: tuple[str, ...], word
 @pytest.mark.needs("mpi")
 def test_a_stopped_rank_with_its_guard_is_lost(project: Project, wait_until: Callable[..., None]) -> None:
     job = project.start(
-        "run", "-n", "2", "--heartbeat-timeout", "3", project.script("import time\nopen('outputs/begun', 'a')\ntime.sleep(60)\n")
+        "run", "-n", "2", "--heartbeat-timeout", "5", project.script("import time\nopen('outputs/begun', 'a')\ntime.sleep(60)\n")
     )
     wait_until(lambda: any(project.folder.glob("workspace/runs/*/ranks/00001/heartbeat.json")))
     record = read_process(project.latest, 1)
