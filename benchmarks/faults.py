@@ -35,7 +35,10 @@ def allreduce():
     comm.Allreduce(MPI.IN_PLACE, np.ones(1000))
 allreduce()
 open(f"{folder}/works-{comm.rank}", "w").close()
-while not os.path.exists(f"{folder}/go"):
+def told_to_end():
+    told = os.path.exists(f"{folder}/go")
+    return told if mode == "compute" else comm.bcast(told)
+while not told_to_end():
     time.sleep(0.05)
     if os.path.exists(f"{folder}/strike") and comm.rank == comm.size - 1:
         if mode == "raise":
@@ -56,6 +59,9 @@ class Result:
     exit_code: int | None
     said: str
     left: int
+    """Processes that were there 15 s after the job's end, with the network back."""
+    gone_s: float | None = None
+    """When the last one was gone."""
 
 
 class Job:
@@ -103,16 +109,19 @@ class Job:
         found = [p for p in self.processes() if any(p.environ().get(k) == v for k, v in marks.items())]
         return sorted(found, key=lambda p: p.parent() in found)
 
-    def find(self, *words: str) -> psutil.Process:
-        """The process of node1 whose name is one of these words, or whose command line holds one."""
+    def mpirun(self) -> psutil.Process:
         own = psutil.Process(self.process.pid)
-        return next(p for p in (own, *own.children(recursive=True)) if p.name() in words or set(words) & set(p.cmdline()))
+        return next(p for p in (own, *own.children(recursive=True)) if p.name() in ("prterun", "mpirun", "mpiexec.hydra"))
+
+    def dtrain(self) -> psutil.Process:
+        own = psutil.Process(self.process.pid)  # the testbed's command holds dtrain's
+        return next(p for p in own.children(recursive=True) if "dtrain.cli" in p.cmdline())
 
     def said(self) -> str:
         lines = (self.folder / "said").read_text().splitlines()
-        named = [line for line in lines if line.startswith("dtrain: first to fail was ")]
-        ours = [line for line in lines if line.startswith("dtrain: ") and "its whole output" not in line]
-        return (named or ours or [""])[-1].removeprefix("dtrain: ")
+        ours = [line.removeprefix("dtrain: ") for line in lines if line.startswith("dtrain: ")]
+        told = [line for line in ours if not line.startswith(("run ", "its whole output"))]
+        return next((line for line in told if line.startswith("first to fail was ")), (told or [""])[-1])
 
 
 def strike(job: Job) -> None:
@@ -147,8 +156,8 @@ FAULTS: dict[str, tuple[str, Callable[[Job], None], list[str]]] = {
     "kill -9 of a rank's script": ("exchange", lambda job: job.ranks()[-1].kill(), []),
     "kill -9 of a rank and its guard": ("exchange", kill_guard, []),
     "kill -9 of the remote daemon": ("exchange", lambda job: job.ranks()[0].parent().kill(), []),
-    "kill -9 of mpirun": ("exchange", lambda job: job.find("prterun", "mpirun", "mpiexec.hydra").kill(), []),
-    "kill -9 of dtrain": ("exchange", lambda job: job.find("dtrain.cli").kill(), []),
+    "kill -9 of mpirun": ("exchange", lambda job: job.mpirun().kill(), []),
+    "kill -9 of dtrain": ("exchange", lambda job: job.dtrain().kill(), []),
     "SIGSTOP of a rank": ("exchange", stop, []),
     "link cut during allreduces": ("exchange", cut, []),
     "link cut while computing": ("compute", cut, []),
@@ -172,13 +181,14 @@ def measure(fault: str, family: str, python: str, side: str, limit_s: float) -> 
     deadline = time.monotonic() + 15
     while (left := job.processes()) and code is not None and time.monotonic() < deadline:
         time.sleep(0.2)
+    gone = round(time.monotonic() - began, 1)
     for process in (*left, *([psutil.Process(job.process.pid)] if code is None else [])):
         with contextlib.suppress(psutil.Error):
             process.kill()
     job.process.wait()
     job.log.close()
     result = Result(
-        fault, family, side, seconds, code, job.said() if side == "dtrain" else "", len(left) if code is not None else 0
+        fault, family, side, seconds, code, job.said() if side == "dtrain" else "", len(left) if code is not None else 0, gone
     )
     shutil.rmtree(folder)
     return result
@@ -201,6 +211,8 @@ def cell(result: Result) -> str:
         return "hangs"
     code = result.exit_code if (result.exit_code or 0) >= 0 else 128 - (result.exit_code or 0)
     left = f"; {result.left} process{'es' * (result.left > 1)} left behind" if result.left else ""
+    if result.exit_code == -signal.SIGKILL and not left:  # what was killed is what ends the rest
+        return f"all gone after {result.gone_s} s"
     return f"{code} after {result.seconds} s{left}"
 
 

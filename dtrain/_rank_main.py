@@ -8,6 +8,7 @@ script die together: each is told by the kernel when its parent is gone.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import faulthandler
 import importlib
 import json
@@ -59,12 +60,13 @@ class Recorder:
         # The pipe to the launcher, before the rank's output goes to its file.
         self._pipe = os.dup(2)
 
-    def failure(self, kind: Kind, exit_code: int, message: str, trace: str = "") -> None:
+    def failure(self, kind: Kind, exit_code: int, message: str, trace: str = "", when: float | None = None) -> None:
         """Record how the rank failed, unless it is recorded already."""
         if self.files.error.exists():
             return
         message, trace = self.masker.text(message), self.masker.text(trace)
         record = RankFailure.now(self.env.rank, kind, exit_code, message, trace, task=str(self.env.task or ""))
+        record = record if when is None else dataclasses.replace(record, time=when)
         try:
             write_record(self.files.error, record, durable=not self.env.supervised)
         except OSError:
@@ -151,6 +153,7 @@ class _Guard:
     def __init__(self, recorder: Recorder, child: int, control: Control | None, output: MaskedPipe | None) -> None:
         self._recorder, self._child, self._control, self._output = recorder, child, control, output
         self._ended_by: str | None = None
+        self._orphaned_at: float | None = None
         self._stays = False
         self._may_go = False
 
@@ -209,7 +212,7 @@ class _Guard:
             return self._recorder.done()
         exit_code = 128 - code if code < 0 else code
         if self._ended_by is not None:
-            self._recorder.failure("ended", exit_code, self._ended_by)
+            self._recorder.failure("ended", exit_code, self._ended_by, when=self._orphaned_at)
         elif code < 0:
             self._recorder.failure("signal", exit_code, f"killed by {signal_name(-code)}")
         elif exit_code == LOST_PEER.get(self._recorder.env.vocabulary):
@@ -235,6 +238,8 @@ class _Guard:
     def _launcher_is_gone(self, *_: object) -> None:
         # Nobody is left to end what the script started, so that goes with it: its process group.
         self._stays = False
+        # The time is what others, who fail of this rank's end, are compared with.
+        self._orphaned_at = time.time() if self._ended_by is None else None
         self._ended_by = self._ended_by or ORPHANED
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._child, signal.SIGKILL)

@@ -62,6 +62,8 @@ _CONTROL = "DTRAIN_CONTROL"
 _WORKSPACE = "DTRAIN_WORKSPACE"
 _MPIRUN = "DTRAIN_MPIRUN"
 _SECRETS = "DTRAIN_SECRETS"
+LAST = "DTRAIN_LAST"
+"""Means nothing; the last of mpirun's own variables, where that one is not passed on."""
 
 _TENSORFLOW_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
@@ -81,6 +83,7 @@ _OF_ONE_RUN = (
     _CONTROL,
     _SECRETS,
     *resources.OWN_VARIABLES,
+    LAST,
 )
 # What a process on another host needs before it can be told the rest, to find the same Python and its libraries. It stands on a
 # command line: a PYTHON_API_KEY is not to be among it.

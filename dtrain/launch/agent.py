@@ -121,6 +121,11 @@ class Agents:
                 failures.append(lost(host.name, host.ranks, _why(connection, code), time.time()))
         return failures
 
+    def give_up(self, host: str) -> None:
+        """Wait no more for a host that does not answer; its agent ends what is left there when it learns of it."""
+        self._reported.add(host)
+        self._connections[host].process.kill()
+
     def close(self) -> None:
         """Let them end what is left on their hosts, and then themselves."""
         for connection in self._connections.values():

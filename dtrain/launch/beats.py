@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from dtrain.launch.agent import lost
+from dtrain.launch.agent import Agents, lost
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.ssh import FAILED
 from dtrain.layout import RunLayout
@@ -27,11 +27,11 @@ class BeatWatch:
         plan: LaunchPlan,
         run: RunLayout,
         timeout_s: float | None,
-        heard: Callable[[], dict[str, int]],
+        agents: Agents,
         host_of: Callable[[int], str],
     ) -> None:
-        """``heard`` tells how much each agent said so far; ``host_of`` names the host of a rank."""
-        self._plan, self._run, self._timeout_s, self._heard, self._host_of = plan, run, timeout_s, heard, host_of
+        """``host_of`` names the host of a rank."""
+        self._plan, self._run, self._timeout_s, self._agents, self._host_of = plan, run, timeout_s, agents, host_of
         self._last: dict[int | str, bytes | int] = {}
         self._seen: dict[int | str, float] = {}
         self._looked = time.monotonic()
@@ -45,18 +45,20 @@ class BeatWatch:
         gap, self._looked = now - self._looked, now
         if gap > _STOPPED_S:
             self._seen = {key: seen + gap for key, seen in self._seen.items()}
-        for name, count in self._heard().items():
+        for name, count in self._agents.heard().items():
             if count:  # else it is about to begin
                 self._note(name, count, now)
         silent = {rank for rank in range(self._plan.size) if self._silent_s(rank, now) > limit}
         failures = []
         for host in self._plan.other_hosts:
-            quiet = now - self._seen.get(host.name, now)
             begun = [rank for rank in host.ranks if rank in self._seen]
-            if quiet <= limit and begun and silent.issuperset(begun):
-                quiet = now - max(self._seen[rank] for rank in begun)
+            if host.name in self._seen:  # then it is the host that is silent, and not only what it wrote into the run folder
+                quiet = now - self._seen[host.name]
+            else:
+                quiet = now - max(self._seen[rank] for rank in begun) if begun and silent.issuperset(begun) else 0.0
             if quiet > limit and host.name not in self._reported:
                 self._reported.update([host.name, *host.ranks])
+                self._agents.give_up(host.name)
                 failures.append(lost(host.name, host.ranks, f"does not answer since {_clock(quiet)}", time.time() - quiet))
         for rank in sorted(silent - self._reported):
             self._reported.add(rank)

@@ -268,7 +268,7 @@ class Crew:
                 member.process = subprocess.Popen(
                     planned.argv,
                     cwd=planned.cwd,
-                    env={**env.inherited(), **planned.environment, **supervised, **self._secrets},
+                    env={**env.inherited(), **self._secrets, **planned.environment, **supervised},
                     stdin=subprocess.DEVNULL,
                     stdout=self._output,
                     stderr=self._output,

@@ -23,6 +23,9 @@ from dtrain.launch.plan import LaunchPlan, PlannedHost, PlannedProcess, rank_arg
 from dtrain.layout import RunLayout
 from dtrain.spec import JobSpec, available_cores
 
+# What an mpirun makes for its own ranks, or passes on by itself: of another one, where this job is started from within it.
+_OF_AN_MPI = ("OMPI_", "PRTE_", "PMIX_", "PMI_", "HYDRA_", "HYDI_", "MPI_LOCAL")
+
 
 def plan(
     spec: JobSpec,
@@ -44,6 +47,7 @@ def plan(
     own = {name: str(scratch) for name in family.scratch_variables}
     environment = {
         **_thread_variables(spec, places, threads, environ),
+        **resources.bind_variables(spec.bind),
         **env.launch_variables(run, size=spec.workers, vocabulary=family.vocabulary, resume_from=spec.resume_from),
         **(env.unsupervised_variables() if places else {}),
         **spec.open_environment,
@@ -59,15 +63,21 @@ def plan(
         *rank_argv(spec),
     )
     process = PlannedProcess(
-        name="mpirun", host=socket.gethostname(), argv=argv, environment={**own, **own_remote, **environment}, cwd=cwd
+        name="mpirun", host=socket.gethostname(), argv=argv, environment={**own, **environment, **own_remote}, cwd=cwd
     )
     ranks = {place.host: tuple(r for r, each in enumerate(places) if each.host == place.host) for place in places}
     hosts = tuple(PlannedHost(name=name, ranks=ranks[name]) for name in dict.fromkeys(p.host for p in places if p.over_ssh))
-    return LaunchPlan(launcher="mpi", size=spec.workers, processes=(process,), scratch=scratch, other_hosts=hosts)
+    return LaunchPlan(
+        launcher="mpi", size=spec.workers, processes=(process,), scratch=scratch, other_hosts=hosts, noise=family.noise
+    )
 
 
 def _thread_variables(spec: JobSpec, places: Sequence[Place], names: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
-    """mpirun gives all ranks the same environment: where hosts differ, each rank takes its own number out of a list."""
+    """mpirun gives all ranks the same environment: where hosts differ, each rank takes its own number out of a list.
+
+    A bound rank's guard knows better.
+    """
+    names = [name for name in names if spec.bind == "none" or name not in resources.THREAD_VARIABLES]
     if not places:
         return resources.thread_variables(available_cores(), spec.workers, environ, names)
     counts = dict(_counted(places))
@@ -98,7 +108,7 @@ def _remote_flags(
         "interface": interface_in(spec.network) if spec.network and "{interface}" in family.remote.network else "",
     }
     passed = sorted(env.sent_variables().keys() | environment.keys() | env.secret_variables(spec.secret_values()).keys())
-    passed = [name for name in passed if re.fullmatch(r"\w+", name) and not name.startswith(("OMPI_", "PRTE_", "PMIX_"))]
+    passed = [name for name in passed if re.fullmatch(r"\w+", name) and not name.startswith(_OF_AN_MPI)]
     forward = family.remote.forward
     if "{names}" in forward:
         forwarded = [flag.format(names=",".join(passed)) for flag in forward]

@@ -43,6 +43,8 @@ class MpiFamily:
     flags_oversubscribed: tuple[str, ...] = ()
     scratch_variables: tuple[str, ...] = ()
     """Those that say where it keeps what belongs to one launch."""
+    noise: str = ""
+    """Regular expression for what mpirun prints that means nothing."""
 
 
 # Binding is left off: mpirun would bind each rank to one core, also when threads were asked for. A rank that waits
@@ -69,6 +71,8 @@ FAMILIES: tuple[MpiFamily, ...] = (
             forward=("-x", "{name}"),
             variables={},
         ),
+        # It moves its ssh client into a process group of its own, when that has perhaps done so already.
+        noise=r"plm:ssh: Warning: setpgid",
         scratch_variables=("PRTE_MCA_prte_tmpdir_base", "OMPI_MCA_orte_tmpdir_base"),
     ),
     MpiFamily(
@@ -80,7 +84,8 @@ FAMILIES: tuple[MpiFamily, ...] = (
             hosts=("-launcher", "ssh", "-hosts", "{hosts}"),
             network=("-iface", "{interface}"),
             forward=("-genvlist", "{names}"),
-            variables={"HYDRA_LAUNCHER_EXTRA_ARGS": "{ssh_options}"},
+            # Of a list of variables, mpiexec 5.0.2 does not pass on the one that comes last in its own environment.
+            variables={"HYDRA_LAUNCHER_EXTRA_ARGS": "{ssh_options}", env.LAST: ""},
         ),
     ),
 )

@@ -72,7 +72,8 @@ class LaunchPlan:
     """All processes of a job of ``size`` ranks, in the order in which they are started.
 
     ``scratch`` is a folder that the launcher's own programs may make on each host; it is removed when the job is over.
-    ``other_hosts`` are those with ranks that none of ``processes`` is.
+    ``other_hosts`` are those with ranks that none of ``processes`` is. ``noise`` is a regular expression for lines of the
+    launcher's own that mean nothing, and are not shown; empty: all are.
     ``binding`` is what the ranks of this host will be bound to, by local rank; none where they are not, or other hosts have some.
     ``secrets`` are variables that all processes are given, and that stand in none of their environments or arguments here.
     """
@@ -82,6 +83,7 @@ class LaunchPlan:
     processes: tuple[PlannedProcess, ...]
     scratch: Path | None = None
     other_hosts: tuple[PlannedHost, ...] = ()
+    noise: str = ""
     binding: tuple[RankBinding, ...] = ()
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import shutil
 import signal
 import socket
@@ -97,7 +98,7 @@ class Supervisor:
         for host in plan.other_hosts:
             self._on_other_hosts.update(host.ranks)
             self._planned_hosts.update(dict.fromkeys(host.ranks, host.name))
-        self._beats = BeatWatch(plan, run, limits.hangs.heartbeat_timeout_s, agents.heard, self._host)
+        self._beats = BeatWatch(plan, run, limits.hangs.heartbeat_timeout_s, agents, self._host)
         self._failures: dict[int, RankFailure] = {}
         self._hang = HangWatch(plan, run, limits.hangs, console.say, self._crew.tell)
         self._hung: str | None = None
@@ -203,7 +204,7 @@ class Supervisor:
         for line in self._launcher_reader.lines(data, final=final):
             if (failure := failure_from_line(line)) is not None:
                 self._failures.setdefault(failure.rank, failure)
-            else:
+            elif not (self._plan.noise and re.search(self._plan.noise, line)):
                 self._launcher_lines.append((time.monotonic(), line))
         self._show_launcher(final)
 
@@ -298,7 +299,9 @@ class Supervisor:
         missing = [rank for rank in self._plan.deciding_ranks if not self._run.rank(rank).done.is_file()]
         launcher_code = self._crew.exit_code()
         vanished = self._vanished(missing, launcher_code)
-        failure = first_failure(list(self._failures.values())) or self._orphaned(launcher_code)
+        failure, orphan = first_failure(list(self._failures.values())), self._orphaned(launcher_code)
+        if orphan is not None and (failure is None or orphan.time < failure.time):
+            failure = orphan
         failure = failure or (vanished[0] if len(vanished) == 1 else None)
         if self._signals and not self._work_done:
             state, code, cause = "canceled", 128 + self._signals[0], f"canceled by {signal_name(self._signals[0])}"
@@ -354,7 +357,7 @@ class Supervisor:
         if launcher_code < 0 or not gone:
             return None
         message = f"lost: the daemon of {self._plan.processes[0].name} on this host, by which it was started, has died"
-        return dataclasses.replace(gone[0], kind="signal", exit_code=FAILED, message=message)
+        return dataclasses.replace(min(gone, key=lambda each: each.time), kind="signal", exit_code=FAILED, message=message)
 
     def _launcher_cause(self, code: int) -> str:
         name = self._plan.processes[0].name

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from dtrain.status import read_process, read_status
-from tests.console.conftest import watched
+from tests.console.conftest import ROOT, watched
 
 from .conftest import ClusterProject, Testbed
 
@@ -71,6 +71,10 @@ class MpiProject(ClusterProject):
         return next(p for p in found if p.parent() in found)
 
 
+# What does not depend on the MPI is tried with one; each start takes seconds.
+OPENMPI = pytest.mark.parametrize("project", ["openmpi"], indirect=True)
+
+
 @pytest.fixture(params=["openmpi", pytest.param("mpich", marks=pytest.mark.needs("mpich"))])
 def project(request: pytest.FixtureRequest, tmp_path: Path, testbed: Testbed):  # type: ignore[no-untyped-def]
     project = MpiProject(tmp_path, hosts=testbed)
@@ -83,7 +87,7 @@ def start(project: MpiProject, wait_until: Callable[..., None]) -> Callable[...,
     """Starts a script on node1 and node2, and returns when all its ranks are at work."""
 
     def start(script: str, *options: str) -> subprocess.Popen[str]:
-        job = project.start("run", "-H", "node1,node2", "--grace", "2", *options, project.script(script))
+        job = project.start("run", "-H", "node1,node2", "--grace", "1", *options, project.script(script))
         wait_until(lambda: job.poll() is not None or (latest(project) and all(noted(project, rank, "works") for rank in (0, 1))))
         return job
 
@@ -112,10 +116,13 @@ def test_ranks_on_two_hosts_share_one_world(project: MpiProject) -> None:
 import dtrain
 run = dtrain.init()
 print("says", sys.argv[1:], os.environ["MARK"], os.environ["OPENBLAS_NUM_THREADS"], flush=True)
+assert (os.environ["DTRAIN_ATTEMPT"], os.environ["LAST"]) == ("0", "one")
 print("local", run.local_rank, "of", run.local_size, "in", comm.size, flush=True)
 """
     )
-    done = project.dtrain("run", "--hostfile", "hosts", "--network", "10.77.0.0/24", script, "a b", "it's", ":")
+    done = project.dtrain(
+        "run", "--hostfile", "hosts", "--network", "10.77.0.0/24", "--env", "LAST=one", script, "a b", "it's", ":"
+    )
     assert done.returncode == 0, done.stderr
     said = set(done.stdout.splitlines())
     for rank, host, local, of in ((0, "node1", 0, 1), (1, "node2", 0, 2), (2, "node2", 1, 2)):
@@ -125,13 +132,15 @@ print("local", run.local_rank, "of", run.local_size, "in", comm.size, flush=True
 
 
 @pytest.mark.parametrize(
-    ("death", "code", "cause"),
+    ("project", "death", "code", "cause"),
     [
-        ("raise ValueError('bad batch')", 1, "ValueError: bad batch"),
-        ("os._exit(3)", 3, "exited with code 3"),
-        ("os.kill(os.getpid(), 9)", 137, "killed by SIGKILL"),
+        ("openmpi", "raise ValueError('bad batch')", 1, "ValueError: bad batch"),
+        ("openmpi", "os._exit(3)", 3, "exited with code 3"),
+        ("openmpi", "os.kill(os.getpid(), 9)", 137, "killed by SIGKILL"),
+        pytest.param("mpich", "os._exit(3)", 3, "exited with code 3", marks=pytest.mark.needs("mpich")),
     ],
-    ids=["raises", "exits", "killed"],
+    ids=["openmpi-raises", "openmpi-exits", "openmpi-killed", "mpich-exits"],
+    indirect=["project"],
 )
 def test_the_first_to_fail_on_another_host_is_named(project: MpiProject, death: str, code: int, cause: str) -> None:
     done = project.dtrain("run", "-H", "node1:1,node2:2", project.script(DIES.replace("DEATH", death)))
@@ -148,6 +157,7 @@ def test_a_killed_daemon_of_mpirun(project: MpiProject, start: Callable[..., sub
     assert "first to fail was rank 1 on node2: lost: the daemon of mpirun on this host" in words
 
 
+@OPENMPI
 def test_a_killed_mpirun(project: MpiProject, start: Callable[..., subprocess.Popen[str]]) -> None:
     job = start(EXCHANGE)
     dtrain = project.find(job, "dtrain.cli")
@@ -166,6 +176,19 @@ def test_nothing_outlives_a_killed_dtrain(
     wait_until(lambda: not project.processes())
 
 
+@OPENMPI
+def test_ranks_on_other_hosts_have_their_grace_time(project: MpiProject, start: Callable[..., subprocess.Popen[str]]) -> None:
+    end = (
+        "import signal\ndef end(*_):\n    time.sleep(1)\n    note('saved')\n    sys.exit(0)\nsignal.signal(signal.SIGTERM, end)\n"
+    )
+    job = start(end + COMPUTE, "--grace", "5")
+    project.find(job, "dtrain.cli").send_signal(signal.SIGTERM)
+    words = ends(job)
+    assert job.returncode == 143, words
+    assert all(noted(project, rank, "saved") for rank in (0, 1))
+
+
+@OPENMPI
 def test_a_killed_connection_ends_the_host(project: MpiProject, start: Callable[..., subprocess.Popen[str]]) -> None:
     job = start(EXCHANGE)
     project.find(job, "ssh", "dtrain.launch.agent").kill()
@@ -174,17 +197,23 @@ def test_a_killed_connection_ends_the_host(project: MpiProject, start: Callable[
     assert "first to fail was rank 1 on node2: lost: host node2 has no connection any more" in words
 
 
+@OPENMPI
 def test_a_stopped_rank_is_lost(project: MpiProject, start: Callable[..., subprocess.Popen[str]]) -> None:
-    job = start(EXCHANGE, "--heartbeat-timeout", "3")
+    job = start(EXCHANGE, "--heartbeat-timeout", "5")
     script = project.rank(1)
     for process in (script.parent(), script):
         process.send_signal(signal.SIGSTOP)
     words = ends(job)
     assert job.returncode == 255, words
-    assert "first to fail was rank 1 on node2: lost: host node2 does not answer since" in words, words
+    assert "first to fail was rank 1 on node2: lost: gives no sign of life since" in words, words
 
 
-@pytest.mark.parametrize("script", [EXCHANGE, COMPUTE], ids=["exchanging", "computing"])
+@pytest.mark.parametrize(
+    ("project", "script"),
+    [("openmpi", EXCHANGE), ("openmpi", COMPUTE), pytest.param("mpich", EXCHANGE, marks=pytest.mark.needs("mpich"))],
+    ids=["openmpi-exchanging", "openmpi-computing", "mpich-exchanging"],
+    indirect=["project"],
+)
 def test_a_host_that_is_cut_off(
     project: MpiProject,
     start: Callable[..., subprocess.Popen[str]],
@@ -192,16 +221,17 @@ def test_a_host_that_is_cut_off(
     wait_until: Callable[..., None],
     script: str,
 ) -> None:
-    job = start(script, "--heartbeat-timeout", "3")
+    job = start(script, "--heartbeat-timeout", "5")
     cut("node2")
     words = ends(job)
     assert job.returncode == 255, words
-    assert "first to fail was rank 1 on node2: lost: host node2 does not answer since" in words, words
+    assert "first to fail was rank 1 on node2: lost: host node2 does not answer" in words, words
     assert read_status(project.latest).failure.host == "node2"  # type: ignore[union-attr]
     project.hosts("heal", "node2")
     wait_until(lambda: not project.processes())
 
 
+@OPENMPI
 def test_a_short_cut_is_outlived(
     project: MpiProject, start: Callable[..., subprocess.Popen[str]], cut: Callable[[str], None]
 ) -> None:
@@ -214,12 +244,14 @@ def test_a_short_cut_is_outlived(
     assert job.returncode == 0, words
 
 
+@OPENMPI
 def test_a_rank_that_leaves_early_is_found_by_the_hang_of_the_others(project: MpiProject) -> None:
     script = DIES.replace("DEATH", "os._exit(0)")
-    done = project.dtrain("run", "-H", "node1,node2", "--hang-timeout", "3", "--grace", "2", project.script(script))
+    done = project.dtrain("run", "-H", "node1,node2", "--hang-timeout", "3", "--grace", "1", project.script(script))
     assert done.returncode not in (0, None), done.stderr
 
 
+@OPENMPI
 def test_dry_run_shows_the_hosts_and_no_values(project: MpiProject) -> None:
     project.env["TOKEN"] = "hidden-word"
     plan = json.loads(project.dtrain("run", "-H", "node1:1,node2:2", "-n", "2", "--dry-run", "--json", project.script("")).stdout)
@@ -230,6 +262,7 @@ def test_dry_run_shows_the_hosts_and_no_values(project: MpiProject) -> None:
     assert not (project.folder / "workspace").exists()
 
 
+@OPENMPI
 def test_hosts_are_asked_before_anything_starts(project: MpiProject) -> None:
     done = project.dtrain("run", "-H", "node1,elsewhere", project.script("print('ran')"))
     assert (done.returncode, done.stdout) == (127, "")
@@ -250,3 +283,25 @@ def test_doctor_tells_what_is_in_the_way(project: MpiProject) -> None:
     (host,) = project.json("doctor", "-H", "node2")
     assert {check["level"] for check in host["checks"]} == {"ok"}
     assert project.dtrain("doctor").returncode == 0
+
+
+@OPENMPI
+@pytest.mark.needs("tensorflow", "horovod")
+def test_horovod_trains_over_two_hosts(project: MpiProject) -> None:
+    script = project.script((ROOT / "examples" / "tensorflow_digits.py").read_text())
+    done = project.dtrain("run", "--launcher", "horovod", "-H", "node1,node2", script, "--epochs", "1", timeout=110)
+    assert done.returncode == 0, done.stderr
+    assert [read_process(project.latest, rank).host for rank in (0, 1)] == ["node1", "node2"]  # type: ignore[union-attr]
+
+
+def test_secrets_and_binding_come_to_ranks_on_other_hosts(project: MpiProject) -> None:
+    project.env["ZZ_KEY"] = "s3cr3t v4lue"  # the last of all variables
+    script = project.script(
+        PRELUDE + "print('key', os.environ['ZZ_KEY'], len(os.environ['ZZ_KEY']), len(os.sched_getaffinity(0)))"
+    )
+    done = project.dtrain("run", "-H", "node1:1,node2:2", "--secret", "ZZ_KEY", "--bind", "core", script)
+    assert done.returncode == 0, done.stderr
+    cores = len(os.sched_getaffinity(0))
+    told = [f"[node{1 + (rank > 0)}:{rank}] key *** 12 {cores // (2 if rank else 1)}" for rank in range(3)]
+    assert sorted(done.stdout.splitlines()) == told
+    assert not [path for path in project.latest.root.rglob("*") if path.is_file() and b"cr3t v4" in path.read_bytes()]

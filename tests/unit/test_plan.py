@@ -109,6 +109,7 @@ def test_mpich_on_two_hosts(script: str, tmp_path: Path) -> None:
     assert process.argv[process.argv.index("-iface") + 1] == "lo"
     assert "DTRAIN_RUN_DIR" in process.argv[process.argv.index("-genvlist") + 1].split(",")
     assert process.environment["HYDRA_LAUNCHER_EXTRA_ARGS"].startswith("-o BatchMode=yes")
+    assert list(process.environment)[-1] == "DTRAIN_LAST"
 
 
 def test_what_the_user_set_holds(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
