@@ -145,6 +145,11 @@ class RankLayout:
             os.listdir(self.root)
 
     @property
+    def orders(self) -> Path:
+        """What a supervisor on another host tells the rank, a word a line."""
+        return self.root / "orders"
+
+    @property
     def done(self) -> Path:
         """The rank's completion record; a run without one from every rank did not succeed."""
         return self.root / "done.json"
@@ -225,6 +230,16 @@ class RunLayout:
         return self.root / "status.json"
 
     @property
+    def slurm_job(self) -> Path:
+        """The Slurm job that the run was submitted as; absent for any other."""
+        return self.root / "slurm.json"
+
+    @property
+    def slurm_log(self) -> Path:
+        """What dtrain and Slurm themselves said while that job ran."""
+        return self.root / "slurm.log"
+
+    @property
     def tags(self) -> Path:
         return self.root / "tags.json"
 
@@ -255,16 +270,12 @@ class RunLayout:
 
     @property
     def ranks(self) -> Path:
-        return self.root / "ranks" if self.attempt is None else self._attempt
-
-    @property
-    def _attempt(self) -> Path:
-        return self.root / "attempts" / str(self.attempt or 0)
+        return self.root / "ranks" if self.attempt is None else self.root / "attempts" / str(self.attempt)
 
     @property
     def attempt_status(self) -> Path:
         """How one attempt ended; the run's own status is that of the last."""
-        return self._attempt / "status.json"
+        return self.root / "attempts" / str(self.attempt or 0) / "status.json"
 
     @property
     def staging(self) -> Path:

@@ -15,7 +15,7 @@ from dtrain.hosts import Host, place
 from dtrain.layout import check_name
 from dtrain.roles import DIALECTS, Dialect, Task, cluster_tasks
 
-Launcher = Literal["local", "mpi", "horovod", "parameter_server", "multi_worker"]
+Launcher = Literal["local", "mpi", "horovod", "parameter_server", "multi_worker", "slurm"]
 LAUNCHERS: tuple[Launcher, ...] = get_args(Launcher)
 CLUSTER_LAUNCHERS: tuple[Launcher, ...] = ("parameter_server", "multi_worker")
 
@@ -129,6 +129,68 @@ class Hangs:
             raise UsageError(f"unknown --on-hang {self.on_hang!r}; there are auto, end, report")
 
 
+# How ranks are started within an allocation: by srun, which speaks PMIx or PMI2 with the ranks' MPI, or by MPI's own mpirun.
+SlurmStart = Literal["auto", "pmix", "pmi2", "mpirun"]
+
+# Options of sbatch that are dtrain's own to give, and what stands for them.
+_OWN_SBATCH = {
+    **dict.fromkeys(("-N", "--nodes"), "--nodes"),
+    **dict.fromkeys(("-n", "--ntasks"), "-n"),
+    "--ntasks-per-node": "--tasks-per-node",
+    **dict.fromkeys(
+        ("-a", "--array", "-W", "--wait", "--wrap", "--parsable", "-D", "--chdir", "-o", "--output", "-e", "--error"), ""
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmOptions:
+    """The options of launcher ``slurm``, beside the number of ranks. ``sbatch_args`` go to sbatch as they are.
+
+    Raises UsageError for what cannot be.
+    """
+
+    nodes: int | None = None
+    tasks_per_node: int | None = None
+    sbatch_args: tuple[str, ...] = ()
+    start: SlurmStart = "auto"
+
+    def __post_init__(self) -> None:
+        for name, value in (("--nodes", self.nodes), ("--tasks-per-node", self.tasks_per_node)):
+            if value is not None and value < 1:
+                raise UsageError(f"{name} {value} is not a number from 1")
+        starts = get_args(SlurmStart)
+        if self.start not in starts:
+            raise UsageError(
+                f"unknown --slurm-start {self.start!r}{did_you_mean(self.start, starts)}; there are {', '.join(starts)}"
+            )
+        for text in self.sbatch_args:
+            name = text.partition("=")[0]
+            if not name.startswith("-"):
+                raise UsageError(f"--sbatch-arg {text!r} is no option of sbatch; write it in one, as --sbatch-arg=--time=10:00")
+            if name in _OWN_SBATCH:
+                use = f"use {_OWN_SBATCH[name]}" if _OWN_SBATCH[name] else "dtrain needs it itself, or cannot go with it"
+                raise UsageError(f"--sbatch-arg {text} cannot be given: {use}")
+
+    def ranks(self, asked: int | None, allocated: int | None) -> int:
+        """How many ranks: ``asked`` (``-n``), else what these options say, else those of the allocation, else one."""
+        if self.tasks_per_node is None:
+            ranks = asked or self.nodes or allocated or 1
+            if self.nodes is not None and ranks < self.nodes:
+                raise UsageError(f"-n {ranks} on --nodes {self.nodes} leaves nodes without a rank; lower --nodes, or raise -n")
+            return ranks
+        if self.nodes is None and asked is not None and asked % self.tasks_per_node:
+            raise UsageError(f"-n {asked} is no multiple of --tasks-per-node {self.tasks_per_node}; change one of them")
+        if self.nodes is None:
+            return asked or self.tasks_per_node
+        ranks = self.nodes * self.tasks_per_node
+        if asked not in (None, ranks):
+            raise UsageError(
+                f"-n {asked} contradicts --nodes {self.nodes} x --tasks-per-node {self.tasks_per_node} = {ranks}; leave -n out"
+            )
+        return ranks
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobSpec:
     """One job: a script or module, its arguments, and how many ranks run it.
@@ -136,7 +198,7 @@ class JobSpec:
     ``target`` is the path of a script, or a module's name when ``is_module``. ``source`` is the folder that is copied into the
     run folder and in which the ranks then work: by default the script's folder; the current folder for a module.
     ``launcher`` None means ``local`` for one rank and ``mpi`` for more. ``cluster`` is for the launchers that have one.
-    ``hosts`` are filled with tasks by rank; none means this host, for as many as there are.
+    ``hosts`` are filled with tasks by rank; none means this host, for as many as there are. ``slurm`` is for that launcher.
     ``resume_from`` is the folder of the run whose newest whole checkpoint the ranks start from.
 
     Raises UsageError for values that cannot be, NotRunnable when there is no such script.
@@ -151,6 +213,7 @@ class JobSpec:
     launcher: Launcher | None = None
     cluster: ClusterOptions | None = None
     hosts: tuple[Host, ...] = ()
+    slurm: SlurmOptions | None = None
     experiment: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     timeout_s: float | None = None
@@ -172,7 +235,12 @@ class JobSpec:
                 f"not with {self.launcher_name}"
             )
         # Asking for the tasks also refuses options that this launcher does not have.
-        if self.size > self.max_ranks:
+        if self.slurm is not None and self.launcher != "slurm":
+            raise UsageError(
+                "--nodes, --tasks-per-node, --sbatch-arg and --slurm-start go with --launcher slurm, "
+                f"not with {self.launcher_name}"
+            )
+        if self.size > self.max_ranks and self.launcher != "slurm":  # Slurm has limits of its own
             asked = f"-n {self.workers}" + (f" (with all tasks {self.size})" if self.size > self.workers else "")
             raise UsageError(f"{asked} exceeds --max-ranks {self.max_ranks}; lower -n, or raise --max-ranks if you mean it")
         if self.hosts and self.launcher not in CLUSTER_LAUNCHERS:
@@ -239,6 +307,10 @@ class JobSpec:
         return tasks if len(tasks) > 1 else ()
 
     @property
+    def slurm_options(self) -> SlurmOptions:
+        return self.slurm or SlurmOptions()
+
+    @property
     def size(self) -> int:
         """How many ranks the job has, tasks of all roles counted."""
         return len(self.tasks) or self.workers
@@ -251,11 +323,36 @@ class JobSpec:
         """The content of ``spec.json``."""
         values = dataclasses.asdict(self)
         values.update(
-            launcher=self.launcher_name, experiment=self.experiment_name, source=self.source_folder, args=list(self.args)
+            launcher=self.launcher_name,
+            experiment=self.experiment_name,
+            source=self.source_folder,
+            script=self.script_in_source,
+            args=list(self.args),
         )
         if self.launcher_name in CLUSTER_LAUNCHERS:
             values["cluster"] = dataclasses.asdict(self.cluster_options)
         return values
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any], code: Path) -> JobSpec:
+        """The job whose :meth:`to_json` this is, of the copy of its source in ``code``: for who runs it later, elsewhere.
+
+        For ranks without roles, on hosts that are not named.
+        """
+        script = values["script"]
+        given = {
+            **{name: value for name, value in values.items() if name != "script"},
+            "target": script if values["is_module"] else str(code / script),
+            "source": code,
+            "args": tuple(values["args"]),
+            "hosts": (),
+            "resume_from": Path(values["resume_from"]) if values["resume_from"] is not None else None,
+            "restarts": Restarts(**{**values["restarts"], "restart_on": tuple(values["restarts"]["restart_on"])}),
+            "hangs": Hangs(**values["hangs"]),
+        }
+        if values["slurm"] is not None:
+            given["slurm"] = SlurmOptions(**{**values["slurm"], "sbatch_args": tuple(values["slurm"]["sbatch_args"])})
+        return JobSpec(**given)
 
 
 def _beside_itself(script: Path) -> Path:

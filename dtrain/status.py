@@ -23,7 +23,7 @@ from dtrain.layout import RunLayout, read_json, write_json
 from dtrain.processes import ProcessRecord
 
 Kind = Literal["exception", "exit", "signal", "ended", "consequence"]
-State = Literal["running", "completed", "failed", "canceled"]
+State = Literal["queued", "running", "completed", "failed", "canceled"]
 T = TypeVar("T")
 
 # A line with this beginning on a rank's own stderr carries its error record when its files cannot be written (disk full).
@@ -91,6 +91,10 @@ class RunStatus:
     tasks: list[str] = field(default_factory=list)
     restarts: int = 0
     earlier: list[str] = field(default_factory=list)
+
+    @property
+    def is_over(self) -> bool:
+        return self.state not in ("queued", "running")
 
     @property
     def duration_s(self) -> float | None:

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from dtrain.allocation import Allocation
 from dtrain.cli import options
 from dtrain.cli._main import json_option, main, pairs, print_json, workspace_option
 from dtrain.errors import UsageError
-from dtrain.layout import Workspace
+from dtrain.layout import RunLayout, Workspace
 from dtrain.spec import LAUNCHERS, JobSpec
+from dtrain.status import read_status
+
+if TYPE_CHECKING:
+    from dtrain.launch.console import Console
 
 
 @main.command(context_settings={"allow_interspersed_args": False})
 @workspace_option
 @click.option(
-    "-n", "--workers", type=int, default=1, show_default=True, metavar="N", help="Number of ranks; of workers, in a cluster."
+    "-n", "--workers", type=int, metavar="N", help="Number of ranks; of workers, in a cluster. [default: 1, or what Slurm gave]"
 )
 @click.option(
-    "--launcher", metavar="|".join(LAUNCHERS), help="How ranks are started. [default: local for one rank, mpi for more]"
+    "--launcher",
+    metavar="|".join(LAUNCHERS),
+    help="How ranks are started. [default: local for one rank, mpi for more; slurm within a Slurm job]",
 )
 @options.cluster
 @options.hosts
+@options.slurm
 @options.restarts
 @options.hangs
 @click.option("--experiment", metavar="NAME", help="Name that the run's begins with. [default: the script's]")
@@ -56,16 +65,22 @@ def run(workspace: Workspace, command: tuple[str, ...], resume: str | None, dry_
       dtrain run -n 2 --experiment digits train.py --epochs 10
       dtrain run -n 4 -m mypackage.train --epochs 10
       dtrain run --launcher parameter_server --workers 2 --servers 1 --chief -H node1:2,node2:2 train.py
+      dtrain run --launcher slurm --nodes 2 --tasks-per-node 4 --sbatch-arg=--time=8:00:00 train.py
     """
     from dtrain.launch import job
     from dtrain.launch.console import Console
+    from dtrain.launch.follow import come_back, submit_job
 
     if as_json and not dry_run:
         raise UsageError("--json goes with --dry-run; the finished run as JSON is `dtrain show latest --json`")
     console = Console()
     resume_from = job.resume_folder(resume, workspace, console) if resume is not None else None
+    detach = given.pop("detach")
     parts = options.take_parts(given)
     spec = JobSpec(target=command[0], args=command[1:], resume_from=resume_from, **parts, **given)
+    submits = spec.launcher_name == "slurm" and Allocation.read() is None
+    if (detach or spec.slurm_options.sbatch_args) and not submits:
+        raise UsageError("--detach and --sbatch-arg go with --launcher slurm outside of a Slurm job: nothing is submitted here")
     if dry_run:
         plan = job.dry_run(spec, workspace)
         if as_json:
@@ -73,8 +88,28 @@ def run(workspace: Workspace, command: tuple[str, ...], resume: str | None, dry_
         else:
             click.echo("\n".join(process.shell_line() for process in plan.processes))
         return
+    if submits:
+        submitted = submit_job(spec, workspace, console)
+        if detach:
+            console.say(come_back(submitted))
+            return
+        sys.exit(_follow(submitted, console))
     _, status = job.run_job(spec, workspace, console)
     sys.exit(status.exit_code)
+
+
+def _follow(run: RunLayout, console: Console, rank: int | None = None) -> int:
+    """Follow a submitted run; its exit code. Ctrl-C leaves it to itself."""
+    from dtrain.launch.follow import come_back, follow_job
+    from dtrain.launch.sbatch import SlurmJob
+
+    job = SlurmJob.of(run)
+    assert job is not None
+    try:
+        return follow_job(run, job, console, rank=rank).exit_code or 0
+    except KeyboardInterrupt:
+        console.say(f"\n{come_back(run)}")
+        return 128 + signal.SIGINT
 
 
 @main.command()
@@ -90,9 +125,33 @@ def logs(workspace: Workspace, reference: str, rank: int | None, attempt: int | 
     Example:
       dtrain logs latest --rank 0 --follow
     """
+    from dtrain.launch.console import Console
     from dtrain.launch.logs import print_logs
+    from dtrain.launch.sbatch import SlurmJob
 
-    print_logs(workspace.find_run(reference), rank=rank, attempt=attempt, follow=follow)
+    found = workspace.find_run(reference)
+    if follow and attempt is None and SlurmJob.of(found) is not None and not read_status(found).is_over:
+        _follow(found, Console(), rank)
+    else:
+        print_logs(found, rank=rank, attempt=attempt, follow=follow)
+
+
+@main.command()
+@workspace_option
+@click.argument("reference", metavar="RUN")
+def stop(workspace: Workspace, reference: str) -> None:
+    """End a run that waits in a queue or goes on. Its ranks are told, and have their grace time.
+
+    \b
+    Example:
+      dtrain stop latest
+    """
+    from dtrain.launch.console import Console
+    from dtrain.launch.stop import stop_run
+
+    found = workspace.find_run(reference)
+    status = stop_run(found, Console())
+    click.echo(f"{found.id}  {status.state}  {status.cause}".rstrip())
 
 
 @main.command()

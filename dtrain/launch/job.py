@@ -9,8 +9,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from dtrain.allocation import Allocation
 from dtrain.errors import UsageError, WorkspaceError
-from dtrain.launch import horovod, local, mpi, parameter_server
+from dtrain.launch import horovod, local, mpi, parameter_server, slurm
 from dtrain.launch.attempts import run_attempts
 from dtrain.launch.console import Console
 from dtrain.launch.places import find_places
@@ -35,6 +36,12 @@ def planner(spec: JobSpec, workspace: Workspace | None) -> Callable[[RunLayout, 
         return functools.partial(parameter_server.plan, spec, places=find_places(spec, workspace))
     if spec.launcher_name == "local" or spec.launcher_name in CLUSTER_LAUNCHERS:  # a cluster of one worker is a rank
         return functools.partial(local.plan, spec)
+    if spec.launcher_name == "slurm":
+        allocation = Allocation.read()
+        if allocation is None:
+            return functools.partial(slurm.submission, spec)
+        start = slurm.find_start(spec, allocation, tried=workspace is not None)
+        return functools.partial(slurm.plan, spec, allocation=allocation, start=start)
     if spec.launcher_name == "horovod":
         return functools.partial(horovod.plan, spec, horovod=horovod.find_horovod(spec))
     return functools.partial(mpi.plan, spec, mpi=mpi.find_mpi())
@@ -52,6 +59,14 @@ def run_job(spec: JobSpec, workspace: Workspace, console: Console) -> tuple[RunL
     no run folder is left of a job that was not started.
     """
     plan_for = planner(spec, workspace)
+    run = make_run(spec, workspace)
+    plan = plan_for(run, run.code)
+    announce(run, plan, console)
+    return run, supervise_run(run, spec, plan, console)
+
+
+def make_run(spec: JobSpec, workspace: Workspace) -> RunLayout:
+    """Make the run folder of a job, with the copy of its source. Raises UsageError and WorkspaceError, and leaves none then."""
     run = workspace.create_run(spec.experiment_name)
     try:
         _fill(run, spec, workspace)
@@ -60,14 +75,21 @@ def run_job(spec: JobSpec, workspace: Workspace, console: Console) -> tuple[RunL
         if isinstance(error, OSError):
             raise WorkspaceError(f"run folder {run.root} cannot be written: {error}") from error
         raise
-    plan = plan_for(run, run.code)
+    return run
+
+
+def announce(run: RunLayout, plan: LaunchPlan, console: Console) -> None:
     console.say(f"dtrain: run {run.id} · {_ranks(plan)} · launcher {plan.launcher} · {run.root}")
+
+
+def supervise_run(run: RunLayout, spec: JobSpec, plan: LaunchPlan, console: Console) -> RunStatus:
+    """Run the job of a run folder to its end, say how it ended, and return its status. Blocks."""
     limits = Limits(timeout_s=spec.timeout_s, grace_s=spec.grace_s, hangs=spec.hangs)
     if spec.tasks:
         limits = dataclasses.replace(limits, start_timeout_s=spec.cluster_options.start_timeout_s)
-    status = run_attempts(plan, lambda: planner(spec, workspace)(run, run.code), run, limits, spec.restarts, console)
-    _report(run, status, console)
-    return run, status
+    status = run_attempts(plan, lambda: planner(spec, run.workspace)(run, run.code), run, limits, spec.restarts, console)
+    report_end(run, status, console)
+    return status
 
 
 def _ranks(plan: LaunchPlan) -> str:
@@ -88,7 +110,7 @@ def _fill(run: RunLayout, spec: JobSpec, workspace: Workspace) -> None:
     write_json(run.spec, spec.to_json())
 
 
-def _report(run: RunLayout, status: RunStatus, console: Console) -> None:
+def report_end(run: RunLayout, status: RunStatus, console: Console) -> None:
     """Say how the run ended; of a failed one the cause comes last, where it is looked for."""
     duration = f"{status.duration_s:.1f} s"
     if status.state == "completed":

@@ -62,12 +62,14 @@ class LaunchPlan:
     """All processes of a job of ``size`` ranks, in the order in which they are started.
 
     ``scratch`` is a folder of this host that the launcher's own programs may make; it is removed when the job is over.
+    ``ordered`` is true where a program other than dtrain starts ranks on other hosts: they are told what to do by files.
     """
 
     launcher: str
     size: int
     processes: tuple[PlannedProcess, ...]
     scratch: Path | None = None
+    ordered: bool = False
 
     @property
     def tasks(self) -> dict[int, PlannedTask]:

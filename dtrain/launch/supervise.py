@@ -37,6 +37,7 @@ _CAUSE_LINES = 20
 _SHOWN_AT_ONCE = 16  # MiB
 _POLL_S = 0.03
 _CHECK_S = 0.1
+_FRESH_LOOK_S = 1.0  # of what ranks on other hosts wrote, see RankLayout.look_again
 # After a failure the launcher ends the other ranks by itself, as a rule at once; it says more when it may.
 _LAUNCHER_REACTION_S = 0.3
 # The launcher's words are shown this much later, to know by then whether they are about a rank that failed.
@@ -64,11 +65,19 @@ class Limits:
     hangs: Hangs = field(default_factory=Hangs)
 
 
+@dataclass(frozen=True)
+class Signals:
+    """Those that this process was sent, in the order in which they came: one ``to_end`` ends the job as canceled, a second one at
+    once; those ``to_pass_on`` are for the ranks."""
+
+    to_end: list[int] = field(default_factory=list)
+    to_pass_on: list[int] = field(default_factory=list)
+
+
 class Supervisor:
     """Runs one attempt of a plan to its end. Made by the submit side's one process; :meth:`run` blocks until nothing is left."""
 
-    def __init__(self, plan: LaunchPlan, run: RunLayout, limits: Limits, console: Console, signals: list[int]) -> None:
-        """``signals`` are those that this process was sent; one that comes ends the job as canceled, a second one at once."""
+    def __init__(self, plan: LaunchPlan, run: RunLayout, limits: Limits, console: Console, signals: Signals) -> None:
         self._plan, self._run, self._limits, self._console = plan, run, limits, console
         self._names = {rank: str(planned.task) for rank, planned in plan.tasks.items()}
         self._labels = {rank: planned.task.label for rank, planned in plan.tasks.items()}
@@ -81,17 +90,19 @@ class Supervisor:
         self._ending = False
         self._work_done = False
         self._hosts: dict[int, str] = {}
-        self._on_other_hosts = {process.task.rank for process in plan.processes if process.task is not None and process.over_ssh}
+        over_ssh = {process.task.rank for process in plan.processes if process.task is not None and process.over_ssh}
+        self._on_other_hosts = set(range(plan.size)) if plan.ordered else over_ssh
         self._planned_hosts = {process.task.rank: process.host for process in plan.processes if process.task is not None}
         self._failures: dict[int, RankFailure] = {}
         self._hang = HangWatch(plan, run, limits.hangs, console.say, self._crew.tell)
         self._hung: str | None = None
-        self._signals = signals
+        self._signals, self._to_pass_on = signals.to_end, signals.to_pass_on
         environ = {**os.environ, **plan.processes[0].environment}
         self._chatter = None if env.wants_tensorflow_messages(environ) else Chatter()
         self._timed_out = False
         self._started = time.time()
         self._next_check = 0.0
+        self._next_fresh_look = 0.0
 
     def run(self) -> RunStatus:
         """Start the plan's processes, wait for the end, and return how it ended; nothing is recorded of that here.
@@ -116,6 +127,8 @@ class Supervisor:
             self._show()
             self._collect()
             now = time.time()
+            while self._to_pass_on:
+                self._crew.pass_on(self._to_pass_on.pop(0))
             if self._signals:
                 return
             if limit is not None and now - (self._limits.began or self._started) > limit:
@@ -148,6 +161,10 @@ class Supervisor:
         if not final and time.monotonic() < self._next_check:
             return
         self._next_check = time.monotonic() + _CHECK_S
+        if self._plan.ordered and time.monotonic() > self._next_fresh_look:
+            self._next_fresh_look = time.monotonic() + _FRESH_LOOK_S
+            for rank in range(self._plan.size):
+                self._run.rank(rank).look_again()
         tasks = self._plan.tasks
         for rank in self._plan.deciding_ranks if self._work_done else range(self._plan.size):
             if rank in self._failures or (rank in tasks and not final):

@@ -228,8 +228,8 @@ class Registry:
 
 def _registrable_status(run: RunLayout, any_state: bool) -> RunStatus:
     status = read_status(run)
-    if status.state == "running":
-        raise RegistryError(f"run {run.id} is still running; register it when it has ended")
+    if not status.is_over:
+        raise RegistryError(f"run {run.id} is still {status.state}; register it when it has ended")
     if status.state != "completed" and not any_state:
         how = "was canceled" if status.state == "canceled" else "failed"
         raise RegistryError(f"run {run.id} {how}; its files are registered all the same with any_state=True (`--any-state`)")
