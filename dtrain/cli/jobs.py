@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from dtrain.allocation import Allocation
 from dtrain.cli import options
 from dtrain.cli._main import json_option, main, pairs, print_json, workspace_option
 from dtrain.errors import UsageError
-from dtrain.layout import RunLayout, Workspace
+from dtrain.layout import RunLayout, Workspace, read_json
 from dtrain.spec import LAUNCHERS, JobSpec
 from dtrain.status import read_status
 
@@ -166,6 +167,7 @@ def stacks(workspace: Workspace, reference: str, rank: int | None, as_json: bool
     Example:
       dtrain stacks latest
     """
+    from dtrain.launch.crew import order
     from dtrain.launch.stacks import collect_stacks, read_beat
     from dtrain.status import read_status
 
@@ -173,7 +175,8 @@ def stacks(workspace: Workspace, reference: str, rank: int | None, as_json: bool
     size = read_status(found).size
     if rank is not None and not 0 <= rank < size:
         raise UsageError(f"--rank {rank}: run {found.id} has ranks 0 to {size - 1}")
-    answers = collect_stacks(found, range(size) if rank is None else [rank])
+    tell = functools.partial(order, found) if read_json(found.spec)["launcher"] == "slurm" else None
+    answers = collect_stacks(found, range(size) if rank is None else [rank], tell)
     beats = {each: read_beat(found, each) for each in answers}
     if as_json:
         print_json([{"rank": each, "collective": beats[each].collective, "stacks": text} for each, text in answers.items()])

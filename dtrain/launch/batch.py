@@ -6,6 +6,8 @@ the run reads; what is said here goes to the job's own log. A job that Slurm sta
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import sys
 from pathlib import Path
 
@@ -14,9 +16,12 @@ from dtrain.errors import DtrainError, NotRunnable
 from dtrain.launch import slurm
 from dtrain.launch.console import Console
 from dtrain.launch.job import supervise_run
+from dtrain.launch.supervise import TIME_LIMIT
 from dtrain.layout import RunLayout, read_json
 from dtrain.spec import JobSpec
 from dtrain.status import RunStatus, read_status, write_record
+
+_DUE = re.compile(rb"CANCELLED AT \S+ DUE TO ([A-Z ]*[A-Z])")
 
 
 class _Words(Console):
@@ -44,7 +49,25 @@ def run_batch(run: RunLayout, console: Console) -> RunStatus:
     nodes = slurm.hostnames(allocation)
     console.say(f"dtrain: Slurm job {allocation.job_id} on {', '.join(nodes)}; ranks are started by {start.title}")
     plan = slurm.plan(spec, run, run.code, allocation=allocation, start=start)
-    return supervise_run(run, spec, plan, console)
+    begin = run.slurm_log.stat().st_size if run.slurm_log.exists() else 0
+    status = supervise_run(run, spec, plan, console)
+    return _explained(run, status, begin, console)
+
+
+def _explained(run: RunLayout, status: RunStatus, begin: int, console: Console) -> RunStatus:
+    """The status of a run that Slurm ended, with the reason that slurmstepd gives in the log after ``begin``, if it does."""
+    if status.state != "canceled" or not run.slurm_log.exists():
+        return status
+    reasons = _DUE.findall(run.slurm_log.read_bytes()[begin:])
+    if not reasons:
+        return status
+    reason = reasons[-1].decode().lower()
+    status = dataclasses.replace(status, cause=f"Slurm ended the job: {reason}")
+    if reason == "time limit":
+        status = dataclasses.replace(status, state="failed", exit_code=TIME_LIMIT)
+    write_record(run.status, status)
+    console.say(f"dtrain: {status.cause}", bad=True)
+    return status
 
 
 def main() -> None:
