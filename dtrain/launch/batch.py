@@ -50,11 +50,10 @@ def run_batch(run: RunLayout, console: Console) -> RunStatus:
     console.say(f"dtrain: Slurm job {allocation.job_id} on {', '.join(nodes)}; ranks are started by {start.title}")
     plan = slurm.plan(spec, run, run.code, allocation=allocation, start=start)
     begin = run.slurm_log.stat().st_size if run.slurm_log.exists() else 0
-    status = supervise_run(run, spec, plan, console)
-    return _explained(run, status, begin, console)
+    return supervise_run(run, spec, plan, console, lambda status: _explained(run, status, begin))
 
 
-def _explained(run: RunLayout, status: RunStatus, begin: int, console: Console) -> RunStatus:
+def _explained(run: RunLayout, status: RunStatus, begin: int) -> RunStatus:
     """The status of a run that Slurm ended, with the reason that slurmstepd gives in the log after ``begin``, if it does."""
     if status.state != "canceled" or not run.slurm_log.exists():
         return status
@@ -66,7 +65,6 @@ def _explained(run: RunLayout, status: RunStatus, begin: int, console: Console) 
     if reason == "time limit":
         status = dataclasses.replace(status, state="failed", exit_code=TIME_LIMIT)
     write_record(run.status, status)
-    console.say(f"dtrain: {status.cause}", bad=True)
     return status
 
 

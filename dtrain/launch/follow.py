@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import shutil
 import signal
 import time
@@ -98,6 +100,7 @@ class _Watch:
         if time.monotonic() < self._next_question:
             return False
         self._next_question = time.monotonic() + (_ASK_AT_END_S if status.is_over else _ASK_S)
+        self._look_again()
         state = self._job.look()
         if state is None:
             self._say_once(f"dtrain: Slurm does not answer about job {self._job.job_id}; asking again")
@@ -111,6 +114,7 @@ class _Watch:
 
     def end(self) -> RunStatus:
         """The job is over: say the rest, and return the run's status, which is completed by what Slurm knows."""
+        self._look_again()
         status = read_status(self._run)
         self._show_words(final=True)
         reported = status.is_over
@@ -124,11 +128,16 @@ class _Watch:
             write_record(self._run.status, status)
             if reported:
                 self._console.say(f"dtrain: {cause}", bad=True)
-        elif status.state == "failed" and self._last.state in _ENDS:
+        elif status.state == "failed" and self._last.state in _ENDS and not status.cause.startswith("Slurm "):
             self._console.say(f"dtrain: {cause}", bad=True)
         if not reported:
             report_end(self._run, status, self._console)
         return status
+
+    def _look_again(self) -> None:
+        """See what the job's nodes have written, see RankLayout.look_again."""
+        with contextlib.suppress(OSError):
+            os.listdir(self._run.root)
 
     def _show_words(self, *, final: bool = False) -> None:
         for line in self._words.lines(self._words.read(), final=final):

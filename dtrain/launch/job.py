@@ -82,12 +82,23 @@ def announce(run: RunLayout, plan: LaunchPlan, console: Console) -> None:
     console.say(f"dtrain: run {run.id} · {_ranks(plan)} · launcher {plan.launcher} · {run.root}")
 
 
-def supervise_run(run: RunLayout, spec: JobSpec, plan: LaunchPlan, console: Console) -> RunStatus:
-    """Run the job of a run folder to its end, say how it ended, and return its status. Blocks."""
+def supervise_run(
+    run: RunLayout,
+    spec: JobSpec,
+    plan: LaunchPlan,
+    console: Console,
+    explain: Callable[[RunStatus], RunStatus] | None = None,
+) -> RunStatus:
+    """Run the job of a run folder to its end, say how it ended, and return its status. Blocks.
+
+    ``explain`` gives a status back that tells more of the end, if it knows more.
+    """
     limits = Limits(timeout_s=spec.timeout_s, grace_s=spec.grace_s, hangs=spec.hangs)
     if spec.tasks:
         limits = dataclasses.replace(limits, start_timeout_s=spec.cluster_options.start_timeout_s)
     status = run_attempts(plan, lambda: planner(spec, run.workspace)(run, run.code), run, limits, spec.restarts, console)
+    if explain is not None:
+        status = explain(status)
     report_end(run, status, console)
     return status
 

@@ -11,6 +11,7 @@ from dtrain.launch.plan import LaunchPlan
 from dtrain.layout import RunLayout, read_json, write_json
 
 _ANSWER_S = 60.0
+_UNKNOWN = "nvalid job id"
 # What Slurm calls a job that it will start, or has started and not yet done with. https://slurm.schedmd.com/squeue.html
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 _AT_WORK = ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
@@ -50,16 +51,16 @@ class SlurmJob:
     def look(self) -> JobState | None:
         """Ask Slurm; None when it does not answer."""
         answer = self._ask("squeue", "--noheader", "--states=all", f"--jobs={self.job_id}", "--format=%T|%r")
-        if answer is None or (answer.returncode != 0 and "nvalid job id" not in answer.stderr):
+        if answer is None or (answer.returncode != 0 and _UNKNOWN not in answer.stderr):
             return None
         lines = answer.stdout.splitlines() or [""]  # one that names the cluster may come first
         state, _, reason = lines[-1].strip().partition("|")
         return JobState(state=state, reason=reason)
 
     def cancel(self) -> None:
-        """Have Slurm end the job; a waiting one never starts. Returns before it has ended. Raises NotRunnable."""
+        """Have Slurm end the job, if it still knows it; a waiting one never starts. Does not wait for it. Raises NotRunnable."""
         answer = self._ask("scancel", self.job_id)
-        if answer is None or answer.returncode != 0:
+        if answer is None or (answer.returncode != 0 and _UNKNOWN not in answer.stderr):
             raise NotRunnable(
                 f"Slurm job {self.job_id} cannot be canceled: {answer.stderr.strip() if answer else 'scancel fails'}"
             )

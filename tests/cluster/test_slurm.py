@@ -213,6 +213,9 @@ def test_a_job_goes_on_elsewhere_when_a_node_is_cut_off(
     assert "begins after 3" in output(slurm, 0, attempt=1)
     assert read_status(slurm.latest).earlier == ["Slurm ended the job: node failure"]
     slurm.hosts("heal", "node3")
+    slurm.hosts("exec", "node3", "sh", "-c", "kill -HUP $(cat /run/slurmd.pid)")  # register at once
+    for left in slurm.processes():  # Slurm ends them at the next registration but one; that is not waited for
+        left.kill()
 
 
 def test_a_hang_shows_the_stacks_of_all_nodes(slurm: SlurmProject) -> None:
@@ -239,3 +242,27 @@ def test_what_cannot_be_is_refused(slurm: SlurmProject) -> None:
     done = slurm.dtrain("run", script)
     assert (done.returncode, done.stdout) == (2, "")
     assert "srun started this 2 times; start `dtrain run` once" in done.stderr
+
+
+ALONE = """
+import os, signal, sys, time
+def end(number, _):
+    os.write(1, b"told\\n")
+    time.sleep(1)
+    os.write(1, b"kept\\n")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+print("saved", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("start", ["pmix", "mpirun"])
+def test_ranks_of_an_allocation_have_their_grace_time(slurm: SlurmProject, start: str, wait_until: Callable[..., None]) -> None:
+    slurm.within = ("salloc", "--quiet", "--nodes=2", "--ntasks-per-node=1")
+    job = slurm.start("run", "--slurm-start", start, slurm.script(ALONE))
+    wait_until(lambda: at_work(slurm))
+    slurm.find(job, "dtrain.cli").send_signal(signal.SIGTERM)
+    _, words = job.communicate(timeout=40)
+    assert job.returncode == 143, words
+    assert [output(slurm, rank) for rank in (0, 1)] == ["saved\ntold\nkept\n"] * 2
