@@ -14,7 +14,7 @@ from dtrain.errors import UsageError
 class Allocation:
     """Nodes that Slurm has given to a job. ``tasks`` is what the job asked for; one a node where it asked for none.
 
-    ``cpus`` is how many CPUs of this node are the job's, and ``cpus_per_task`` what was asked for; None where nothing was.
+    ``cpus`` is how many CPUs of the first node are the job's, and ``cpus_per_task`` what was asked for; None where nothing was.
     """
 
     job_id: str
@@ -46,7 +46,7 @@ class Allocation:
             nodelist=environ.get("SLURM_JOB_NODELIST", ""),
             nodes=nodes,
             tasks=int(environ.get("SLURM_NTASKS") or nodes),
-            cpus=int(environ.get("SLURM_CPUS_ON_NODE", "1")),
+            cpus=tasks_on_node(environ.get("SLURM_JOB_CPUS_PER_NODE", ""), 0) or int(environ.get("SLURM_CPUS_ON_NODE", "1")),
             cpus_per_task=int(per_task) if per_task else None,
         )
 

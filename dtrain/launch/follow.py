@@ -10,7 +10,6 @@ import signal
 import time
 
 from dtrain import env
-from dtrain.errors import NotRunnable
 from dtrain.launch import sbatch, slurm
 from dtrain.launch.console import Console, LineReader
 from dtrain.launch.job import announce, make_run, report_end
@@ -47,8 +46,9 @@ def submit_job(spec: JobSpec, workspace: Workspace, console: Console) -> RunLayo
     try:
         write_record(run.status, RunStatus(state="queued", size=spec.size, started=time.time()))
         job = sbatch.submit(plan, run, env.inherited())
-    except NotRunnable:
-        shutil.rmtree(run.root)
+    except BaseException:
+        if not run.slurm_job.exists():  # else Slurm has the job, whatever came then
+            shutil.rmtree(run.root)
         raise
     announce(run, plan, console)
     console.say(f"dtrain: submitted as Slurm job {job.job_id}")

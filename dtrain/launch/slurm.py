@@ -15,7 +15,7 @@ from typing import Literal
 
 from dtrain import env
 from dtrain.allocation import Allocation
-from dtrain.errors import MissingDependency, NotRunnable, UsageError
+from dtrain.errors import MissingDependency, NotRunnable
 from dtrain.launch import mpi
 from dtrain.launch.mpi import MpiInstallation
 from dtrain.launch.plan import LaunchPlan, PlannedProcess, rank_argv
@@ -143,17 +143,17 @@ def _plugins() -> list[str]:
 def _works(plugin: str, allocation: Allocation) -> bool:
     """Whether a step with this plugin starts on every node: srun lists also those whose libraries are not there."""
     argv = ["srun", "--overlap", f"--mpi={plugin}", f"--nodes={allocation.nodes}", f"--ntasks={allocation.nodes}", "true"]
-    with_time = {"capture_output": True, "timeout": _ANSWER_S, "check": False}
     try:
-        return subprocess.run(argv, stdin=subprocess.DEVNULL, **with_time).returncode == 0  # type: ignore[call-overload,no-any-return]
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_ANSWER_S, check=False)
     except subprocess.TimeoutExpired:
         return False
+    return done.returncode == 0
 
 
 def hostnames(allocation: Allocation) -> list[str]:
-    """The names of the allocation's nodes."""
+    """The names of the allocation's nodes. Raises NotRunnable where scontrol does not say them."""
     argv = ["scontrol", "show", "hostnames", allocation.nodelist]
     try:
         return subprocess.run(argv, capture_output=True, text=True, timeout=_ANSWER_S, check=True).stdout.split()
     except (OSError, subprocess.SubprocessError) as error:
-        raise UsageError(f"Slurm's nodes {allocation.nodelist!r} cannot be listed: {error}; is scontrol on PATH?") from error
+        raise NotRunnable(f"Slurm's nodes {allocation.nodelist!r} cannot be listed: {error}; is scontrol on PATH?") from error

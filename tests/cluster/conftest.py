@@ -117,7 +117,12 @@ def slurm(tmp_path: Path, slurm_hosts: Testbed, wait_until: Callable[..., None])
             job.kill()
     project.slurm("scancel", "--user=root")
     wait_until(lambda: not project.processes(), 60)
-    wait_until(lambda: project.slurm("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").split() == ["node1", "node2", "node3"], 60)
+    wait_until(
+        lambda: (
+            project.slurm("sinfo", "-h", "-N", "-p", "debug", "-t", "idle", "-o", "%N").split() == ["node1", "node2", "node3"]
+        ),
+        60,
+    )
     next(watch, None)
 
 

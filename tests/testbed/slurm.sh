@@ -36,7 +36,7 @@ up)
             slurmd -N node$k -c" </dev/null >"$state/node$k.log" 2>&1
     done
     for _ in $(seq 200); do
-        [ "$("$hosts" exec node1 sinfo -h -N -t idle -o %N 2>/dev/null | wc -l)" -eq "$count" ] && exit
+        [ "$("$hosts" exec node1 sinfo -h -N -p debug -t idle -o %N 2>/dev/null | wc -l)" -eq "$count" ] && exit
         sleep 0.1
     done
     tail -n 20 "$state"/*.log >&2
