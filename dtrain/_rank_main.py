@@ -25,7 +25,7 @@ from types import FrameType, ModuleType, TracebackType
 from typing import NoReturn
 
 from dtrain._after_import import AfterImport
-from dtrain._control import Control
+from dtrain._control import Control, Orders
 from dtrain._masked_pipe import MaskedPipe
 from dtrain.binding import HostTopology, plan_binding
 from dtrain.env import (
@@ -37,7 +37,8 @@ from dtrain.env import (
     unescape_arguments,
 )
 from dtrain.errors import DtrainError, RankError
-from dtrain.layout import RankLayout, write_json
+from dtrain.files import write_json
+from dtrain.layout import RankLayout
 from dtrain.masking import Masker
 from dtrain.processes import DUMP_STACKS, END_SCRIPT, LAUNCHER_IS_GONE, ProcessRecord, die_with_parent, signal_name
 from dtrain.progress import PROGRESS
@@ -95,7 +96,7 @@ def main() -> NoReturn:
         raise RankError("dtrain._rank_main is started by `dtrain run`, which says in DTRAIN_RUN_DIR where the run lies")
     files = run.rank(rank_env.rank)
     files.root.mkdir(parents=True, exist_ok=True)
-    for record in (files.error, files.done):
+    for record in (files.error, files.done, files.orders):
         record.unlink(missing_ok=True)  # of an earlier start in the same folder (a pasted line of --dry-run)
     recorder = Recorder(rank_env, files, Masker(given_secrets().values()))
     _bind(recorder)
@@ -152,6 +153,9 @@ class _Guard:
 
     def __init__(self, recorder: Recorder, child: int, control: Control | None, output: MaskedPipe | None) -> None:
         self._recorder, self._child, self._control, self._output = recorder, child, control, output
+        self._orders = Orders(recorder.files.orders) if recorder.env.ordered else None
+        # slurmd signals every process of a step itself: passed on, the script would be told twice.
+        self._passes_on = recorder.env.vocabulary != "slurm"
         self._ended_by: str | None = None
         self._orphaned_at: float | None = None
         self._stays = False
@@ -191,6 +195,8 @@ class _Guard:
     def _beat(self, *_: object) -> None:
         if self._control is not None:
             self._control.beat()
+        if self._orders is not None:
+            self._orders.obey(self._child)
         doing, files = PROGRESS.read(), self._recorder.files
         values = {"time": time.time(), "count": doing.count, "collective": doing.collective, "since_s": round(doing.since_s, 1)}
         with contextlib.suppress(OSError):  # a full disk
@@ -227,11 +233,17 @@ class _Guard:
         if number in (signal.SIGTERM, signal.SIGINT):
             self._may_go = True
             self._ended_by = self._ended_by or f"ended by {signal_name(number)}"
+        if self._passes_on:
+            self._signal_script(number)
+
+    def _signal_script(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._child, number)
 
     def _end_script(self, _number: int, _frame: FrameType | None) -> None:
         may_go = self._may_go  # the launcher's own SIGTERM, sent later, is delivered before a real-time signal
+        if not self._passes_on and self._ended_by is None:
+            self._signal_script(signal.SIGTERM)
         self._forward(signal.SIGTERM, None)
         self._may_go, self._stays = may_go, not may_go
 

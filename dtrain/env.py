@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dtrain import resources
+from dtrain.allocation import tasks_on_node
 from dtrain.errors import RankError
 from dtrain.layout import RunLayout, Workspace
 from dtrain.roles import Task
@@ -102,7 +103,7 @@ class RankEnv:
     ``vocabulary`` is a key of :data:`VOCABULARIES`, ``tf_config``, or ``alone`` when nobody launched the process. ``task`` is
     the process's role and index where ranks have roles (``tf_config``), else None. ``run_dir`` is None when the run folder is
     still to be made. ``supervised`` is true when a ``dtrain run`` reads the rank's files as they grow, ``controlled`` when one on
-    another host says on standard input what is to be done.
+    another host says on standard input what is to be done, ``ordered`` when it does so in a file of the run folder.
     """
 
     rank: int = 0
@@ -115,6 +116,7 @@ class RankEnv:
     attempt: int = 0
     supervised: bool = False
     controlled: bool = False
+    ordered: bool = False
     task: Task | None = None
 
     @property
@@ -166,6 +168,7 @@ class RankEnv:
             attempt=_number(environ, _ATTEMPT) or 0,
             supervised=bool(environ.get(_SUPERVISED)),
             controlled=environ.get(_CONTROL) == "stdin",
+            ordered=environ.get(_CONTROL) == "file",
             task=member.task if member is not None and vocabulary == CLUSTER_VOCABULARY else None,
         )
 
@@ -193,6 +196,11 @@ def _check_launched(expected: str, found: Mapping[str, tuple[int, int, int, int]
 
 def other_world(expected: int, found: int, library: str) -> RankError:
     """The error of a rank whose communication ``library`` sees another number of ranks than its launcher started."""
+    if os.environ.get(_RUN_VOCABULARY) == "slurm":
+        return RankError(
+            f"srun started {expected} ranks, but {library} sees a world of {found}, and each rank would train alone: srun and "
+            "this MPI do not speak the same; try --slurm-start pmix or pmi2 (`srun --mpi=list` shows what there is), or mpirun"
+        )
     beside = Path(sys.executable).with_name("mpirun")
     start = f"start with {beside}, the mpirun of this Python" if beside.exists() else "start with the mpirun that belongs to it"
     return RankError(
@@ -210,7 +218,6 @@ def _number(environ: Mapping[str, str], name: str) -> int | None:
     text = environ.get(name)
     if text is None or text == "":
         return None
-    # Slurm writes tasks a node as '2(x3),1'; the first number is that of this job's first node.
     match = re.match(r"\d+", text)
     if match is None:
         raise RankError(f"{name}={text!r} is not a number")
@@ -234,6 +241,8 @@ def _read_vocabulary(name: str, environ: Mapping[str, str]) -> tuple[int, int, i
         raise RankError(f"{names.rank}={rank} is not in 0 to {size - 1} ({names.size}={size})")
     local_rank = _number(environ, names.local_rank)
     local_size = _number(environ, names.local_size)
+    if name == "slurm":
+        local_size = tasks_on_node(environ.get(names.local_size, ""), _number(environ, "SLURM_NODEID") or 0)
     return rank, size, rank if local_rank is None else local_rank, size if local_size is None else local_size
 
 
@@ -298,6 +307,11 @@ def given_secrets(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """In a rank: the variables that :func:`secret_variables` named, with their values."""
     environ = os.environ if environ is None else environ
     return {name: environ[name] for name in environ.get(_SECRETS, "").split(",") if environ.get(name)}
+
+
+def order_variables() -> dict[str, str]:
+    """Tells a rank that may be on another host to look in its folder for what it is told."""
+    return {_CONTROL: "file"}
 
 
 def starting_variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:

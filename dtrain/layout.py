@@ -10,16 +10,12 @@ import contextlib
 import os
 import re
 import shutil
-import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
-
-import orjson
 
 from dtrain.errors import UsageError, WorkspaceError
+from dtrain.files import fsync_folder
 
 _STAMP_PATTERN = re.compile(r"-(\d{8}T\d{6}Z)-")
 _STEP_PATTERN = re.compile(r"step-(\d{9,})")
@@ -33,73 +29,6 @@ def check_name(kind: str, name: str) -> str:
             f"{kind} name {name!r} is not allowed; use 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit"
         )
     return name
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make the folder's own entries (a rename, a new file) durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path, staging: Path | None = None, *, durable: bool = True) -> Iterator[IO[bytes]]:
-    """A file to write that replaces ``path`` when the block ends, whole and durable: a reader sees the old file or the new one.
-
-    When the block raises, or the file cannot be written (OSError: disk full, no permission), the old file is untouched and no
-    temporary file is left. ``staging`` is a folder of the same file system to write it in; None: beside ``path``. Without
-    ``durable`` it may be lost with the machine's power, and with nothing less: for records that nobody needs after that.
-    """
-    name = (staging or path.parent) / f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
-    descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):  # gone with its folder
-            os.unlink(name)
-        raise
-    if durable:
-        fsync_folder(path.parent)
-
-
-def atomic_write(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` as :func:`atomic_file` does."""
-    with atomic_file(path) as file:
-        file.write(data)
-
-
-def write_json(path: Path, value: Any, staging: Path | None = None, *, durable: bool = True) -> None:
-    """Write ``value`` (of JSON's types, and NumPy scalars and paths) to ``path`` as :func:`atomic_file` does; raises OSError."""
-    with atomic_file(path, staging, durable=durable) as file:
-        file.write(to_json(value) + b"\n")
-
-
-def to_json(value: Any) -> bytes:
-    """Indented JSON of ``value``, of JSON's types, and NumPy scalars; of what else there is, its ``str``."""
-    # Told to know NumPy's scalars, orjson imports NumPy at the first value that it does not know, a path say: 80 ms.
-    numpy = orjson.OPT_SERIALIZE_NUMPY if "numpy" in sys.modules else 0
-    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | numpy, default=str)
-
-
-def read_json(path: Path) -> Any:
-    """Read a file that :func:`write_json` wrote.
-
-    Raises FileNotFoundError when it is absent (the one thing that readers forgive) and WorkspaceError when it is damaged.
-    """
-    data = path.read_bytes()
-    try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise WorkspaceError(
-            f"{path} is damaged ({error}); dtrain writes it in one piece, so something else changed it"
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -142,6 +71,11 @@ class RankLayout:
         which it was asked before, unless its folder is opened anew (nfs(5), acdirmin)."""
         with contextlib.suppress(OSError):
             os.listdir(self.root)
+
+    @property
+    def orders(self) -> Path:
+        """What a supervisor on another host tells the rank, a word a line."""
+        return self.root / "orders"
 
     @property
     def done(self) -> Path:
@@ -224,6 +158,16 @@ class RunLayout:
         return self.root / "status.json"
 
     @property
+    def slurm_job(self) -> Path:
+        """The Slurm job that the run was submitted as; absent for any other."""
+        return self.root / "slurm.json"
+
+    @property
+    def slurm_log(self) -> Path:
+        """What dtrain and Slurm themselves said while that job ran."""
+        return self.root / "slurm.log"
+
+    @property
     def tags(self) -> Path:
         return self.root / "tags.json"
 
@@ -254,16 +198,12 @@ class RunLayout:
 
     @property
     def ranks(self) -> Path:
-        return self.root / "ranks" if self.attempt is None else self._attempt
-
-    @property
-    def _attempt(self) -> Path:
-        return self.root / "attempts" / str(self.attempt or 0)
+        return self.root / "ranks" if self.attempt is None else self.root / "attempts" / str(self.attempt)
 
     @property
     def attempt_status(self) -> Path:
         """How one attempt ended; the run's own status is that of the last."""
-        return self._attempt / "status.json"
+        return self.root / "attempts" / str(self.attempt or 0) / "status.json"
 
     @property
     def staging(self) -> Path:

@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from dtrain.errors import WorkspaceError
-from dtrain.layout import RunLayout, StepFolder, read_json
+from dtrain.files import read_json
+from dtrain.layout import RunLayout, StepFolder
 from dtrain.metrics import Reduced, RunMetrics, Value, read_metrics
 from dtrain.status import read_process, read_status
 
@@ -23,7 +24,7 @@ from dtrain.status import read_process, read_status
 _COLUMNS = ("samples_per_s", "loss", "accuracy", "validation/loss", "validation/accuracy")
 # Told as the median of all that a rank logged, where of others the last value counts: the last step's time is any step's.
 _SPEED = "samples_per_s"
-_STATE_STYLES = {"completed": "green", "failed": "red", "canceled": "yellow", "running": "cyan"}
+_STATE_STYLES = {"completed": "green", "failed": "red", "canceled": "yellow", "running": "cyan", "queued": "cyan"}
 
 
 def run_to_json(run: RunLayout) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from dtrain.comm import create_communicator
 from dtrain.comm.base import Communicator
 from dtrain.env import RankEnv
 from dtrain.errors import DtrainError, UsageError, WorkspaceError
-from dtrain.layout import RunLayout, read_json, write_json
+from dtrain.files import read_json, write_json
+from dtrain.layout import RunLayout
 from dtrain.metrics import MetricWriter, read_metrics
 from dtrain.processes import ProcessRecord
 from dtrain.progress import PROGRESS

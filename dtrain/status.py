@@ -19,11 +19,12 @@ from typing import Any, Literal, TypeVar
 import orjson
 
 from dtrain.errors import WorkspaceError
-from dtrain.layout import RunLayout, read_json, write_json
+from dtrain.files import read_json, write_json
+from dtrain.layout import RunLayout
 from dtrain.processes import ProcessRecord
 
 Kind = Literal["exception", "exit", "signal", "ended", "consequence"]
-State = Literal["running", "completed", "failed", "canceled"]
+State = Literal["queued", "running", "completed", "failed", "canceled"]
 T = TypeVar("T")
 
 # A line with this beginning on a rank's own stderr carries its error record when its files cannot be written (disk full).
@@ -94,6 +95,10 @@ class RunStatus:
     tasks: list[str] = field(default_factory=list)
     restarts: int = 0
     earlier: list[str] = field(default_factory=list)
+
+    @property
+    def is_over(self) -> bool:
+        return self.state not in ("queued", "running")
 
     @property
     def duration_s(self) -> float | None:

@@ -12,11 +12,11 @@ import click
 
 from dtrain import __version__, env
 from dtrain.errors import DtrainError
-from dtrain.layout import to_json
+from dtrain.files import to_json
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_VERBS = ("run", "runs", "show", "logs", "stacks", "metrics", "register", "models", "pull", "verify", "env", "doctor")
+_VERBS = ("run", "runs", "show", "logs", "stacks", "stop", "metrics", "register", "models", "pull", "verify", "env", "doctor")
 """In the order of the path of a run, as the help shows them."""
 
 

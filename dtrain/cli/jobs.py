@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from dtrain.allocation import Allocation
 from dtrain.binding import BINDS
 from dtrain.cli import options
 from dtrain.cli._main import json_option, main, pairs, print_json, workspace_option
 from dtrain.errors import UsageError
-from dtrain.layout import Workspace
+from dtrain.files import read_json
+from dtrain.job_options import LAUNCHERS
+from dtrain.layout import RunLayout, Workspace
 from dtrain.masking import Masker
-from dtrain.spec import LAUNCHERS, JobSpec
+from dtrain.spec import JobSpec
+from dtrain.status import read_status
+
+if TYPE_CHECKING:
+    from dtrain.launch.console import Console
 
 
 @main.command(context_settings={"allow_interspersed_args": False})
@@ -24,13 +33,16 @@ from dtrain.spec import LAUNCHERS, JobSpec
     "--workers",
     type=int,
     metavar="N",
-    help="Number of ranks; of workers, in a cluster. [default: 1, or the slots of MPI's hosts]",
+    help="Number of ranks; of workers, in a cluster. [default: 1, or the slots of MPI's hosts, or what Slurm gave]",
 )
 @click.option(
-    "--launcher", metavar="|".join(LAUNCHERS), help="How ranks are started. [default: local for one rank, mpi for more]"
+    "--launcher",
+    metavar="|".join(LAUNCHERS),
+    help="How ranks are started. [default: local for one rank, mpi for more; slurm within a Slurm job]",
 )
 @options.cluster
 @options.hosts
+@options.slurm
 @options.restarts
 @options.hangs
 @click.option("--experiment", metavar="NAME", help="Name that the run's begins with. [default: the script's]")
@@ -79,6 +91,7 @@ def run(workspace: Workspace, command: tuple[str, ...], dry_run: bool, as_json: 
       dtrain run -n 2 --experiment digits train.py --epochs 10
       dtrain run -n 4 -m mypackage.train --epochs 10
       dtrain run --launcher parameter_server --workers 2 --servers 1 --chief -H node1:2,node2:2 train.py
+      dtrain run --launcher slurm --nodes 2 --tasks-per-node 4 --sbatch-arg=--time=8:00:00 train.py
     """
     from dtrain.launch import job
     from dtrain.launch.console import Console
@@ -86,11 +99,14 @@ def run(workspace: Workspace, command: tuple[str, ...], dry_run: bool, as_json: 
 
     if as_json and not dry_run:
         raise UsageError("--json goes with --dry-run; the finished run as JSON is `dtrain show latest --json`")
-    resume, show = given.pop("resume"), given.pop("show")
+    resume, show, detach = given.pop("resume"), given.pop("show"), given.pop("detach")
     resume_from = job.resume_folder(resume, workspace, Console()) if resume is not None else None
     parts = options.take_parts(given)
     spec = JobSpec(target=command[0], args=command[1:], resume_from=resume_from, **parts, **given)
     shown = parse_show(show, spec)
+    submits = spec.launcher_name == "slurm" and Allocation.read() is None
+    if (detach or spec.slurm_options.sbatch_args) and not submits:
+        raise UsageError("--detach and --sbatch-arg go with --launcher slurm outside of a Slurm job: nothing is submitted here")
     if dry_run:
         plan = job.dry_run(spec, workspace)
         if as_json:
@@ -100,8 +116,31 @@ def run(workspace: Workspace, command: tuple[str, ...], dry_run: bool, as_json: 
             for rank, bound in enumerate(plan.binding):
                 click.echo(f"dtrain: rank {rank} is bound to {bound}", err=True)
         return
-    _, status = job.run_job(spec, workspace, Console(ranks=shown, masker=Masker(spec.secret_values().values())))
+    console = Console(ranks=shown, masker=Masker(spec.secret_values().values()))
+    if submits:
+        from dtrain.launch.follow import come_back, submit_job
+
+        submitted = submit_job(spec, workspace, console)
+        if detach:
+            console.say(come_back(submitted))
+            return
+        sys.exit(_follow(submitted, console))
+    _, status = job.run_job(spec, workspace, console)
     sys.exit(status.exit_code)
+
+
+def _follow(run: RunLayout, console: Console, rank: int | None = None) -> int:
+    """Follow a submitted run; its exit code. Ctrl-C leaves it to itself."""
+    from dtrain.launch.follow import come_back, follow_job
+    from dtrain.launch.sbatch import SlurmJob
+
+    job = SlurmJob.of(run)
+    assert job is not None
+    try:
+        return follow_job(run, job, console, rank=rank).exit_code or 0
+    except KeyboardInterrupt:
+        console.say(f"\n{come_back(run)}")
+        return 128 + signal.SIGINT
 
 
 @main.command()
@@ -117,9 +156,33 @@ def logs(workspace: Workspace, reference: str, rank: int | None, attempt: int | 
     Example:
       dtrain logs latest --rank 0 --follow
     """
+    from dtrain.launch.console import Console
     from dtrain.launch.logs import print_logs
+    from dtrain.launch.sbatch import SlurmJob
 
-    print_logs(workspace.find_run(reference), rank=rank, attempt=attempt, follow=follow)
+    found = workspace.find_run(reference)
+    if follow and attempt is None and SlurmJob.of(found) is not None and not read_status(found).is_over:
+        _follow(found, Console(), rank)
+    else:
+        print_logs(found, rank=rank, attempt=attempt, follow=follow)
+
+
+@main.command()
+@workspace_option
+@click.argument("reference", metavar="RUN")
+def stop(workspace: Workspace, reference: str) -> None:
+    """End a run that waits in a queue or goes on. Its ranks are told, and have their grace time.
+
+    \b
+    Example:
+      dtrain stop latest
+    """
+    from dtrain.launch.console import Console
+    from dtrain.launch.stop import stop_run
+
+    found = workspace.find_run(reference)
+    status = stop_run(found, Console())
+    click.echo(f"{found.id}  {status.state}  {status.cause}".rstrip())
 
 
 @main.command()
@@ -134,6 +197,7 @@ def stacks(workspace: Workspace, reference: str, rank: int | None, as_json: bool
     Example:
       dtrain stacks latest
     """
+    from dtrain.launch.crew import order
     from dtrain.launch.stacks import collect_stacks, read_beat
     from dtrain.status import read_status
 
@@ -141,7 +205,8 @@ def stacks(workspace: Workspace, reference: str, rank: int | None, as_json: bool
     size = read_status(found).size
     if rank is not None and not 0 <= rank < size:
         raise UsageError(f"--rank {rank}: run {found.id} has ranks 0 to {size - 1}")
-    answers = collect_stacks(found, range(size) if rank is None else [rank])
+    tell = functools.partial(order, found) if read_json(found.spec)["launcher"] == "slurm" else None
+    answers = collect_stacks(found, range(size) if rank is None else [rank], tell)
     beats = {each: read_beat(found, each) for each in answers}
     if as_json:
         print_json([{"rank": each, "collective": beats[each].collective, "stacks": text} for each, text in answers.items()])

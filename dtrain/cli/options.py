@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
+from dtrain.allocation import Allocation
 from dtrain.errors import UsageError
 from dtrain.hosts import Host, parse_hosts, read_hostfile
+from dtrain.job_options import MPI_LAUNCHERS, ClusterOptions, Hangs, Restarts, SlurmOptions, SlurmStart, default_max_ranks
 from dtrain.roles import DIALECTS
-from dtrain.spec import MPI_LAUNCHERS, ClusterOptions, Hangs, JobSpec, Restarts, default_max_ranks
+from dtrain.spec import JobSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -123,12 +125,41 @@ def take_hosts(given: dict[str, Any]) -> tuple[Host, ...]:
     return parse_hosts(text) if text is not None else ()
 
 
-def _take_workers(given: dict[str, Any], hosts: tuple[Host, ...]) -> int:
-    """Take the number of ranks out of ``given``: as many as MPI's hosts have slots, where it is left out."""
-    workers = given.pop("workers")
-    if workers is not None:
-        return int(workers)
-    return sum(host.slots for host in hosts) if hosts and given["launcher"] in (None, *MPI_LAUNCHERS) else 1
+def slurm(command: F) -> F:
+    """The fields of SlurmOptions; None where one was not given, so that one without Slurm can be refused."""
+    options = (
+        click.option("--nodes", type=int, metavar="N", help="Slurm: nodes of the job."),
+        click.option("--tasks-per-node", type=int, metavar="N", help="Slurm: ranks on each node."),
+        click.option(
+            "--sbatch-arg", "sbatch_args", metavar="ARG", multiple=True, help="Slurm: an option for sbatch, as --time=1:00:00."
+        ),
+        click.option(
+            "--slurm-start",
+            "start",
+            metavar="|".join(get_args(SlurmStart)),
+            help="Slurm: ranks by srun with this plugin, or by mpirun. [default: by srun where that works]",
+        ),
+        click.option("--detach", is_flag=True, help="Slurm: submit, and do not wait for the end."),
+    )
+    return _with(command, options)
+
+
+def _take_slurm(given: dict[str, Any], hosts: tuple[Host, ...]) -> dict[str, Any]:
+    """Take Slurm's options out of ``given``, and the launcher and the number of ranks, which depend on them.
+
+    Within an allocation Slurm is the launcher that nobody has to name. Of MPI's hosts there are as many ranks as they have slots.
+    """
+    values = {field.name: value for field in fields(SlurmOptions) if (value := given.pop(field.name))}
+    options = SlurmOptions(**values) if values else None
+    launcher, workers = given.pop("launcher"), given.pop("workers")
+    if launcher == "slurm" or (launcher is None and not hosts):
+        allocation = Allocation.read()
+        launcher = "slurm" if allocation is not None else launcher
+        if launcher == "slurm":
+            workers = (options or SlurmOptions()).ranks(workers, allocation.tasks if allocation is not None else None)
+    if workers is None:
+        workers = sum(host.slots for host in hosts) if hosts and launcher in (None, *MPI_LAUNCHERS) else 1
+    return {"slurm": options, "launcher": launcher, "workers": workers}
 
 
 def restarts(command: F) -> F:
@@ -199,9 +230,9 @@ def take_parts(given: dict[str, Any]) -> dict[str, Any]:
     """Take the options of all groups out of ``given``, as the fields of JobSpec that they fill."""
     hosts = take_hosts(given)
     return {
+        **_take_slurm(given, hosts),
         "cluster": _take_cluster(given),
         "hosts": hosts,
-        "workers": _take_workers(given, hosts),
         "restarts": _take_restarts(given),
         "hangs": _take_hangs(given),
     }

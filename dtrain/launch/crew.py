@@ -71,6 +71,7 @@ class Crew:
         self._run, self._output, self._start_timeout_s, self._say = run, output, start_timeout_s, say
         self._secrets = env.secret_variables(plan.secrets)
         self._members = [Member(planned) for planned in plan.processes]
+        self._ordered = plan.ordered
         self._failed = False
         """Nothing is started any more."""
 
@@ -107,7 +108,13 @@ class Crew:
             if member.connection is not None and member.planned.task is not None and member.planned.task.rank == rank:
                 member.connection.tell(word)
                 return True
-        return self.agents.tell(rank, word)
+        return self.agents.tell(rank, word) or (self._ordered and order(self._run, rank, word))
+
+    def pass_on(self, number: int) -> None:
+        """Send a signal to what was started here; mpirun and srun pass SIGUSR1 and SIGUSR2 on to their ranks."""
+        for member in self._members:
+            if member.process is not None and member.connection is None:
+                member.process.send_signal(number)
 
     def has_left(self, rank: int) -> bool:
         """True when there is no connection any more to a rank on another host."""
@@ -317,6 +324,17 @@ class Crew:
         deadline = time.monotonic() + _PORT_FREE_S
         while task.address is not None and _somebody_listens(task.address) and time.monotonic() < deadline:
             time.sleep(_PROBE_S)
+
+
+def order(run: RunLayout, rank: int, word: str) -> bool:
+    """Say a word (see dtrain._control) to a rank on another host by a file; False for one of this host, or that has not begun."""
+    record = read_process(run, rank)
+    if record is None or record.host == socket.gethostname():
+        return False
+    with contextlib.suppress(OSError), open(run.rank(rank).orders, "ab") as file:
+        file.write(f"{word}\n".encode())
+        return True
+    return False
 
 
 def _failure(

@@ -11,15 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dtrain import resources
+from dtrain.allocation import Allocation
 from dtrain.binding import HostTopology, plan_binding
 from dtrain.errors import UsageError, WorkspaceError
+from dtrain.files import read_json, write_json
+from dtrain.job_options import CLUSTER_LAUNCHERS
 from dtrain.launch.attempts import run_attempts
 from dtrain.launch.console import Console, LineReader
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.supervise import Limits
-from dtrain.layout import RunLayout, StepFolder, Workspace, read_json, write_json
+from dtrain.layout import RunLayout, StepFolder, Workspace
 from dtrain.snapshot import take_snapshot
-from dtrain.spec import CLUSTER_LAUNCHERS, JobSpec
+from dtrain.spec import JobSpec
 from dtrain.status import RunStatus
 
 _SHOWN_LINES = 20
@@ -66,6 +69,14 @@ def _launcher(
         from dtrain.launch import local
 
         return functools.partial(local.plan, spec)
+    if spec.launcher_name == "slurm":
+        from dtrain.launch import slurm
+
+        allocation = Allocation.read()
+        if allocation is None:
+            return functools.partial(slurm.submission, spec)
+        start = slurm.find_start(spec, allocation, tried=workspace is not None)
+        return functools.partial(slurm.plan, spec, allocation=allocation, start=start)
     if spec.hosts:
         from dtrain.launch.places import find_places
 
@@ -94,6 +105,14 @@ def run_job(spec: JobSpec, workspace: Workspace, console: Console) -> tuple[RunL
     no run folder is left of a job that was not started.
     """
     plan_for = planner(spec, workspace, console.say)
+    run = make_run(spec, workspace)
+    plan = plan_for(run, run.code)
+    announce(run, plan, console)
+    return run, supervise_run(run, spec, plan, console)
+
+
+def make_run(spec: JobSpec, workspace: Workspace) -> RunLayout:
+    """Make the run folder of a job, with the copy of its source. Raises UsageError and WorkspaceError, and leaves none then."""
     run = workspace.create_run(spec.experiment_name)
     try:
         _fill(run, spec, workspace)
@@ -102,14 +121,33 @@ def run_job(spec: JobSpec, workspace: Workspace, console: Console) -> tuple[RunL
         if isinstance(error, OSError):
             raise WorkspaceError(f"run folder {run.root} cannot be written: {error}") from error
         raise
-    plan = plan_for(run, run.code)
+    return run
+
+
+def announce(run: RunLayout, plan: LaunchPlan, console: Console) -> None:
     console.say(f"dtrain: run {run.id} · {_ranks(plan)} · launcher {plan.launcher} · {run.root}")
+
+
+def supervise_run(
+    run: RunLayout,
+    spec: JobSpec,
+    plan: LaunchPlan,
+    console: Console,
+    explain: Callable[[RunStatus], RunStatus] | None = None,
+) -> RunStatus:
+    """Run the job of a run folder to its end, say how it ended, and return its status. Blocks.
+
+    ``explain`` gives a status back that tells more of the end, if it knows more.
+    """
     limits = Limits(timeout_s=spec.timeout_s, grace_s=spec.grace_s, hangs=spec.hangs)
     if spec.tasks:
         limits = dataclasses.replace(limits, start_timeout_s=spec.cluster_options.start_timeout_s)
-    status = run_attempts(plan, lambda: planner(spec, workspace, console.say)(run, run.code), run, limits, spec.restarts, console)
-    _report(run, status, console)
-    return run, status
+    replan = lambda: planner(spec, run.workspace, console.say)(run, run.code)  # noqa: E731
+    status = run_attempts(plan, replan, run, limits, spec.restarts, console)
+    if explain is not None:
+        status = explain(status)
+    report_end(run, status, console)
+    return status
 
 
 def _ranks(plan: LaunchPlan) -> str:
@@ -130,7 +168,7 @@ def _fill(run: RunLayout, spec: JobSpec, workspace: Workspace) -> None:
     write_json(run.spec, spec.to_json(), durable=False)
 
 
-def _report(run: RunLayout, status: RunStatus, console: Console) -> None:
+def report_end(run: RunLayout, status: RunStatus, console: Console) -> None:
     """Say how the run ended; of a failed one the cause comes last, where it is looked for."""
     duration = f"{status.duration_s:.1f} s"
     if status.state == "completed":

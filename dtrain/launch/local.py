@@ -7,9 +7,10 @@ import socket
 from pathlib import Path
 
 from dtrain import env, resources
+from dtrain.job_options import available_cores
 from dtrain.launch.plan import LaunchPlan, PlannedProcess, rank_argv
 from dtrain.layout import RunLayout
-from dtrain.spec import JobSpec, available_cores
+from dtrain.spec import JobSpec
 
 
 def plan(spec: JobSpec, run: RunLayout, cwd: Path) -> LaunchPlan:

@@ -16,12 +16,13 @@ import psutil
 
 from dtrain import env, resources
 from dtrain.errors import UsageError
+from dtrain.job_options import available_cores
 from dtrain.launch import ssh
 from dtrain.launch.mpi_families import MpiFamily, MpiInstallation
 from dtrain.launch.places import Place
 from dtrain.launch.plan import LaunchPlan, PlannedHost, PlannedProcess, rank_argv
 from dtrain.layout import RunLayout
-from dtrain.spec import JobSpec, available_cores
+from dtrain.spec import JobSpec
 
 # What an mpirun makes for its own ranks, or passes on by itself: of another one, where this job is started from within it.
 _OF_AN_MPI = ("OMPI_", "PRTE_", "PMIX_", "PMI_", "HYDRA_", "HYDI_", "MPI_LOCAL")

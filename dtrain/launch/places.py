@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from dtrain.errors import NotRunnable, UsageError
 from dtrain.hosts import Host, place
+from dtrain.job_options import MPI_LAUNCHERS, available_cores
 from dtrain.launch import ssh
 from dtrain.launch.ports import free_ports
 from dtrain.launch.preflight import Report, ask_hosts
 from dtrain.layout import Workspace
-from dtrain.spec import MPI_LAUNCHERS, JobSpec, available_cores
+from dtrain.spec import JobSpec
 
 _LOOPBACK = "127.0.0.1"
 

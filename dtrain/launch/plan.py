@@ -76,6 +76,7 @@ class LaunchPlan:
     launcher's own that mean nothing, and are not shown; empty: all are.
     ``binding`` is what the ranks of this host will be bound to, by local rank; none where they are not, or other hosts have some.
     ``secrets`` are variables that all processes are given, and that stand in none of their environments or arguments here.
+    ``ordered`` is true where a program other than dtrain starts ranks on other hosts: they are told what to do by files.
     """
 
     launcher: str
@@ -84,6 +85,7 @@ class LaunchPlan:
     scratch: Path | None = None
     other_hosts: tuple[PlannedHost, ...] = ()
     noise: str = ""
+    ordered: bool = False
     binding: tuple[RankBinding, ...] = ()
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 

@@ -24,11 +24,11 @@ import orjson
 from dtrain import __version__, env
 from dtrain.errors import MissingDependency, NotRunnable, WorkspaceError
 from dtrain.hosts import Host
+from dtrain.job_options import available_cores
 from dtrain.launch import ssh
 from dtrain.launch.mpi_families import find_mpi
 from dtrain.launch.ports import free_ports
 from dtrain.layout import Workspace
-from dtrain.spec import available_cores
 
 _ANSWER_S = 30.0
 _BACK_S = 3.0

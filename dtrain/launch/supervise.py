@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import psutil
 
 from dtrain import env
+from dtrain.job_options import Hangs
 from dtrain.launch.agent import Agents, processes_of, signal_guard
 from dtrain.launch.beats import BeatWatch
 from dtrain.launch.chatter import Chatter
@@ -27,7 +28,6 @@ from dtrain.launch.ssh import FAILED
 from dtrain.layout import RunLayout
 from dtrain.masking import MaskedStream
 from dtrain.processes import END_SCRIPT, signal_name
-from dtrain.spec import Hangs
 from dtrain.status import (
     ORPHANED,
     RankFailure,
@@ -74,11 +74,19 @@ class Limits:
     hangs: Hangs = field(default_factory=Hangs)
 
 
+@dataclass(frozen=True)
+class Signals:
+    """Those that this process was sent, in the order in which they came: one ``to_end`` ends the job as canceled, a second one at
+    once; those ``to_pass_on`` are for the ranks."""
+
+    to_end: list[int] = field(default_factory=list)
+    to_pass_on: list[int] = field(default_factory=list)
+
+
 class Supervisor:
     """Runs one attempt of a plan to its end. Made by the submit side's one process; :meth:`run` blocks until nothing is left."""
 
-    def __init__(self, plan: LaunchPlan, run: RunLayout, limits: Limits, console: Console, signals: list[int]) -> None:
-        """``signals`` are those that this process was sent; one that comes ends the job as canceled, a second one at once."""
+    def __init__(self, plan: LaunchPlan, run: RunLayout, limits: Limits, console: Console, signals: Signals) -> None:
         self._plan, self._run, self._limits, self._console = plan, run, limits, console
         self._names = {rank: str(planned.task) for rank, planned in plan.tasks.items()}
         self._labels = {rank: planned.task.label for rank, planned in plan.tasks.items()}
@@ -93,7 +101,8 @@ class Supervisor:
         self._ending = False
         self._work_done = False
         self._hosts: dict[int, str] = {}
-        self._on_other_hosts = {process.task.rank for process in plan.processes if process.task is not None and process.over_ssh}
+        over_ssh = {process.task.rank for process in plan.processes if process.task is not None and process.over_ssh}
+        self._on_other_hosts = set(range(plan.size)) if plan.ordered else over_ssh
         self._planned_hosts = {process.task.rank: process.host for process in plan.processes if process.task is not None}
         for host in plan.other_hosts:
             self._on_other_hosts.update(host.ranks)
@@ -102,7 +111,7 @@ class Supervisor:
         self._failures: dict[int, RankFailure] = {}
         self._hang = HangWatch(plan, run, limits.hangs, console.say, self._crew.tell)
         self._hung: str | None = None
-        self._signals = signals
+        self._signals, self._to_pass_on = signals.to_end, signals.to_pass_on
         environ = {**os.environ, **plan.processes[0].environment}
         self._chatter = None if env.wants_tensorflow_messages(environ) else Chatter()
         self._timed_out = False
@@ -133,6 +142,8 @@ class Supervisor:
             self._show()
             self._collect()
             now = time.time()
+            while self._to_pass_on:
+                self._crew.pass_on(self._to_pass_on.pop(0))
             if self._signals:
                 return
             if limit is not None and now - (self._limits.began or self._started) > limit:

@@ -8,7 +8,8 @@ import pytest
 
 from dtrain.errors import UsageError
 from dtrain.hosts import Host, parse_hosts, place, read_hostfile
-from dtrain.spec import ClusterOptions, JobSpec
+from dtrain.job_options import ClusterOptions
+from dtrain.spec import JobSpec
 
 
 @pytest.mark.parametrize(

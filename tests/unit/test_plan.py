@@ -12,11 +12,12 @@ import pytest
 from dtrain import resources
 from dtrain.errors import MissingDependency, UsageError
 from dtrain.hosts import parse_hosts
+from dtrain.job_options import ClusterOptions, Hangs, available_cores
 from dtrain.launch import horovod, local, mpi, parameter_server
 from dtrain.launch.mpi_families import FAMILIES, MpiInstallation
 from dtrain.launch.places import Place
 from dtrain.layout import RunLayout
-from dtrain.spec import ClusterOptions, Hangs, JobSpec, available_cores
+from dtrain.spec import JobSpec
 
 
 @pytest.fixture
