@@ -41,10 +41,9 @@ assert side == "alone" or size == RANKS, f"{size} ranks"
 class Clock(keras.callbacks.Callback):
     """Takes the time after everything else in a step."""
 
-    _supports_tf_logs = True  # on Keras 2: a batch's metrics are not fetched for it
-
     def __init__(self):
         super().__init__()
+        self._supports_tf_logs = True  # on Keras 2: a batch's metrics are not fetched for it
         self.times = []
 
     def on_train_batch_end(self, batch, logs=None):

@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import shutil
-import tempfile
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,47 +45,41 @@ def fsync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path, staging: Path | None = None) -> Iterator[IO[bytes]]:
+def atomic_file(path: Path, staging: Path | None = None, *, durable: bool = True) -> Iterator[IO[bytes]]:
     """A file to write that replaces ``path`` when the block ends, whole and durable: a reader sees the old file or the new one.
 
     When the block raises, or the file cannot be written (OSError: disk full, no permission), the old file is untouched and no
-    temporary file is left. ``staging`` is a folder of the same file system to write it in; None: beside ``path``.
+    temporary file is left. ``staging`` is a folder of the same file system to write it in; None: beside ``path``. Without
+    ``durable`` it may be lost with the machine's power, and with nothing less: for records that nobody needs after that.
     """
-    descriptor, name = tempfile.mkstemp(dir=staging or path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    name = (staging or path.parent) / f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
+    descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):  # gone with its folder
             os.unlink(name)
         raise
-    fsync_folder(path.parent)
+    if durable:
+        fsync_folder(path.parent)
 
 
-def atomic_write(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` as :func:`atomic_file` does."""
-    with atomic_file(path) as file:
-        file.write(data)
-
-
-def _umask() -> int:
-    # mkstemp makes files private (0600); a run folder is as open as any other file of its user. Asking os.umask would set it for
-    # a moment, for all threads.
-    with contextlib.suppress(OSError), open("/proc/self/status") as status:
-        for line in status:
-            if line.startswith("Umask:"):
-                return int(line.split()[1], 8)
-    return 0o022
-
-
-def write_json(path: Path, value: Any, staging: Path | None = None) -> None:
+def write_json(path: Path, value: Any, staging: Path | None = None, *, durable: bool = True) -> None:
     """Write ``value`` (of JSON's types, and NumPy scalars and paths) to ``path`` as :func:`atomic_file` does; raises OSError."""
-    with atomic_file(path, staging) as file:
-        file.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY, default=str) + b"\n")
+    with atomic_file(path, staging, durable=durable) as file:
+        file.write(to_json(value) + b"\n")
+
+
+def to_json(value: Any) -> bytes:
+    """Indented JSON of ``value``, of JSON's types, and NumPy scalars; of what else there is, its ``str``."""
+    # Told to know NumPy's scalars, orjson imports NumPy at the first value that it does not know, a path say: 80 ms.
+    numpy = orjson.OPT_SERIALIZE_NUMPY if "numpy" in sys.modules else 0
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | numpy, default=str)
 
 
 def read_json(path: Path) -> Any:
@@ -313,6 +306,14 @@ class RunLayout:
                 link.symlink_to(Path("..") / name)
         self.begin_attempt(0, size)
 
+    def settle(self) -> None:
+        """Make durable what the run began with, written without that: its ranks start meanwhile. What cannot be is left."""
+        for path in (self.spec, self.status):
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                os.fsync(file.fileno())
+        with contextlib.suppress(OSError):
+            fsync_folder(self.root)
+
     def begin_attempt(self, number: int, size: int) -> RunLayout:
         """Make the folders of an attempt of ``size`` ranks, lead ``ranks`` to them, and return this run with its number."""
         begun = RunLayout(self.root, number)
@@ -354,7 +355,7 @@ class Workspace:
         check_name("experiment", experiment)
         while True:
             stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-            run = RunLayout((self.runs / f"{experiment}-{stamp}-{secrets.token_hex(2)}").absolute())
+            run = RunLayout((self.runs / f"{experiment}-{stamp}-{os.urandom(2).hex()}").absolute())
             try:
                 self.runs.mkdir(parents=True, exist_ok=True)
                 run.root.mkdir()

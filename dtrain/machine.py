@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from typing import Any
 
 from dtrain import __version__, install
 from dtrain.errors import NotRunnable
-from dtrain.launch.mpi import find_mpi
+from dtrain.launch.mpi_families import find_mpi
 from dtrain.layout import Workspace
 from dtrain.spec import available_cores
 
@@ -27,6 +28,14 @@ _PACKAGES: dict[tuple[str, ...], tuple[str, str]] = {
     ("tensorflow", "tensorflow-cpu"): ("TensorFlow training", install.TENSORFLOW),
     ("horovod",): ("Horovod's allreduce", install.HOROVOD),
 }
+
+
+_ASK_HOROVOD = """
+import json
+import horovod.tensorflow as hvd
+print(json.dumps({name: bool(getattr(hvd, f"{name}_built")()) for name in ("mpi", "gloo", "nccl", "ccl", "ddl", "cuda", "rocm")}))
+"""
+"""``hvd.mpi_built`` and its like, as https://horovod.readthedocs.io/en/stable/api.html has them."""
 
 
 def _output(*argv: str) -> str | None:
@@ -59,8 +68,17 @@ def _mpi4py_library() -> str | None:
     return answer.split(",")[0].splitlines()[0] if answer else None
 
 
+def _horovod_features() -> dict[str, bool]:
+    """What the installed Horovod was built with, asked in another process (of TensorFlow's import: some seconds); or nothing."""
+    answer = _output(sys.executable, "-c", _ASK_HOROVOD)
+    return json.loads(answer.splitlines()[-1]) if answer else {}
+
+
 def describe(workspace: Workspace) -> dict[str, Any]:
-    """Versions, MPI, GPUs, workspace; a package that is absent has the command that ``install``s it. Takes about a second."""
+    """Versions, MPI, GPUs, workspace; a package that is absent has the command that ``install``s it.
+
+    Takes about a second, and some more where Horovod is installed.
+    """
     library = _mpi4py_library()
     try:
         found = find_mpi()
@@ -78,6 +96,10 @@ def describe(workspace: Workspace) -> dict[str, Any]:
         if shutil.which("nvidia-smi")
         else None
     )
+    packages = _packages()
+    for package in packages:
+        if package["name"] == "horovod" and package["version"]:
+            package["built_with"] = _horovod_features()
     return {
         "dtrain": __version__,
         "python": platform.python_version(),
@@ -85,7 +107,7 @@ def describe(workspace: Workspace) -> dict[str, Any]:
         "platform": platform.platform(),
         "cores": available_cores(),
         "workspace": {"path": str(workspace.root), "runs": len(workspace.list_runs())},
-        "packages": _packages(),
+        "packages": packages,
         "mpi": mpi,
         "gpus": gpus.splitlines() if gpus else [],
     }

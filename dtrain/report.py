@@ -136,6 +136,18 @@ def metric_rows(metrics: RunMetrics, *, by_rank: bool) -> Iterator[dict[str, Any
             yield from ({"step": step, "name": name, **dataclasses.asdict(reduced)} for name, reduced in values.items())
 
 
+def checks_table(hosts: list[dict[str, Any]]) -> Table:
+    """What ``dtrain doctor`` found; ``hosts`` have ``host`` and ``checks``, each with ``name``, ``level`` and ``said``."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("host", "check", "", "found"):
+        table.add_column(column)
+    for each in hosts:
+        for check in each["checks"]:
+            level = Text(check["level"], style={"ok": "green", "warning": "yellow"}.get(check["level"], "red"))
+            table.add_row(Text(each["host"]), Text(check["name"]), level, Text(check["said"]))
+    return table
+
+
 def jsonable(value: Any) -> Any:
     """``value`` with nan and the infinities as strings, as in the metrics' files: JSON has no words for them."""
     if isinstance(value, dict):
@@ -245,6 +257,8 @@ def machine_lines(data: dict[str, Any]) -> list[str]:
     for package in data["packages"]:
         have = package["version"] or f"missing (for {package['for']}): {package['install']}"
         lines.append(f"{package['name']:<15}{have}")
+        if "built_with" in package:
+            lines[-1] += f", {_built_with(package['built_with'])}"
     mpi = data["mpi"]
     if mpi["mpirun"]:
         lines.append(f"{'MPI':<15}{mpi['family']} {mpi['version']}  {mpi['mpirun']}; mpi4py uses {mpi['mpi4py_library']}")
@@ -252,3 +266,12 @@ def machine_lines(data: dict[str, Any]) -> list[str]:
         lines.append(f"{'MPI problem':<15}{mpi['problem']}")
     lines += [f"{'GPU':<15}{gpu}" for gpu in data["gpus"]] or [f"{'GPU':<15}none found (nvidia-smi shows none)"]
     return lines
+
+
+def _built_with(features: dict[str, bool]) -> str:
+    if not features:
+        return "which cannot be imported: `horovodrun --check-build --verbose` may say why"
+    names = {"mpi": "MPI", "gloo": "Gloo", "cuda": "CUDA", "rocm": "ROCm"}
+    built = [names.get(name, name.upper()) for name, there in features.items() if there]
+    absent = [names.get(name, name.upper()) for name in ("mpi", "gloo", "nccl") if not features.get(name)]
+    return f"built with {' and '.join(built) or 'nothing'}" + (f", without {' and '.join(absent)}" if absent else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -10,14 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from dtrain.binding import BINDS, Bind
 from dtrain.errors import NotRunnable, UsageError, did_you_mean
 from dtrain.hosts import Host, place
 from dtrain.layout import check_name
+from dtrain.masking import MASK, SHORTEST, Masker
 from dtrain.roles import DIALECTS, Dialect, Task, cluster_tasks
+from dtrain.slurm_options import SlurmOptions
 
 Launcher = Literal["local", "mpi", "horovod", "parameter_server", "multi_worker", "slurm"]
 LAUNCHERS: tuple[Launcher, ...] = get_args(Launcher)
 CLUSTER_LAUNCHERS: tuple[Launcher, ...] = ("parameter_server", "multi_worker")
+MPI_LAUNCHERS: tuple[Launcher, ...] = ("mpi", "horovod")
 
 
 def available_cores() -> int:
@@ -116,79 +121,21 @@ class Restarts:
 class Hangs:
     """After how many seconds without progress a rank is taken to hang (None: never), and what is done then.
 
+    ``heartbeat_timeout_s``: after how many seconds without a sign of life a rank, or a host, is lost (None: never).
     ``on_hang``: ``end`` the job, ``report`` and go on; ``auto`` ends it unless the rank told nothing through dtrain since
     ``dtrain.init()``, or is a task of a TensorFlow cluster: they may work in silence, which looks the same.
     """
 
     hang_timeout_s: float | None = 600.0
     on_hang: Literal["auto", "end", "report"] = "auto"
+    heartbeat_timeout_s: float | None = 30.0
 
     def __post_init__(self) -> None:
         _check_seconds("--hang-timeout", self.hang_timeout_s)
+        if self.heartbeat_timeout_s is not None and not 3 <= self.heartbeat_timeout_s < float("inf"):
+            raise UsageError(f"--heartbeat-timeout {self.heartbeat_timeout_s:g} is not a number of seconds from 3; 0 is never")
         if self.on_hang not in ("auto", "end", "report"):
             raise UsageError(f"unknown --on-hang {self.on_hang!r}; there are auto, end, report")
-
-
-# How ranks are started within an allocation: by srun, which speaks PMIx or PMI2 with the ranks' MPI, or by MPI's own mpirun.
-SlurmStart = Literal["auto", "pmix", "pmi2", "mpirun"]
-
-# Options of sbatch that are dtrain's own to give, and what stands for them.
-_OWN_SBATCH = {
-    **dict.fromkeys(("-N", "--nodes"), "--nodes"),
-    **dict.fromkeys(("-n", "--ntasks"), "-n"),
-    "--ntasks-per-node": "--tasks-per-node",
-    **dict.fromkeys(
-        ("-a", "--array", "-W", "--wait", "--wrap", "--parsable", "-D", "--chdir", "-o", "--output", "-e", "--error"), ""
-    ),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class SlurmOptions:
-    """The options of launcher ``slurm``, beside the number of ranks. ``sbatch_args`` go to sbatch as they are.
-
-    Raises UsageError for what cannot be.
-    """
-
-    nodes: int | None = None
-    tasks_per_node: int | None = None
-    sbatch_args: tuple[str, ...] = ()
-    start: SlurmStart = "auto"
-
-    def __post_init__(self) -> None:
-        for name, value in (("--nodes", self.nodes), ("--tasks-per-node", self.tasks_per_node)):
-            if value is not None and value < 1:
-                raise UsageError(f"{name} {value} is not a number from 1")
-        starts = get_args(SlurmStart)
-        if self.start not in starts:
-            raise UsageError(
-                f"unknown --slurm-start {self.start!r}{did_you_mean(self.start, starts)}; there are {', '.join(starts)}"
-            )
-        for text in self.sbatch_args:
-            name = text.partition("=")[0]
-            if not name.startswith("-"):
-                raise UsageError(f"--sbatch-arg {text!r} is no option of sbatch; write it in one, as --sbatch-arg=--time=10:00")
-            if name in _OWN_SBATCH:
-                use = f"use {_OWN_SBATCH[name]}" if _OWN_SBATCH[name] else "dtrain needs it itself, or cannot go with it"
-                raise UsageError(f"--sbatch-arg {text} cannot be given: {use}")
-
-    def ranks(self, asked: int | None, allocated: int | None) -> int:
-        """How many ranks: ``asked`` (``-n``), else what these options say, else those of the allocation, else one."""
-        if self.tasks_per_node is None:
-            ranks = asked or self.nodes or allocated or 1
-            if self.nodes is not None and ranks < self.nodes:
-                raise UsageError(f"-n {ranks} on --nodes {self.nodes} leaves nodes without a rank; lower --nodes, or raise -n")
-            return ranks
-        if self.nodes is None and asked is not None and asked % self.tasks_per_node:
-            raise UsageError(f"-n {asked} is no multiple of --tasks-per-node {self.tasks_per_node}; change one of them")
-        if self.nodes is None:
-            return asked or self.tasks_per_node
-        ranks = self.nodes * self.tasks_per_node
-        if asked not in (None, ranks):
-            raise UsageError(
-                f"-n {asked} contradicts --nodes {self.nodes} x --tasks-per-node {self.tasks_per_node} = {ranks}; leave -n out"
-            )
-        return ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,8 +144,12 @@ class JobSpec:
 
     ``target`` is the path of a script, or a module's name when ``is_module``. ``source`` is the folder that is copied into the
     run folder and in which the ranks then work: by default the script's folder; the current folder for a module.
-    ``launcher`` None means ``local`` for one rank and ``mpi`` for more. ``cluster`` is for the launchers that have one.
-    ``hosts`` are filled with tasks by rank; none means this host, for as many as there are. ``slurm`` is for that launcher.
+    ``launcher`` None means ``local`` for one rank and ``mpi`` for more, or where there are ``hosts``. ``cluster`` is for the
+    launchers that have one, ``slurm`` for that launcher.
+    ``hosts`` are filled with tasks by rank; none means this host, for as many as there are. ``network`` is the one, as
+    10.0.0.0/24, by which their ranks talk; None: MPI chooses. Without ``preflight`` hosts are not asked before the start.
+    ``secrets`` are names of variables, of ``environment`` or of this process's, whose values nothing that dtrain writes shows.
+    ``bind`` gives each rank cores and a GPU of its own (see :func:`dtrain.binding.plan_binding`).
     ``resume_from`` is the folder of the run whose newest whole checkpoint the ranks start from.
 
     Raises UsageError for values that cannot be, NotRunnable when there is no such script.
@@ -214,8 +165,12 @@ class JobSpec:
     cluster: ClusterOptions | None = None
     hosts: tuple[Host, ...] = ()
     slurm: SlurmOptions | None = None
+    network: str | None = None
+    preflight: bool = True
     experiment: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
+    bind: Bind = "none"
     timeout_s: float | None = None
     grace_s: float = 10.0
     resume_from: Path | None = None
@@ -243,15 +198,9 @@ class JobSpec:
         if self.size > self.max_ranks and self.launcher != "slurm":  # Slurm has limits of its own
             asked = f"-n {self.workers}" + (f" (with all tasks {self.size})" if self.size > self.workers else "")
             raise UsageError(f"{asked} exceeds --max-ranks {self.max_ranks}; lower -n, or raise --max-ranks if you mean it")
-        if self.hosts and self.launcher not in CLUSTER_LAUNCHERS:
-            raise UsageError(
-                f"-H and --hostfile go with --launcher {' or '.join(CLUSTER_LAUNCHERS)}; several hosts with --launcher "
-                f"{self.launcher_name} are not there yet"
-            )
-        if self.hosts and not self.tasks:
-            raise UsageError("one worker without servers runs where dtrain does; leave out -H and --hostfile, or add workers")
-        if self.hosts:
-            place(self.size, self.hosts)
+        if self.bind != "none" and self.launcher == "slurm":
+            raise UsageError("--bind does not go with --launcher slurm, which binds tasks itself: --sbatch-arg=--cpus-per-task=N")
+        self._check_hosts()
         if self.launcher == "local" and self.workers > 1:
             raise UsageError(f"launcher 'local' runs one rank, and -n {self.workers} asks for more; use --launcher mpi")
         if not 0 <= self.grace_s < float("inf"):
@@ -260,8 +209,57 @@ class JobSpec:
         for name in self.environment:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise UsageError(f"--env {name!r} is not a variable's name; use --env NAME=VALUE")
+        if self.bind not in BINDS:
+            raise UsageError(f"unknown --bind {self.bind!r}{did_you_mean(self.bind, BINDS)}; there are {', '.join(BINDS)}")
+        self._check_secrets()
         check_name("experiment", self.experiment_name)
         self._check_target()
+
+    def _check_hosts(self) -> None:
+        if self.launcher_name in CLUSTER_LAUNCHERS:
+            if self.hosts and not self.tasks:
+                raise UsageError("one worker without servers runs where dtrain does; leave out -H and --hostfile, or add workers")
+            if not self.preflight:
+                raise UsageError(f"--launcher {self.launcher} has to ask its hosts for free ports; leave out --skip-preflight")
+        elif self.hosts and self.launcher_name not in MPI_LAUNCHERS:
+            raise UsageError(
+                f"-H and --hostfile go with --launcher {', '.join((*MPI_LAUNCHERS, *CLUSTER_LAUNCHERS))}, "
+                f"not with {self.launcher_name}"
+            )
+        elif v6 := [host.name for host in self.hosts if ":" in host.name]:
+            raise UsageError(f"mpirun takes no IPv6 address such as {v6[0]} for a host; give it a name, in /etc/hosts if need be")
+        if self.hosts:
+            place(self.size, self.hosts)
+        if self.network is not None:
+            if not self.hosts or self.launcher_name not in MPI_LAUNCHERS:
+                raise UsageError(f"--network goes with -H or --hostfile and --launcher {' or '.join(MPI_LAUNCHERS)}")
+            try:
+                ipaddress.ip_network(self.network)
+            except ValueError as error:
+                raise UsageError(f"--network {self.network}: {error}; give a network as 10.0.0.0/24") from None
+
+    def _check_secrets(self) -> None:
+        for name in self.secrets:
+            value = self.environment.get(name, os.environ.get(name))
+            if value is None:
+                raise UsageError(
+                    f"--secret {name}: there is no such variable; export it first ({name}=... dtrain run ...): "
+                    "--secret takes a variable's name, not its value"
+                )
+            if len(value) < SHORTEST:
+                raise UsageError(
+                    f"--secret {name}: its value is shorter than {SHORTEST} characters, which stand in many other words too and "
+                    "cannot be masked; use a longer secret, or leave out --secret"
+                )
+
+    def secret_values(self) -> dict[str, str]:
+        """The secrets by their names."""
+        return {name: self.environment.get(name, os.environ.get(name, "")) for name in self.secrets}
+
+    @property
+    def open_environment(self) -> dict[str, str]:
+        """``environment`` without the secrets: what everybody may see."""
+        return {name: value for name, value in self.environment.items() if name not in self.secrets}
 
     def _check_target(self) -> None:
         if self.is_module:
@@ -290,7 +288,7 @@ class JobSpec:
 
     @property
     def launcher_name(self) -> Launcher:
-        return self.launcher or ("local" if self.workers == 1 else "mpi")
+        return self.launcher or ("local" if self.workers == 1 and not self.hosts else "mpi")
 
     @property
     def cluster_options(self) -> ClusterOptions:
@@ -320,8 +318,9 @@ class JobSpec:
         return experiment_from(self.target) if self.experiment is None else self.experiment
 
     def to_json(self) -> dict[str, Any]:
-        """The content of ``spec.json``."""
+        """The content of ``spec.json``, secrets masked."""
         values = dataclasses.asdict(self)
+        values["environment"] = {name: MASK if name in self.secrets else value for name, value in self.environment.items()}
         values.update(
             launcher=self.launcher_name,
             experiment=self.experiment_name,
@@ -331,13 +330,14 @@ class JobSpec:
         )
         if self.launcher_name in CLUSTER_LAUNCHERS:
             values["cluster"] = dataclasses.asdict(self.cluster_options)
-        return values
+        masked: dict[str, Any] = Masker(self.secret_values().values()).value(values)
+        return masked
 
     @staticmethod
     def from_json(values: Mapping[str, Any], code: Path) -> JobSpec:
         """The job whose :meth:`to_json` this is, of the copy of its source in ``code``: for who runs it later, elsewhere.
 
-        For ranks without roles, on hosts that are not named.
+        For ranks without roles, on hosts that are not named. Its secrets are taken from this process's environment.
         """
         script = values["script"]
         given = {
@@ -345,6 +345,8 @@ class JobSpec:
             "target": script if values["is_module"] else str(code / script),
             "source": code,
             "args": tuple(values["args"]),
+            "environment": {name: value for name, value in values["environment"].items() if name not in values["secrets"]},
+            "secrets": tuple(values["secrets"]),
             "hosts": (),
             "resume_from": Path(values["resume_from"]) if values["resume_from"] is not None else None,
             "restarts": Restarts(**{**values["restarts"], "restart_on": tuple(values["restarts"]["restart_on"])}),

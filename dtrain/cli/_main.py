@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import orjson
 
 from dtrain import __version__, env
 from dtrain.errors import DtrainError
+from dtrain.layout import to_json
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_VERBS = ("run", "runs", "show", "logs", "stacks", "stop", "metrics", "register", "models", "pull", "verify", "env")
+_VERBS = ("run", "runs", "show", "logs", "stacks", "stop", "metrics", "register", "models", "pull", "verify", "env", "doctor")
 """In the order of the path of a run, as the help shows them."""
 
 
@@ -75,7 +75,7 @@ def pairs(_context: click.Context, parameter: click.Parameter, values: tuple[str
 def print_json(value: Any) -> None:
     from dtrain.report import jsonable
 
-    click.echo(orjson.dumps(jsonable(value), option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY, default=str).decode())
+    click.echo(to_json(jsonable(value)).decode())
 
 
 def print_table(table: Any) -> None:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dtrain.allocation import Allocation
+from dtrain.binding import BINDS
 from dtrain.cli import options
 from dtrain.cli._main import json_option, main, pairs, print_json, workspace_option
 from dtrain.errors import UsageError
 from dtrain.layout import RunLayout, Workspace, read_json
+from dtrain.masking import Masker
 from dtrain.spec import LAUNCHERS, JobSpec
 from dtrain.status import read_status
 
@@ -25,7 +27,11 @@ if TYPE_CHECKING:
 @main.command(context_settings={"allow_interspersed_args": False})
 @workspace_option
 @click.option(
-    "-n", "--workers", type=int, metavar="N", help="Number of ranks; of workers, in a cluster. [default: 1, or what Slurm gave]"
+    "-n",
+    "--workers",
+    type=int,
+    metavar="N",
+    help="Number of ranks; of workers, in a cluster. [default: 1, the slots of MPI's hosts, or what Slurm gave]",
 )
 @click.option(
     "--launcher",
@@ -47,15 +53,32 @@ if TYPE_CHECKING:
 @click.option(
     "--env", "environment", metavar="K=V", multiple=True, callback=pairs, help="Variable for the ranks; may be repeated."
 )
+@click.option(
+    "--secret",
+    "secrets",
+    metavar="NAME",
+    multiple=True,
+    help="Variable of yours whose value no output, log or record may show; may be repeated.",
+)
+@click.option(
+    "--bind",
+    metavar="|".join(BINDS),
+    default=JobSpec.bind,
+    show_default=True,
+    help="Give each rank cores of its own, or the cores of its NUMA node; and its own GPU.",
+)
 @options.limits
 @click.option(
     "--resume", metavar="RUN", help="Start from the newest whole checkpoint of this run (an id, its beginning, or `latest`)."
+)
+@click.option(
+    "--show", metavar="RANKS", default="all", show_default=True, help="Whose output the console shows: 0,2-3, none, or roles."
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be started, as lines for a shell, and start nothing.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: print the plan as JSON.")
 @click.option("-m", "is_module", is_flag=True, help="The first argument is a module, as in `python -m`.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True, metavar="SCRIPT [ARGS]...")
-def run(workspace: Workspace, command: tuple[str, ...], resume: str | None, dry_run: bool, as_json: bool, **given: Any) -> None:
+def run(workspace: Workspace, command: tuple[str, ...], dry_run: bool, as_json: bool, **given: Any) -> None:
     """Run SCRIPT on N ranks, show what they print, and keep what comes out of it in a new run folder.
 
     Whatever follows SCRIPT is the script's. The exit code is 0 when every rank completed; else that of the rank that failed first
@@ -71,14 +94,15 @@ def run(workspace: Workspace, command: tuple[str, ...], resume: str | None, dry_
     from dtrain.launch import job
     from dtrain.launch.console import Console
     from dtrain.launch.follow import come_back, submit_job
+    from dtrain.launch.show import parse_show
 
     if as_json and not dry_run:
         raise UsageError("--json goes with --dry-run; the finished run as JSON is `dtrain show latest --json`")
-    console = Console()
-    resume_from = job.resume_folder(resume, workspace, console) if resume is not None else None
-    detach = given.pop("detach")
+    resume, show, detach = given.pop("resume"), given.pop("show"), given.pop("detach")
+    resume_from = job.resume_folder(resume, workspace, Console()) if resume is not None else None
     parts = options.take_parts(given)
     spec = JobSpec(target=command[0], args=command[1:], resume_from=resume_from, **parts, **given)
+    shown = parse_show(show, spec)
     submits = spec.launcher_name == "slurm" and Allocation.read() is None
     if (detach or spec.slurm_options.sbatch_args) and not submits:
         raise UsageError("--detach and --sbatch-arg go with --launcher slurm outside of a Slurm job: nothing is submitted here")
@@ -87,8 +111,11 @@ def run(workspace: Workspace, command: tuple[str, ...], resume: str | None, dry_
         if as_json:
             print_json(plan.to_json())
         else:
-            click.echo("\n".join(process.shell_line() for process in plan.processes))
+            click.echo("\n".join(plan.shell_lines()))
+            for rank, bound in enumerate(plan.binding):
+                click.echo(f"dtrain: rank {rank} is bound to {bound}", err=True)
         return
+    console = Console(ranks=shown, masker=Masker(spec.secret_values().values()))
     if submits:
         submitted = submit_job(spec, workspace, console)
         if detach:

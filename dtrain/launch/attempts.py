@@ -15,10 +15,10 @@ from dtrain.errors import NotRunnable, WorkspaceError
 from dtrain.launch.console import Console
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.supervise import Limits, Signals, Supervisor
-from dtrain.layout import RunLayout, StepFolder
+from dtrain.layout import RunLayout, StepFolder, write_json
 from dtrain.processes import ProcessRecord
 from dtrain.spec import Restarts
-from dtrain.status import RunStatus, read_status, write_record
+from dtrain.status import RunStatus, read_status
 
 
 def run_attempts(
@@ -47,7 +47,7 @@ def run_attempts(
     with _catching_signals() as signals:
         while True:
             number = len(running.earlier)
-            attempt = _begin(run, number, running)
+            attempt = _begin(run, number, running, console)
             closed = False
             try:
                 ended = Supervisor(plan, attempt, limits, console, signals).run()
@@ -73,7 +73,7 @@ def run_attempts(
 
 def _record(path: Path, status: RunStatus, console: Console) -> bool:
     try:
-        write_record(path, status)
+        write_json(path, console.masker.value(dataclasses.asdict(status)))
     except OSError as error:
         console.say(f"dtrain: the outcome cannot be recorded in {path}: {error.strerror}", bad=True)
         return False
@@ -90,10 +90,10 @@ def _close(attempt: RunLayout, console: Console) -> bool:
     return True
 
 
-def _begin(run: RunLayout, number: int, running: RunStatus) -> RunLayout:
+def _begin(run: RunLayout, number: int, running: RunStatus, console: Console) -> RunLayout:
     try:
         attempt = run.begin_attempt(number, running.size)
-        write_record(run.status, running)
+        write_json(run.status, console.masker.value(dataclasses.asdict(running)), durable=False)
     except OSError as error:
         raise WorkspaceError(f"run folder {run.root} cannot be written: {error}") from error
     return attempt

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dtrain import env
+from dtrain import env, resources
 from dtrain.allocation import Allocation
 from dtrain.errors import MissingDependency, NotRunnable
 from dtrain.launch import mpi
-from dtrain.launch.mpi import MpiInstallation
+from dtrain.launch.mpi_families import MpiInstallation, find_mpi
 from dtrain.launch.plan import LaunchPlan, PlannedProcess, rank_argv
 from dtrain.layout import RunLayout
 from dtrain.spec import JobSpec
@@ -68,18 +68,19 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, *, allocation: Allocation, st
     nodes = min(spec.slurm_options.nodes or allocation.nodes, spec.workers)
     per_node = spec.slurm_options.tasks_per_node or -(-spec.workers // nodes)
     cpus = per_node * allocation.cpus_per_task if allocation.cpus_per_task is not None else allocation.cpus
-    common = {**env.thread_variables(cpus, per_node, {**os.environ, **spec.environment}), **env.order_variables()}
+    common = {**resources.thread_variables(cpus, per_node, {**os.environ, **spec.environment}), **env.order_variables()}
     if start.by == "mpirun":
         assert start.mpi is not None
         planned = mpi.plan(spec, run, cwd, start.mpi)
         (process,) = planned.processes
-        process = dataclasses.replace(process, environment={**process.environment, **common, **spec.environment})
+        process = dataclasses.replace(process, environment={**process.environment, **common, **spec.open_environment})
+        process = dataclasses.replace(process, name=start.title)
         return dataclasses.replace(planned, launcher="slurm", processes=(process,), ordered=True)
     environment = {
         **common,
         **_own_mpi(start),
         **env.launch_variables(run, size=spec.workers, vocabulary="slurm", resume_from=spec.resume_from),
-        **spec.environment,
+        **spec.open_environment,
     }
     argv = (
         # Beside other steps of the allocation, such as the one that an interactive shell is; who ends what is dtrain's to say.
@@ -91,7 +92,7 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, *, allocation: Allocation, st
         *(("env", "-u", "PMIX_SECURITY_MODE") if start.by == "pmix" else ()),
         *rank_argv(spec),
     )
-    process = PlannedProcess(name="srun", host=socket.gethostname(), argv=argv, environment=environment, cwd=cwd)
+    process = PlannedProcess(name=start.title, host=socket.gethostname(), argv=argv, environment=environment, cwd=cwd)
     return LaunchPlan(launcher="slurm", size=spec.workers, processes=(process,), ordered=True)
 
 
@@ -112,7 +113,7 @@ def find_start(spec: JobSpec, allocation: Allocation, *, tried: bool) -> Start:
     """
     wanted = spec.slurm_options.start
     try:
-        found = mpi.find_mpi()
+        found = find_mpi()
     except MissingDependency:
         if wanted == "mpirun" or spec.workers > 1:
             raise

@@ -235,7 +235,9 @@ class _Epochs(Marks):
         self._part = part
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._part.end_epoch(epoch + 1, {} if logs is None else logs)
+        logs = {} if logs is None else logs
+        logs.update({name: float(np.asarray(value)) for name, value in logs.items() if np.size(value) == 1})
+        self._part.end_epoch(epoch + 1, logs)
 
 
 class EvaluatorPart:

@@ -121,7 +121,9 @@ def _announce(run: Run, line: str) -> None:
 class Marks(tf.keras.callbacks.Callback):
     """Every batch is progress, of training, evaluation and prediction alike; what does none for long is taken for hung."""
 
-    _supports_tf_logs = True  # on Keras 2: do not fetch a batch's metrics for us, nor refuse us on parameter servers
+    def __init__(self) -> None:
+        super().__init__()
+        self._supports_tf_logs = True  # on Keras 2: do not fetch a batch's metrics for us, nor refuse us on parameter servers
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         PROGRESS.mark()

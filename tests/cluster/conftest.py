@@ -66,10 +66,11 @@ def testbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Testbed]:
     """Up for all tests that need it; down in the end, whatever happened."""
     hosts = Testbed(tmp_path_factory.mktemp("testbed"))
     try:
-        folders = [tmp_path_factory.getbasetemp(), ROOT, Path(sys.prefix), Path(sys.base_prefix)]
-        if mpich := os.environ.get("DTRAIN_TEST_MPICH_PYTHON"):
-            folders.append(Path(mpich).parents[1])
-        hosts("up", "3", *sorted({str(path.resolve()) for path in folders}))
+        pythons = [Path(sys.prefix), Path(sys.base_prefix)]
+        if "DTRAIN_TEST_MPICH_PYTHON" in os.environ:
+            pythons.append(Path(os.environ["DTRAIN_TEST_MPICH_PYTHON"]).absolute().parents[1])
+        shared = {str(path.resolve()) for path in (tmp_path_factory.getbasetemp(), ROOT, *pythons)}
+        hosts("up", "3", *sorted(shared))
         yield hosts
     finally:
         hosts("down")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -48,8 +49,12 @@ class Project:
     def start(self, *args: str) -> subprocess.Popen[str]:
         argv = self.argv(*args)
         pipe = subprocess.PIPE
-        self.started.append(subprocess.Popen(argv, cwd=self.folder, env=self.environ(), stdout=pipe, stderr=pipe, text=True))
-        return self.started[-1]
+        job = subprocess.Popen(argv, cwd=self.folder, env=self.environ(), stdout=pipe, stderr=pipe, text=True)
+        for stream in (job.stdout, job.stderr):
+            assert stream is not None
+            fcntl.fcntl(stream, fcntl.F_SETPIPE_SZ, 2**20)  # read in the end only: what TensorFlow says of a lost peer is long
+        self.started.append(job)
+        return job
 
     def json(self, *args: str) -> Any:
         done = self.dtrain(*args, "--json")

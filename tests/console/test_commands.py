@@ -241,3 +241,11 @@ def test_env(project: Project) -> None:
     assert packages["numpy"]["version"]
     assert all(package["version"] or package["install"] for package in packages.values())
     assert data["python"] in project.dtrain("env").stdout
+
+
+@pytest.mark.needs("horovod")
+def test_env_says_what_horovod_was_built_with(project: Project) -> None:
+    (horovod,) = [package for package in project.json("env")["packages"] if package["name"] == "horovod"]
+    assert horovod["built_with"]["mpi"] is True
+    assert horovod["built_with"]["nccl"] is False
+    assert "built with MPI" in project.dtrain("env").stdout

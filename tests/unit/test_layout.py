@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dtrain.errors import UsageError, WorkspaceError
-from dtrain.layout import RunLayout, Workspace, atomic_write, read_json, write_json
+from dtrain.layout import RunLayout, Workspace, atomic_file, read_json, write_json
 
 
 def make(workspace: Workspace, experiment: str) -> RunLayout:
@@ -85,15 +85,16 @@ def test_what_a_script_writes_to_outputs_and_logs_is_in_the_run(tmp_path: Path) 
 
 def test_atomic_write_replaces_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
-    atomic_write(path, b"old")
+    with atomic_file(path) as file:
+        file.write(b"old")
     assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
 
     def no_space(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(OSError, match="No space"):
-        atomic_write(path, b"new")
+    with pytest.raises(OSError, match="No space"), atomic_file(path) as file:
+        file.write(b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -14,10 +14,11 @@ from dtrain.env import RankEnv
 from dtrain.errors import UsageError
 from dtrain.hosts import Host
 from dtrain.launch import slurm
-from dtrain.launch.mpi import FAMILIES, MpiInstallation
+from dtrain.launch.mpi_families import FAMILIES, MpiInstallation
 from dtrain.launch.slurm import Start
 from dtrain.layout import RunLayout
-from dtrain.spec import ClusterOptions, Hangs, JobSpec, Restarts, SlurmOptions
+from dtrain.slurm_options import SlurmOptions
+from dtrain.spec import ClusterOptions, Hangs, JobSpec, Restarts
 
 ALLOCATION = Allocation(job_id="12", nodelist="node[1-2]", nodes=2, tasks=4, cpus=8, cpus_per_task=3)
 
@@ -73,7 +74,7 @@ def test_options_that_do_not_go_together(script: str) -> None:
         JobSpec(target=script, workers=2, slurm=SlurmOptions(nodes=2))
     with pytest.raises(UsageError, match="not with slurm"):
         JobSpec(target=script, workers=2, launcher="slurm", cluster=ClusterOptions(servers=1))
-    with pytest.raises(UsageError, match="--launcher slurm"):
+    with pytest.raises(UsageError, match="not with slurm"):
         JobSpec(target=script, workers=2, launcher="slurm", hosts=(Host("a", 2),))
 
 
@@ -151,6 +152,14 @@ def test_mpirun(script: str, tmp_path: Path) -> None:
     assert process.argv[0] == "/opt/mpirun"
     assert process.environment["DTRAIN_VOCABULARY"] == "openmpi"
     assert process.environment["OMP_NUM_THREADS"] == "5"
+
+
+def test_a_secret_is_read_back_from_the_environment(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = JobSpec(target=script, launcher="slurm", environment={"KEY": "hidden-value"}, secrets=("KEY",))
+    written = orjson.dumps(spec.to_json(), default=str)
+    assert b"hidden-value" not in written
+    monkeypatch.setenv("KEY", "hidden-value")
+    assert JobSpec.from_json(json.loads(written), tmp_path).secret_values() == {"KEY": "hidden-value"}
 
 
 @pytest.mark.parametrize("is_module", [False, True])
