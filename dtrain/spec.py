@@ -88,10 +88,6 @@ class JobSpec:
                 "--nodes, --tasks-per-node, --sbatch-arg and --slurm-start go with --launcher slurm, "
                 f"not with {self.launcher_name}"
             )
-        if self.launcher == "slurm" and self.secrets:
-            raise UsageError(
-                "--secret does not go with --launcher slurm yet; leave it out: a Slurm job has the variables that you exported"
-            )
         if self.launcher == "slurm" and self.bind != "none":
             raise UsageError(
                 "--bind does not go with --launcher slurm, which binds tasks itself; use --sbatch-arg=--cpus-per-task=N"
@@ -236,7 +232,7 @@ class JobSpec:
     def from_json(values: Mapping[str, Any], code: Path) -> JobSpec:
         """The job whose :meth:`to_json` this is, of the copy of its source in ``code``: for who runs it later, elsewhere.
 
-        For ranks without roles, on hosts that are not named.
+        For ranks without roles, on hosts that are not named. Its secrets are taken from this process's environment.
         """
         script = values["script"]
         given = {
@@ -245,6 +241,7 @@ class JobSpec:
             "source": code,
             "args": tuple(values["args"]),
             "hosts": (),
+            "environment": {name: value for name, value in values["environment"].items() if name not in values["secrets"]},
             "secrets": tuple(values["secrets"]),
             "resume_from": Path(values["resume_from"]) if values["resume_from"] is not None else None,
             "restarts": Restarts(**{**values["restarts"], "restart_on": tuple(values["restarts"]["restart_on"])}),

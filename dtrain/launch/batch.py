@@ -16,24 +16,17 @@ from dtrain.errors import DtrainError, NotRunnable
 from dtrain.files import read_json
 from dtrain.launch import slurm
 from dtrain.launch.console import Console
-from dtrain.launch.job import supervise_run
+from dtrain.launch.job import planner, supervise_run
 from dtrain.launch.supervise import TIME_LIMIT
 from dtrain.layout import RunLayout
+from dtrain.masking import Masker
 from dtrain.spec import JobSpec
 from dtrain.status import RunStatus, read_status, write_record
 
 _DUE = re.compile(rb"CANCELLED AT \S+ DUE TO ([A-Z ]*[A-Z])")
 
 
-class _Words(Console):
-    """Says dtrain's own words only."""
-
-    def rank_lines(self, host: str, rank: int | str, lines: list[str], *, label: str = "") -> None:
-        if not isinstance(rank, int):  # srun's or mpirun's
-            super().rank_lines(host, rank, lines, label=label)
-
-
-def run_batch(run: RunLayout, console: Console) -> RunStatus:
+def run_batch(run: RunLayout) -> RunStatus:
     """Run the job of ``run`` in the allocation around this process. Blocks until it has ended.
 
     Raises NotRunnable where there is no allocation, or the ranks cannot be started.
@@ -41,15 +34,15 @@ def run_batch(run: RunLayout, console: Console) -> RunStatus:
     allocation = Allocation.read()
     if allocation is None:
         raise NotRunnable("this is for a job of Slurm's; start one with `dtrain run --launcher slurm`")
+    spec = JobSpec.from_json(read_json(run.spec), run.code)
+    console = Console(out=sys.stderr, ranks=(), masker=Masker(spec.secret_values().values()))
     before = read_status(run)
     if before.state == "completed":
         console.say(f"dtrain: run {run.id} has completed before; nothing is left to be done")
         return before
-    spec = JobSpec.from_json(read_json(run.spec), run.code)
-    start = slurm.find_start(spec, allocation, tried=True)
+    plan = planner(spec, run.workspace, console.say)(run, run.code)
     nodes = slurm.hostnames(allocation)
-    console.say(f"dtrain: Slurm job {allocation.job_id} on {', '.join(nodes)}; ranks are started by {start.title}")
-    plan = slurm.plan(spec, run, run.code, allocation=allocation, start=start)
+    console.say(f"dtrain: Slurm job {allocation.job_id} on {', '.join(nodes)}; ranks are started by {plan.processes[0].name}")
     begin = run.slurm_log.stat().st_size if run.slurm_log.exists() else 0
     return supervise_run(run, spec, plan, console, lambda status: _explained(run, status, begin))
 
@@ -72,7 +65,7 @@ def _explained(run: RunLayout, status: RunStatus, begin: int) -> RunStatus:
 def main() -> None:
     run = RunLayout(Path(sys.argv[1]))
     try:
-        status = run_batch(run, _Words(out=sys.stderr))
+        status = run_batch(run)
     except DtrainError as error:
         sys.stderr.write(f"dtrain: {error}\n")
         before = read_status(run)

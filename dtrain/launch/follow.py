@@ -10,6 +10,7 @@ import signal
 import time
 
 from dtrain import env
+from dtrain.errors import UsageError
 from dtrain.launch import sbatch, slurm
 from dtrain.launch.console import Console, LineReader
 from dtrain.launch.job import announce, make_run, report_end
@@ -41,11 +42,13 @@ def submit_job(spec: JobSpec, workspace: Workspace, console: Console) -> RunLayo
 
     Raises UsageError, WorkspaceError, and NotRunnable where sbatch does not take it; no run folder is left then.
     """
+    if list(spec.args) != spec.to_json()["args"]:
+        raise UsageError("--secret: the script's arguments hold its value, which Slurm would show; have it read the variable")
     run = make_run(spec, workspace)
     plan = slurm.submission(spec, run, run.code)
     try:
         write_record(run.status, RunStatus(state="queued", size=spec.size, started=time.time()))
-        job = sbatch.submit(plan, run, env.inherited())
+        job = sbatch.submit(plan, run, {**env.inherited(), **spec.secret_values()})
     except BaseException:
         if not run.slurm_job.exists():  # else Slurm has the job, whatever came then
             shutil.rmtree(run.root)
@@ -64,7 +67,7 @@ def follow_job(run: RunLayout, job: SlurmJob, console: Console, *, rank: int | N
     """Show what a submitted run prints until its job has ended for good, and return how it ended. Blocks; writes the run's status
     where nobody else could."""
     watch = _Watch(run, job, console)
-    print_logs(run, rank=rank, attempt=None, follow=True, is_over=watch.is_over)
+    print_logs(run, rank=rank, attempt=None, follow=True, is_over=watch.is_over, console=console)
     return watch.end()
 
 

@@ -142,8 +142,8 @@ def supervise_run(
     limits = Limits(timeout_s=spec.timeout_s, grace_s=spec.grace_s, hangs=spec.hangs)
     if spec.tasks:
         limits = dataclasses.replace(limits, start_timeout_s=spec.cluster_options.start_timeout_s)
-    replan = lambda: planner(spec, run.workspace, console.say)(run, run.code)  # noqa: E731
-    status = run_attempts(plan, replan, run, limits, spec.restarts, console)
+    replan = functools.partial(planner, spec, run.workspace, console.say)
+    status = run_attempts(plan, lambda: replan()(run, run.code), run, limits, spec.restarts, console)
     if explain is not None:
         status = explain(status)
     report_end(run, status, console)

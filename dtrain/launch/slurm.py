@@ -73,13 +73,14 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, *, allocation: Allocation, st
         assert start.mpi is not None
         planned = mpi.plan(spec, run, cwd, start.mpi)
         (process,) = planned.processes
-        process = dataclasses.replace(process, environment={**process.environment, **common, **spec.environment})
+        process = dataclasses.replace(process, environment={**process.environment, **common, **spec.open_environment})
+        process = dataclasses.replace(process, name=start.title)
         return dataclasses.replace(planned, launcher="slurm", processes=(process,), ordered=True)
     environment = {
         **common,
         **_own_mpi(start),
         **env.launch_variables(run, size=spec.workers, vocabulary="slurm", resume_from=spec.resume_from),
-        **spec.environment,
+        **spec.open_environment,
     }
     argv = (
         # Beside other steps of the allocation, such as the one that an interactive shell is; who ends what is dtrain's to say.
@@ -91,7 +92,7 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, *, allocation: Allocation, st
         *(("env", "-u", "PMIX_SECURITY_MODE") if start.by == "pmix" else ()),
         *rank_argv(spec),
     )
-    process = PlannedProcess(name="srun", host=socket.gethostname(), argv=argv, environment=environment, cwd=cwd)
+    process = PlannedProcess(name=start.title, host=socket.gethostname(), argv=argv, environment=environment, cwd=cwd)
     return LaunchPlan(launcher="slurm", size=spec.workers, processes=(process,), ordered=True)
 
 
