@@ -23,7 +23,7 @@ from dtrain.status import RunStatus, State, read_status, write_record
 
 _POLL_S = 0.1
 _ASK_S = 3.0
-_ASK_AT_END_S = 0.5
+_ASK_AT_END_S = 0.2
 
 # What Slurm calls the end of a job that it ended itself → what became of the run then, and why.
 _ENDS: dict[str, tuple[State, int, str]] = {
@@ -93,8 +93,7 @@ class _Watch:
     def is_over(self) -> bool:
         """Whether the job has ended for good: a run that was ended may yet be started again by Slurm."""
         status = read_status(self._run)
-        if status.state == "completed":
-            return True
+        completed = status.state == "completed"  # then only its last words are waited for
         if not status.is_over:  # else its last words come after those of its ranks
             self._show_words()
         if status.is_over and not self._run_was_over:
@@ -105,6 +104,8 @@ class _Watch:
         self._next_question = time.monotonic() + (_ASK_AT_END_S if status.is_over else _ASK_S)
         self._look_again()
         state = self._job.look()
+        if state is None and completed:
+            return True
         if state is None:
             self._say_once(f"dtrain: Slurm does not answer about job {self._job.job_id}; asking again")
             return False
@@ -113,7 +114,7 @@ class _Watch:
             if state.reason not in ("", "None"):  # not looked at yet
                 self._say_once(f"dtrain: job {self._job.job_id} waits in Slurm's queue: {state.reason}")
         self._last = state
-        return state.is_over
+        return state.is_over or (completed and state.state == "COMPLETING")
 
     def end(self) -> RunStatus:
         """The job is over: say the rest, and return the run's status, which is completed by what Slurm knows."""

@@ -117,7 +117,7 @@ def slurm(tmp_path: Path, slurm_hosts: Testbed, wait_until: Callable[..., None])
         if job.poll() is None:
             job.kill()
     project.slurm("scancel", "--user=root")
-    wait_until(lambda: not project.processes(), 60)
+    wait_until(lambda: not project.processes() and not project.slurm("squeue", "-h"), 60)
     wait_until(
         lambda: (
             project.slurm("sinfo", "-h", "-N", "-p", "debug", "-t", "idle", "-o", "%N").split() == ["node1", "node2", "node3"]
