@@ -40,7 +40,15 @@ from dtrain.errors import DtrainError, RankError
 from dtrain.files import write_json
 from dtrain.layout import RankLayout
 from dtrain.masking import Masker
-from dtrain.processes import DUMP_STACKS, END_SCRIPT, LAUNCHER_IS_GONE, ProcessRecord, die_with_parent, signal_name
+from dtrain.processes import (
+    DUMP_STACKS,
+    END_SCRIPT,
+    LAUNCHER_IS_GONE,
+    ProcessRecord,
+    die_with_parent,
+    end_group_with_me,
+    signal_name,
+)
 from dtrain.progress import PROGRESS
 from dtrain.resources import bound_variables, own_threads, wanted_binding
 from dtrain.status import ORPHANED, Kind, RankFailure, exception_message, failure_to_line, write_record
@@ -160,6 +168,7 @@ class _Guard:
         self._orphaned_at: float | None = None
         self._stays = False
         self._may_go = False
+        self._leave_group_alone = end_group_with_me(child)
 
     def watch(self, launcher: int, ready: int) -> NoReturn:
         for number in _FORWARDED:
@@ -184,6 +193,7 @@ class _Guard:
         while self._stays:
             # A rank that leaves makes mpirun end the others at once, which may still be using their grace time.
             time.sleep(_STAY_S)  # not pause(): the signal may come between the test and it
+        self._leave_group_alone()
         os._exit(exit_code)
 
     def _begin_to_beat(self) -> None:

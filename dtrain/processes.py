@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,6 +72,32 @@ def die_with_parent(number: int) -> None:
     """Have the kernel send this process the signal when its parent is gone, however that ended. Linux only; else nothing."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
+def end_group_with_me(leader: int) -> Callable[[], None]:
+    """Have the process group of ``leader``, a child, killed when this process ends, unless what this returns was called before.
+
+    A process of its own waits for that: who is killed can do nothing any more. To be called before any thread is started.
+    """
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.setsid()  # whoever signals this process with its group does not mean that one
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
+        for name in os.listdir("/proc/self/fd"):
+            if int(name) != read:
+                with contextlib.suppress(OSError):
+                    os.close(int(name))
+        if not os.read(read, 1):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(leader, signal.SIGKILL)
+        os._exit(0)
+    os.close(read)
+
+    def leave_alone() -> None:
+        os.write(write, b".")
+
+    return leave_alone
 
 
 def begin_group(number: int) -> None:
