@@ -232,7 +232,7 @@ class Run:
                 self._counts[name] = self._next_step(name)
             step = self._counts[name]
             self._counts[name] = step + 1
-        self.log_row(step, **{name: value})
+        self._log(step, {name: value})
 
     def _next_step(self, name: str) -> int:
         """After the values that earlier attempts of this run have counted."""
@@ -243,6 +243,9 @@ class Run:
 
     def log_row(self, step: int, **values: Any) -> None:
         """Record several metrics of one step of this rank; as :meth:`log`. Names may hold any characters: ``**{"a/b": 1}``."""
+        self._log(step, values)
+
+    def _log(self, step: int, values: dict[str, Any]) -> None:
         self._metrics.write(step, values)
         PROGRESS.mark()
 

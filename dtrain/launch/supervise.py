@@ -352,8 +352,8 @@ class Supervisor:
         Of several nobody can say which was the first: MPICH kills the others before they can leave a record, and names any.
         """
         silent = [rank for rank in missing if rank not in self._failures and self._run.rank(rank).process.is_file()]
-        if launcher_code <= 0:  # one that was itself killed took its ranks with it
-            return []
+        if launcher_code == 0 or (launcher_code < 0 and self._plan.launcher != "local"):
+            return []  # one that was itself killed took its ranks with it; a single rank is started by nobody else
         message = "vanished without a record: it was killed together with the process that watched it"
         killed = [RankFailure.now(rank, "signal", 128 + signal.SIGKILL, message) for rank in silent]
         return [
