@@ -325,7 +325,7 @@ def test_nothing_outlives_a_killed_launcher(project: Project, wait_until: Callab
     job = project.start("run", "--launcher", "parameter_server", "-n", "2", "--chief", script)
     wait_until(lambda: count(project, "chief0", "listens") == 1)
     wait_until(lambda: count(project, "worker0", "listens") + count(project, "worker1", "listens") == 2)
-    assert len(project.processes()) == 8
+    assert len(project.processes()) == 12  # of each: script, guard, and who waits for the guard to die
     job.kill()
     job.communicate()
     wait_until(lambda: not project.processes())
