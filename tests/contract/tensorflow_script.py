@@ -99,7 +99,7 @@ def told(action):
     return "nothing"
 
 
-def case_refused():
+def case_refused():  # two ranks
     """What would be wrong, or an error of XLA's, says so in a line; also where the optimizer is made within the call."""
     wrapped = lambda **options: dtrain.tensorflow.DistributedOptimizer(keras.optimizers.SGD(0.1), run, **options)  # noqa: E731
     model = build()
@@ -116,6 +116,28 @@ def case_refused():
     half.fit(np.full((4, 6), 6e4 if run.rank else 1.0), np.full((4, 2), 6e4 if run.rank else 1.0), batch_size=4, verbose=0)
     assert all((a == b).all() for a, b in zip(before, half.get_weights(), strict=True))
     keras.mixed_precision.set_global_policy("float32")
+    model = keras.Sequential([keras.Sequential([build(), keras.layers.BatchNormalization(synchronized=True)])])
+    refused = told(lambda: fit(model, keras.optimizers.SGD(0.1)))
+    assert "UsageError: layer batch_norm" in refused, refused
+    assert "use horovod.tensorflow.SyncBatchNormalization" in refused, refused
+    x, y = data()
+    model = build()
+    model.compile(wrapped(), "mse")
+    few = BATCH * (2 + run.rank)
+    refused = told(lambda: model.fit(x[:few], y[:few], batch_size=BATCH, verbose=0, callbacks=dtrain.tensorflow.callbacks(run)))
+    assert "CommunicationError: the ranks make different numbers of steps in an epoch: 2 on rank 0, 3 on rank 1" in refused, (
+        refused
+    )
+    assert "dataset.take(2)" in refused
+    return model
+
+
+def case_statistics():
+    """Each rank's running statistics become their mean when training ends, though nothing is saved."""
+    model = keras.Sequential([keras.layers.Input((6,)), *build().layers, keras.layers.BatchNormalization()])
+    optimizer = dtrain.tensorflow.DistributedOptimizer(keras.optimizers.SGD(0.1), run)
+    fit(model, optimizer, checkpoint_every="never")
+    assert run.size == 1 or np.abs(model.layers[-1].moving_mean).max() > 0
     return model
 
 
