@@ -80,13 +80,16 @@ def _is_count(value: object, *, least: int) -> bool:
 def callbacks(run: Run, **options: Any) -> list[Any]:
     """Callbacks for ``model.fit(..., callbacks=[*dtrain.tensorflow.callbacks(run), ...])``; put them first.
 
-    The options are the fields of :class:`FitOptions`. All ranks take rank 0's weights, or those of the checkpoint that is
-    resumed, from whose epoch ``fit`` then goes on; where a script calls ``fit`` several times, the one that saved it does, and
-    those before are done again. At an epoch's end each rank records its own metrics, and the callbacks after
-    these see the means over ranks. Running statistics (BatchNormalization) are each rank's own while it trains, and their mean
-    when it is validated, saved, and done. Every rank must make the same number of steps in an epoch. Raises
-    CommunicationError out of ``fit``, on all ranks, when the ranks' steps (where Keras knows them) or weights differ;
-    UsageError for ``BatchNormalization(synchronized=True)``, which knows of tf.distribute alone.
+    The options are the fields of :class:`dtrain.tensorflow.FitOptions`: ``resume`` (``"auto"``, ``"never"`` or a step),
+    ``checkpoint_every`` (epochs, or ``"never"``), ``check_every`` (steps from one comparison of the ranks' weights to the next)
+    and ``warmup_epochs`` (of a rising learning rate).
+
+    All ranks take rank 0's weights, or those of the checkpoint that is resumed, from whose epoch ``fit`` then goes on; where a
+    script calls ``fit`` several times, the one that saved it does, and those before are done again. At an epoch's end each rank
+    records its own metrics, and the callbacks after these see the means over ranks. Running statistics (BatchNormalization) are
+    each rank's own while it trains, and their mean when it is validated, saved, and done. Every rank must make the same number
+    of steps in an epoch. Raises CommunicationError out of ``fit``, on all ranks, when the ranks' steps (where Keras knows them)
+    or weights differ; UsageError for ``BatchNormalization(synchronized=True)``, which knows of tf.distribute alone.
     """
     refuse_in_cluster(run, "callbacks()")
     try:
