@@ -136,7 +136,7 @@ def test_a_waiting_job_is_left_alone_come_back_to_and_stopped(slurm: SlurmProjec
     assert f"follow it with `dtrain logs -f {slurm.latest.id}`, end it with `dtrain stop {slurm.latest.id}`" in words
     following = slurm.start("logs", "--follow", "latest")
     assert following.stderr is not None
-    assert "waits in Slurm's queue: BeginTime" in following.stderr.readline()
+    assert any("waits in Slurm's queue: BeginTime" in line for line in iter(following.stderr.readline, ""))
     done = slurm.dtrain("stop", "latest")
     assert done.returncode == 0, done.stderr
     assert "canceled" in done.stdout
