@@ -25,7 +25,7 @@ from typing import NoReturn
 
 from dtrain._after_import import AfterImport
 from dtrain._control import Control
-from dtrain.env import RankEnv, other_world, quiet_tensorflow, unescape_arguments
+from dtrain.env import RankEnv, azureml_mode, other_world, quiet_tensorflow, unescape_arguments
 from dtrain.errors import DtrainError, RankError
 from dtrain.layout import RankLayout, write_json
 from dtrain.processes import DUMP_STACKS, END_SCRIPT, LAUNCHER_IS_GONE, ProcessRecord, die_with_parent, signal_name
@@ -200,6 +200,8 @@ def _run_script(recorder: Recorder, argv: Sequence[str]) -> NoReturn:
     """Run the user's script or module as ``__main__``, as Python itself would, and leave with its exit code."""
     quiet_tensorflow()
     _watch_imports(recorder.env)
+    if azureml_mode():
+        importlib.import_module("dtrain.azureml.rank").begin(recorder.env)
     faulthandler.enable()
     with contextlib.suppress(OSError):
         faulthandler.register(DUMP_STACKS, file=open(recorder.files.stack, "ab", buffering=0))  # noqa: SIM115 -- until the end

@@ -35,8 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "launch": {"spec", "hosts", "layout", "env", "tf_config", "roles", "status", "snapshot", "processes"},
     "_after_import": set(),
     "_control": {"processes"},
-    # tensorflow: for what it mends in Horovod, where the script imports that.
-    "_rank_main": {"layout", "env", "status", "processes", "progress", "_after_import", "_control", "tensorflow"},
+    # tensorflow: for what it mends in Horovod, where the script imports that; azureml: where the job was submitted by its names.
+    "_rank_main": {"layout", "env", "status", "processes", "progress", "_after_import", "_control", "tensorflow", "azureml"},
     "comm": {"env", "progress"},
     "metrics": {"layout"},
     "_shards": {"layout"},
@@ -47,8 +47,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tensorflow": {"env", "run", "progress", "comm", "metrics", "checkpoint", "_after_import"},
     "registry": {"layout", "status", "checkpoint"},
     "report": {"layout", "status", "metrics"},
+    # Everything but the command line; chainer: for what it mends in Chainer, where a script of that age imports it.
+    "azureml": {
+        "chainer",
+        "_ending",
+        "comm",
+        "env",
+        "launch",
+        "layout",
+        "metrics",
+        "processes",
+        "progress",
+        "registry",
+        "spec",
+        "status",
+    },
     "machine": {"spec", "layout", "launch"},
-    "cli": {"spec", "roles", "hosts", "layout", "env", "status", "launch", "metrics", "registry", "report", "machine"},
+    "cli": {"spec", "roles", "hosts", "layout", "env", "status", "launch", "metrics", "registry", "report", "machine", "azureml"},
     # The public names, loaded when first asked for.
     "__init__": {"run", "registry"},
 }
@@ -64,8 +79,6 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
     "keras": ("dtrain.tensorflow",),
     "tf_keras": ("dtrain.tensorflow",),
     "horovod": ("dtrain.tensorflow", "dtrain.comm.horovod"),
-    # Not ours to require: only chainer.testing comes to it, and that needs pytest, which brings it.
-    "packaging": ("dtrain.chainer.compatibility",),
 }
 
 

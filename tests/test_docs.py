@@ -17,7 +17,7 @@ from dtrain import cli, install
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/azureml.md"]
 LAUNCHERS = sorted((ROOT / "launchers").glob("*"))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from dtrain import env
 from dtrain.cli import options
 from dtrain.cli._main import json_option, main, pairs, print_json, workspace_option
 from dtrain.errors import UsageError
@@ -37,6 +38,7 @@ from dtrain.spec import LAUNCHERS, JobSpec
 @click.option(
     "--env", "environment", metavar="K=V", multiple=True, callback=pairs, help="Variable for the ranks; may be repeated."
 )
+@click.option("--azureml", "with_azureml", is_flag=True, help="`import azureml.core` in the ranks is dtrain's (docs/azureml.md).")
 @options.limits
 @click.option(
     "--resume", metavar="RUN", help="Start from the newest whole checkpoint of this run (an id, its beginning, or `latest`)."
@@ -64,6 +66,8 @@ def run(workspace: Workspace, command: tuple[str, ...], resume: str | None, dry_
         raise UsageError("--json goes with --dry-run; the finished run as JSON is `dtrain show latest --json`")
     console = Console()
     resume_from = job.resume_folder(resume, workspace, console) if resume is not None else None
+    if given.pop("with_azureml"):
+        given["environment"] = {**given["environment"], **env.azureml_switch()}
     parts = options.take_parts(given)
     spec = JobSpec(target=command[0], args=command[1:], resume_from=resume_from, **parts, **given)
     if dry_run:

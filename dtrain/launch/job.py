@@ -53,6 +53,15 @@ def run_job(spec: JobSpec, workspace: Workspace, console: Console) -> tuple[RunL
     """
     plan_for = planner(spec, workspace)
     run = workspace.create_run(spec.experiment_name)
+    fill_run(run, spec, workspace)
+    return run, run_filled(run, spec, workspace, console, plan_for)
+
+
+def fill_run(run: RunLayout, spec: JobSpec, workspace: Workspace) -> None:
+    """Make a new run folder that of ``spec``: its folders, the copy of the source, ``spec.json``.
+
+    Where that cannot be, nothing is left of the folder, and UsageError or WorkspaceError is raised.
+    """
     try:
         _fill(run, spec, workspace)
     except BaseException as error:
@@ -60,14 +69,27 @@ def run_job(spec: JobSpec, workspace: Workspace, console: Console) -> tuple[RunL
         if isinstance(error, OSError):
             raise WorkspaceError(f"run folder {run.root} cannot be written: {error}") from error
         raise
-    plan = plan_for(run, run.code)
+
+
+def run_filled(
+    run: RunLayout,
+    spec: JobSpec,
+    workspace: Workspace,
+    console: Console,
+    plan_for: Callable[[RunLayout, Path], LaunchPlan] | None = None,
+) -> RunStatus:
+    """Run the job of a folder that :func:`fill_run` made to its end, as :func:`run_job`; blocks, and raises what that does.
+
+    ``plan_for`` None: ask the machine now (:func:`planner`).
+    """
+    plan = (plan_for or planner(spec, workspace))(run, run.code)
     console.say(f"dtrain: run {run.id} · {_ranks(plan)} · launcher {plan.launcher} · {run.root}")
     limits = Limits(timeout_s=spec.timeout_s, grace_s=spec.grace_s, hangs=spec.hangs)
     if spec.tasks:
         limits = dataclasses.replace(limits, start_timeout_s=spec.cluster_options.start_timeout_s)
     status = run_attempts(plan, lambda: planner(spec, workspace)(run, run.code), run, limits, spec.restarts, console)
     _report(run, status, console)
-    return run, status
+    return status
 
 
 def _ranks(plan: LaunchPlan) -> str:

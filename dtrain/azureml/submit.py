@@ -1,0 +1,242 @@
+"""From a ScriptRunConfig or an estimator to a running job: checked here, then run by a supervisor process of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from dtrain import env
+from dtrain.azureml import records
+from dtrain.azureml.compute import check_nodes
+from dtrain.azureml.console import warn
+from dtrain.azureml.datastore import DataReference, Datastore
+from dtrain.azureml.errors import AzureMLException, ExperimentExecutionException, UserErrorException
+from dtrain.azureml.estimator import Chainer, Estimator, TensorFlow
+from dtrain.azureml.packages import check_packages
+from dtrain.azureml.records import AzureLayout, Submitted
+from dtrain.azureml.runconfig import MpiConfiguration, RunConfiguration, ScriptRunConfig, TensorflowConfiguration
+from dtrain.azureml.workspace import Workspace
+from dtrain.errors import DtrainError
+from dtrain.launch.job import fill_run, planner
+from dtrain.layout import RunLayout, write_json
+from dtrain.processes import ProcessRecord
+from dtrain.spec import ClusterOptions, JobSpec, Launcher
+from dtrain.status import RunStatus, write_record
+
+# Kept so that an ended supervisor is no zombie for longer than to the next submit.
+_supervisors: list[subprocess.Popen[bytes]] = []
+
+
+def submit(workspace: Workspace, experiment: str, config: Any, *, parent: str = "") -> RunLayout:
+    """Check ``config`` (a ScriptRunConfig or an estimator), make its run folder and start its supervisor.
+
+    Returns when the supervisor has started; the job goes on without the caller. Raises UserErrorException,
+    ComputeTargetException or ExperimentExecutionException for what cannot be started; no run is left then.
+    """
+    script_run, framework = _script_run(config)
+    run_config: RunConfiguration = script_run.run_config
+    distribution = run_config._distribution()
+    nodes = _count_nodes(run_config, distribution)
+    target = check_nodes(workspace, run_config.target, nodes)
+    notes = _check_environment(run_config)
+    try:
+        spec = _job_spec(script_run, experiment, distribution, nodes, framework)
+        planner(spec, workspace._folder)
+        run = workspace._folder.create_run(spec.experiment_name)
+        submitted = Submitted(
+            experiment=experiment,
+            target=target,
+            node_count=nodes,
+            parent=parent,
+            definition=_definition(script_run, spec, target, nodes, distribution),
+        )
+        return _start(run, spec, script_run, submitted, workspace, notes)
+    except AzureMLException:
+        raise
+    except DtrainError as error:
+        raise UserErrorException(str(error)) from error
+
+
+def _script_run(config: Any) -> tuple[ScriptRunConfig, str]:
+    if isinstance(config, Estimator):
+        return config._config, {Chainer: "Chainer", TensorFlow: "TensorFlow"}.get(type(config), "Python")
+    if isinstance(config, ScriptRunConfig):
+        return config, str(config.run_config.framework)
+    raise UserErrorException(
+        f"experiment.submit() takes a ScriptRunConfig or an estimator, not {type(config).__name__} {config!r:.80}"
+    )
+
+
+def _count_nodes(config: RunConfiguration, distribution: Any) -> int:
+    nodes = config.node_count
+    if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1:
+        raise UserErrorException(f"node_count={nodes!r} is not a number from 1")
+    if distribution is None and nodes > 1:
+        raise UserErrorException(f"node_count={nodes} without a communicator: give distributed_job_config=MpiConfiguration()")
+    if isinstance(distribution, TensorflowConfiguration) and distribution.worker_count < nodes:
+        raise UserErrorException(f"node_count={nodes} exceeds worker_count={distribution.worker_count}; a node has a worker each")
+    return nodes
+
+
+def _check_environment(config: RunConfiguration) -> list[str]:
+    """Sentences about what of the environment is not as asked for. Raises UserErrorException where packages are missing."""
+    environment = config.environment
+    notes = []
+    if environment.docker.enabled or environment.docker.base_image or environment.docker.base_dockerfile:
+        notes.append("docker is not used: the job runs in this Python environment")
+    if environment.python.user_managed_dependencies:
+        return notes
+    dependencies = environment.python.conda_dependencies
+    return notes + check_packages(dependencies._pip, dependencies._conda, any_version=env.takes_any_version())
+
+
+def _job_spec(script_run: ScriptRunConfig, experiment: str, distribution: Any, nodes: int, framework: str) -> JobSpec:
+    config: RunConfiguration = script_run.run_config
+    source = Path(script_run.source_directory).absolute()
+    if not source.is_dir():
+        raise UserErrorException(f"source_directory {str(script_run.source_directory)!r} is not a folder (from {Path.cwd()})")
+    launcher: Launcher = "local"
+    workers, cluster = 1, None
+    if isinstance(distribution, MpiConfiguration):
+        workers = nodes * distribution.process_count_per_node
+        # Horovod's own variables matter where it is used; a Chainer script does without it.
+        with_horovod = framework == "TensorFlow" and importlib.util.find_spec("horovod") is not None
+        launcher = "horovod" if with_horovod else "mpi"
+    elif isinstance(distribution, TensorflowConfiguration):
+        workers, launcher = distribution.worker_count, "parameter_server"
+        cluster = ClusterOptions(servers=distribution.parameter_server_count, tf_config="workers")
+    variables = {**config.environment.environment_variables, **config.environment_variables}
+    return JobSpec(
+        target=str(source / str(script_run.script)),
+        source=source,
+        workers=workers,
+        launcher=launcher,
+        cluster=cluster,
+        experiment=experiment,
+        environment={**{name: str(value) for name, value in variables.items()}, **_switch()},
+        timeout_s=config.max_run_duration_seconds,
+    )
+
+
+def _switch() -> dict[str, str]:
+    return env.azureml_switch(force=env.azureml_mode() == "force")
+
+
+def _definition(script_run: ScriptRunConfig, spec: JobSpec, target: str, nodes: int, distribution: Any) -> dict[str, Any]:
+    """The run definition that ``get_details`` shows, with the SDK's keys."""
+    config: RunConfiguration = script_run.run_config
+    dependencies = config.environment.python.conda_dependencies
+    return {
+        "script": script_run.script,
+        "arguments": [],
+        "target": target,
+        "framework": str(config.framework),
+        "communicator": str(config.communicator),
+        "nodeCount": nodes,
+        "maxRunDurationSeconds": config.max_run_duration_seconds,
+        "environment": {
+            "name": config.environment.name,
+            "environmentVariables": dict(config.environment.environment_variables),
+            "python": {"pip": list(dependencies._pip), "conda": list(dependencies._conda), "interpreterPath": sys.executable},
+        },
+        "mpi": {"processCountPerNode": config.mpi.process_count_per_node},
+        "tensorflow": {
+            "workerCount": config.tensorflow.worker_count,
+            "parameterServerCount": config.tensorflow.parameter_server_count,
+        },
+        "launcher": spec.launcher_name,
+    }
+
+
+def _start(
+    run: RunLayout, spec: JobSpec, script_run: ScriptRunConfig, submitted: Submitted, workspace: Workspace, notes: list[str]
+) -> RunLayout:
+    fill_run(run, spec, workspace._folder)
+    AzureLayout(run).root.mkdir()
+    arguments, variables = _resolve(script_run, run)
+    environment = {**spec.environment, **variables}
+    if script_run.resume_from is not None:
+        arguments += ["--resume-from", _resume_path(script_run.resume_from, run)]
+    submitted.definition["arguments"] = arguments
+    spec = dataclasses.replace(spec, args=tuple(arguments), environment=environment)
+    fill_spec(run, spec)
+    records.write_submitted(run, submitted)
+    for text in notes:
+        warn(text)
+        records.note(run, "warning", text=text)
+    _start_supervisor(run, spec)
+    return run
+
+
+def fill_spec(run: RunLayout, spec: JobSpec) -> None:
+    """Write ``spec.json`` again, once the run's id is part of what is run."""
+    write_json(run.spec, spec.to_json())
+
+
+def _resolve(script_run: ScriptRunConfig, run: RunLayout) -> tuple[list[str], dict[str, str]]:
+    """Arguments as text, references to datastores as paths; and each reference's variable."""
+    config: RunConfiguration = script_run.run_config
+    downloads = AzureLayout(run).root / "data"
+    paths: dict[str, str] = {}
+
+    def path_of(reference: DataReference) -> str:
+        name = reference.data_reference_name
+        if name not in paths:
+            paths[name] = reference._resolve(downloads)
+        return paths[name]
+
+    for reference in config.data_references.values():
+        path_of(reference)
+    arguments = []
+    for value in script_run.arguments:
+        if isinstance(value, Datastore):
+            value = value.as_mount()
+        if isinstance(value, DataReference):
+            arguments.append(path_of(value))
+        elif isinstance(value, str) and value.removeprefix("$AZUREML_DATAREFERENCE_") in paths:
+            arguments.append(paths[value.removeprefix("$AZUREML_DATAREFERENCE_")])
+        else:
+            arguments.append(str(value))
+    return arguments, {f"AZUREML_DATAREFERENCE_{name}": path for name, path in paths.items()}
+
+
+def _resume_path(resume_from: Any, run: RunLayout) -> str:
+    """The folder that a script is given as ``--resume-from``: a run's outputs, a datastore's path, or a path as it is."""
+    layout = getattr(resume_from, "_layout", None) if not isinstance(resume_from, str | Path) else None
+    if isinstance(layout, RunLayout):
+        return str(layout.outputs)
+    if isinstance(resume_from, Datastore | DataReference):
+        reference = resume_from.as_mount() if isinstance(resume_from, Datastore) else resume_from
+        return reference._resolve(AzureLayout(run).root / "data")
+    return str(Path(resume_from).absolute())
+
+
+def _start_supervisor(run: RunLayout, spec: JobSpec) -> None:
+    _supervisors[:] = [each for each in _supervisors if each.poll() is None]
+    with open(AzureLayout(run).console, "ab") as console:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dtrain.azureml.supervise", str(run.root)],
+            stdin=subprocess.PIPE,
+            stdout=console,
+            stderr=console,
+            start_new_session=True,  # Ctrl-C of the control script's terminal, and its end, are not the job's
+            env=env.inherited() | _switch(),
+        )
+    _supervisors.append(process)
+    status = RunStatus(state="running", size=spec.size, started=time.time(), supervisor=ProcessRecord.of(process.pid))
+    write_record(run.status, status)  # before it is told what to run: from here on it writes the status itself
+    assert process.stdin is not None
+    try:
+        with process.stdin:
+            process.stdin.write(pickle.dumps((spec, os.getcwd())))
+    except BrokenPipeError:
+        raise ExperimentExecutionException(
+            f"the supervisor of run {run.id} did not start; what it said is in {AzureLayout(run).console}"
+        ) from None
