@@ -34,7 +34,7 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere(document: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text()):
-        assert (ROOT / target).exists(), f"{document} links to {target}"
+        assert (ROOT / document).parent.joinpath(target).exists(), f"{document} links to {target}"
 
 
 @pytest.mark.parametrize("command", [command for command in commands() if command.startswith("dtrain ")])
