@@ -59,6 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "processes",
         "progress",
         "registry",
+        "snapshot",
         "spec",
         "status",
     },

@@ -174,6 +174,10 @@ class ComputeTarget(Named):
         """The state of the target, as of now."""
         return AmlComputeStatus(self._entry)
 
+    @property
+    def status(self) -> AmlComputeStatus:
+        return self.get_status()
+
     def refresh_state(self) -> None:
         """Read the entry again. Raises ComputeTargetException when it is gone."""
         self._entry = type(self)(self.workspace, self.name)._entry

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from dtrain.azureml.console import warn
 from dtrain.azureml.errors import Settings, UserErrorException
 from dtrain.azureml.workspace import Workspace
 from dtrain.errors import did_you_mean
@@ -133,7 +134,7 @@ class Environment(Settings):
     _differs: ClassVar = {
         "docker": "no container is started: submit says so where docker is asked for",
         "python": "nothing is installed: packages are compared with this Python's at submit",
-        "get": "an environment that register() kept; Azure's curated ones are not here",
+        "get": "one that register() kept; a curated one (AzureML-TensorFlow-2.3-GPU) asks for its framework, as it is installed",
     }
 
     def __init__(self, name: str) -> None:
@@ -182,9 +183,11 @@ class Environment(Settings):
         try:
             values = read_json(_path(workspace, check_name("environment", name)))
         except FileNotFoundError:
+            if name.startswith("AzureML-"):
+                return _curated(name)
             raise UserErrorException(
-                f"no environment {name!r} is registered in workspace {workspace.name!r}; Azure's curated environments are not "
-                "here: make an Environment(name) with the packages that the script needs"
+                f"no environment {name!r} is registered in workspace {workspace.name!r}; register() keeps one, and "
+                "Environment(name) makes one, with the packages that the script needs"
             ) from None
         if version not in (None, values["version"]):
             raise UserErrorException(f"environment {name!r} has version {values['version']} only; {version!r} was asked for")
@@ -210,6 +213,23 @@ class Environment(Settings):
         folder = _path(workspace, "x").parent
         names = sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else []
         return {name: Environment.get(workspace, name) for name in names}
+
+
+_FRAMEWORKS = {
+    "chainer": "chainer",
+    "tensorflow": "tensorflow",
+    "pytorch": "torch",
+    "scikit": "scikit-learn",
+    "sklearn": "scikit-learn",
+}
+
+
+def _curated(name: str) -> Environment:
+    """An environment under the name of one of Azure's curated ones, which asks for its framework in the version that is here."""
+    made = Environment(name)
+    made.python.conda_dependencies._pip = [package for word, package in _FRAMEWORKS.items() if word in name.lower()]
+    warn(f"environment {name}: Azure's curated environments are not here; the job runs in this Python, with what is installed")
+    return made
 
 
 def _path(workspace: Workspace, name: str) -> Path:

@@ -95,6 +95,14 @@ class Estimator(Named):
         self._config = ScriptRunConfig(source_directory, run_config=config, resume_from=options["resume_from"])
         self._note_what_is_not_used(options)
 
+    @classmethod
+    def get_supported_versions(cls) -> list[str]:
+        """The versions of the framework that jobs can have: the one that is installed, or none."""
+        try:
+            return [importlib.metadata.version(cls._framework)] if cls._framework is not None else []
+        except importlib.metadata.PackageNotFoundError:
+            return []
+
     @property
     def source_directory(self) -> str:
         return str(self._config.source_directory)
@@ -168,12 +176,9 @@ class Estimator(Named):
             warn("use_gpu=True, but this machine has no NVIDIA GPU that a job could see; it runs on the processor")
         version = options.get("framework_version")
         if version is not None and self._framework is not None:
-            try:
-                installed = importlib.metadata.version(self._framework)
-            except importlib.metadata.PackageNotFoundError:
-                return  # submit says so, with what to do
-            if not installed.startswith(str(version)):
-                warn(f"framework_version={version!r} was asked for; the job runs with {self._framework} {installed}")
+            for installed in self.get_supported_versions():  # none: submit says so, with what to do
+                if not installed.startswith(str(version)):
+                    warn(f"framework_version={version!r} was asked for; the job runs with {self._framework} {installed}")
 
 
 class Chainer(Estimator):

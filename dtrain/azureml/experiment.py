@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +14,7 @@ from dtrain.azureml.submit import submit
 from dtrain.azureml.workspace import Workspace
 from dtrain.errors import UsageError
 from dtrain.layout import check_name
+from dtrain.snapshot import take_snapshot
 
 
 class Experiment(Named):
@@ -27,7 +27,6 @@ class Experiment(Named):
         "archive": "remove run folders that are not needed",
         "delete": "remove run folders that are not needed",
         "get_docs_url": "see docs/azureml.md",
-        "get_portal_url": "there is no portal; `dtrain runs` and `dtrain show RUN` show what it showed",
         "reactivate": "experiments are never archived here",
         "refresh": "an experiment is read anew whenever it is asked",
         "remove_tags": "tag runs: run.tag(key, value)",
@@ -35,6 +34,7 @@ class Experiment(Named):
         "tag": "tag runs: run.tag(key, value)",
     }
     _differs: ClassVar = {
+        "get_portal_url": "there is no portal: the folder of all runs, as a file:// URL",
         "submit": "runs on this machine, by a `dtrain run` of its own that outlives the control script",
         "start_logging": "a run folder whose one rank is this process; snapshot_directory is copied where it is given",
     }
@@ -67,7 +67,7 @@ class Experiment(Named):
             raise UserErrorException(f"outputs={outputs!r} is not watched here; use run.upload_folder('outputs', {outputs!r})")
         layout = new_run(self.workspace._folder, self.name, display_name=display_name)
         if snapshot_directory is not None:
-            shutil.copytree(Path(snapshot_directory), layout.code, dirs_exist_ok=True)
+            take_snapshot(Path(snapshot_directory).absolute(), layout.code, excluded=self.workspace._folder.root)
         return Run(self, layout.id)
 
     def get_runs(
@@ -93,6 +93,10 @@ class Experiment(Named):
     def list(workspace: Workspace, experiment_name: str | None = None) -> list[Experiment]:
         """The experiments that have a run."""
         return [each for name, each in workspace.experiments.items() if experiment_name in (None, name)]
+
+    def get_portal_url(self) -> str:
+        """The folder of all runs, as a URL."""
+        return self.workspace._folder.runs.absolute().as_uri()
 
     @property
     def id(self) -> str:

@@ -46,6 +46,7 @@ MODULES: dict[str, dict[str, str]] = {
         "DEFAULT_CPU_IMAGE": "dtrain.azureml.environment:DEFAULT_CPU_IMAGE",
         "DEFAULT_GPU_IMAGE": "dtrain.azureml.environment:DEFAULT_GPU_IMAGE",
         "DataReferenceConfiguration": "dtrain.azureml.datastore:DataReference",
+        "DockerConfiguration": "dtrain.azureml.runconfig:DockerConfiguration",
         "MpiConfiguration": "dtrain.azureml.runconfig:MpiConfiguration",
         "RunConfiguration": "dtrain.azureml.runconfig:RunConfiguration",
         "TensorflowConfiguration": "dtrain.azureml.runconfig:TensorflowConfiguration",
@@ -75,7 +76,7 @@ MODULES: dict[str, dict[str, str]] = {
     "azureml.telemetry": {
         "set_diagnostics_collection": "dtrain.azureml.telemetry:set_diagnostics_collection",
     },
-    "azureml.tensorboard": {},
+    "azureml.tensorboard": {"Tensorboard": "dtrain.azureml.tensorboard:Tensorboard"},
     "azureml.train": {},
     "azureml.train.dnn": {
         "Chainer": "dtrain.azureml.estimator:Chainer",
@@ -87,7 +88,7 @@ MODULES: dict[str, dict[str, str]] = {
         "Estimator": "dtrain.azureml.estimator:Estimator",
         "Mpi": "dtrain.azureml.runconfig:MpiConfiguration",
     },
-    "azureml.widgets": {},
+    "azureml.widgets": {"RunDetails": "dtrain.azureml.widgets:RunDetails"},
 }
 
 _NO_LOGIN = "there is no account to log in to; leave auth= out"
@@ -96,8 +97,6 @@ _NO_DEPLOY = "models are registered and downloaded here, not deployed; `dtrain p
 _NO_PIPELINE = "submit the steps one after another from the control script, with wait_for_completion() between them"
 _NO_SWEEP = "submit one run for each setting from a loop; experiment.submit() returns at once"
 _NO_TORCH = "dtrain starts Chainer and TensorFlow ranks; a PyTorch script on one rank runs with Estimator(entry_script=...)"
-_NO_TENSORBOARD = "for now, run `tensorboard --logdir RUN/logs` with the folder that run.get_details()['runFolder'] names"
-_NO_WIDGET = "for now, use run.wait_for_completion(show_output=True), or `dtrain logs RUN --follow`"
 
 REFUSED: dict[str, dict[str, str]] = {
     "azureml.core": {
@@ -126,14 +125,11 @@ REFUSED: dict[str, dict[str, str]] = {
     "azureml.core.environment": {"DockerSection": "jobs run in this Python environment, not in containers"},
     "azureml.core.model": {"InferenceConfig": _NO_DEPLOY},
     "azureml.core.runconfig": {
-        "DockerConfiguration": "jobs run in this Python environment, not in containers",
         "PyTorchConfiguration": _NO_TORCH,
         "ParallelTaskConfiguration": _NO_SWEEP,
     },
     "azureml.data.datapath": {"DataPath": "use datastore.path('...'), which is a DataReference"},
-    "azureml.tensorboard": {"Tensorboard": _NO_TENSORBOARD},
     "azureml.train.dnn": {"Gloo": _NO_TORCH, "Nccl": _NO_TORCH, "PyTorch": _NO_TORCH},
-    "azureml.widgets": {"RunDetails": _NO_WIDGET},
 }
 
 REFUSED_MODULES: dict[str, str] = {

@@ -41,19 +41,15 @@ class Run(Logged):
         **Logged._refused,
         "add_type_providers": "there is one type of run here",
         "create_children": "call child_run(name) for each of them",
-        "get_all_logs": "use get_file_names() and download_files(prefix='user_logs')",
         "get_detailed_status": "use get_details()",
         "get_docs_url": "see docs/azureml.md",
         "get_environment": "get_details()['runDefinition']['environment'] shows it",
-        "get_portal_url": "there is no portal; `dtrain show RUN` shows what it showed",
         "get_secret": "give secrets to jobs as environment variables",
         "get_secrets": "give secrets to jobs as environment variables",
-        "get_submitted_run": "Run.get_context()",
         "input_datasets": _NO_DATASET,
         "output_datasets": _NO_DATASET,
         "remove_tags": "tags are kept; set another value with tag(key, value)",
         "start": "a run that was submitted begins by itself",
-        "submit_child": "submit the run from the control script; child_run(name) makes one of this process",
     }
     _differs: ClassVar = {
         "get_metrics": "rank 0's, whichever rank logs; ranks='all' gives every rank's",
@@ -65,6 +61,7 @@ class Run(Logged):
         "restore_snapshot": "copies the run's code folder",
         "register_model": "model_path is a file or folder of the run; None: all outputs",
         "get_snapshot_id": "the run's id",
+        "get_portal_url": "there is no portal: the run's folder, as a file:// URL",
     }
 
     def __init__(self, experiment: Experiment, run_id: str, outputs: str | None = None, **given: Any) -> None:
@@ -98,6 +95,11 @@ class Run(Logged):
         except WorkspaceError as error:
             raise UserErrorException(str(error)) from error
         return Run(Experiment(workspace, records.read_submitted(layout).experiment), layout.id)
+
+    @staticmethod
+    def get_submitted_run(allow_offline: bool = True, **given: Any) -> Any:
+        """The older name of :meth:`get_context`."""
+        return Run.get_context(allow_offline)
 
     @property
     def _submitted(self) -> records.Submitted:
@@ -154,6 +156,18 @@ class Run(Logged):
         """:meth:`get_details`, with the logs' texts in place of their paths."""
         logs = {name: path.read_text(errors="replace") for name, path in files.log_files(self._layout).items()}
         return {**self.get_details(), "logFiles": logs}
+
+    def get_portal_url(self) -> str:
+        """The run's folder, as a URL."""
+        return self._layout.root.as_uri()
+
+    def get_all_logs(self, destination: str | None = None) -> list[str]:
+        """Copy the ranks' logs to folder ``destination`` (None: this one), and return their paths there."""
+        names = list(files.log_files(self._layout))
+        targets = [str(Path(destination or ".") / name) for name in names]
+        for name, target in zip(names, targets, strict=True):
+            self.download_file(name, target)
+        return targets
 
     def wait_for_completion(
         self, show_output: bool = False, wait_post_processing: bool = False, raise_on_error: bool = True
@@ -263,6 +277,14 @@ class Run(Logged):
     def child_runs(self, count: int = 1, **given: Any) -> list[Run]:
         """Several runs as :meth:`child_run` makes one."""
         return [self.child_run() for _ in range(count)]
+
+    def submit_child(self, config: Any, tags: Mapping[str, str] | None = None) -> Run:
+        """Start a job as ``Experiment.submit`` does, below this run."""
+        from dtrain.azureml.submit import submit
+
+        child = Run(self.experiment, submit(self.experiment.workspace, self.experiment.name, config, parent=self.id).id)
+        child.set_tags(dict(tags or {}))
+        return child
 
     @property
     def parent(self) -> Run | None:

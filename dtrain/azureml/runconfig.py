@@ -18,6 +18,24 @@ def _count(name: str, value: Any, least: int = 1) -> int:
     return value
 
 
+def _one_of(name: str, value: Any, allowed: Sequence[str]) -> str:
+    """The word that is meant, however its letters are written (``framework="python"``)."""
+    for word in allowed:
+        if str(value).lower() == word.lower():
+            return word
+    raise RunConfigurationException(f"{name}={value!r}: there are {', '.join(allowed)}")
+
+
+class DockerConfiguration(Settings):
+    """Whether a container is asked for, which no job here runs in: submit says so."""
+
+    _fields: ClassVar = ("use_docker", "shm_size", "arguments")
+    _differs: ClassVar = {"use_docker": "no container is started: jobs run in this Python environment, and that is said"}
+
+    def __init__(self, use_docker: bool = False, shm_size: str | None = None, arguments: Sequence[str] | None = None) -> None:
+        self.use_docker, self.shm_size, self.arguments = use_docker, shm_size, list(arguments or [])
+
+
 class MpiConfiguration(Settings):
     """Ranks under mpirun: ``node_count`` x ``process_count_per_node``."""
 
@@ -54,6 +72,7 @@ class RunConfiguration(Settings):
         "data_references",
         "max_run_duration_seconds",
         "environment_variables",
+        "docker",
     )
     _refused: ClassVar = {
         "amlcompute": "create the target with ComputeTarget.create, and set target to its name",
@@ -86,21 +105,18 @@ class RunConfiguration(Settings):
         self.data_references: dict[str, Any] = {}
         self.max_run_duration_seconds: float | None = None
         self.environment_variables: dict[str, str] = {}
+        self.docker = DockerConfiguration()
         self.environment = Environment("default")
         if conda_dependencies is not None:
             self.environment.python.conda_dependencies = conda_dependencies
 
     def _distribution(self) -> MpiConfiguration | TensorflowConfiguration | None:
         """What the framework and the communicator ask for. Raises RunConfigurationException for what we do not have."""
-        if str(self.communicator) not in COMMUNICATORS:
-            raise RunConfigurationException(f"communicator={self.communicator!r}: there are {', '.join(COMMUNICATORS)}")
-        if str(self.framework) not in FRAMEWORKS:
-            raise RunConfigurationException(f"framework={self.framework!r}: there are {', '.join(FRAMEWORKS)}")
-        if self.communicator in ("OpenMpi", "IntelMpi"):
+        communicator = _one_of("communicator", self.communicator, COMMUNICATORS)
+        _one_of("framework", self.framework, FRAMEWORKS)
+        if communicator in ("OpenMpi", "IntelMpi"):
             return self.mpi
-        if self.communicator == "ParameterServer":
-            return self.tensorflow
-        return None
+        return self.tensorflow if communicator == "ParameterServer" else None
 
 
 _SCRIPT_RUN: Mapping[str, Any] = {
@@ -112,6 +128,7 @@ _SCRIPT_RUN: Mapping[str, Any] = {
     "distributed_job_config": None,
     "max_run_duration_seconds": 2592000,
     "resume_from": None,
+    "docker_runtime_config": None,
 }
 
 
@@ -121,10 +138,10 @@ class ScriptRunConfig(Settings):
     _fields: ClassVar = ("source_directory", "script", "arguments", "run_config", "resume_from")
     _refused: ClassVar = {
         "command": "name a Python script with script=",
-        "docker_runtime_config": "jobs run in this Python environment, not in containers",
     }
     _options: ClassVar = tuple(_SCRIPT_RUN)
     _differs: ClassVar = {
+        "(docker_runtime_config=)": "no container is started: jobs run in this Python environment, and that is said",
         "(max_run_duration_seconds=)": "the run ends Failed, with exit code 124",
     }
 
@@ -146,6 +163,8 @@ class ScriptRunConfig(Settings):
             raise UserErrorException("ScriptRunConfig has no script: give script='train.py'")
         if options["compute_target"] is not None:
             config.target = options["compute_target"]
+        if options["docker_runtime_config"] is not None:
+            config.docker = options["docker_runtime_config"]
         if options["environment"] is not None:
             config.environment = options["environment"]
         if options["max_run_duration_seconds"] != _SCRIPT_RUN["max_run_duration_seconds"]:

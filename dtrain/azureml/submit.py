@@ -89,7 +89,12 @@ def _check_environment(config: RunConfiguration) -> list[str]:
     """Sentences about what of the environment is not as asked for. Raises UserErrorException where packages are missing."""
     environment = config.environment
     notes = []
-    if environment.docker.enabled or environment.docker.base_image or environment.docker.base_dockerfile:
+    if (
+        config.docker.use_docker
+        or environment.docker.enabled
+        or environment.docker.base_image
+        or environment.docker.base_dockerfile
+    ):
         notes.append("docker is not used: the job runs in this Python environment")
     if environment.python.user_managed_dependencies:
         return notes

@@ -57,11 +57,11 @@ class Workspace(Named):
         "sync_keys": _NO_ACCOUNT,
         "webservices": "models are registered and downloaded here, not deployed",
         "get_mlflow_tracking_uri": "metrics are in the run's folder: run.get_metrics(), `dtrain metrics RUN`",
-        "get_portal_url": "there is no portal; `dtrain runs` and `dtrain show RUN` show what it showed",
         "datasets": "use ws.get_default_datastore().path('...')",
         "environments": "Environment.get(ws, name) reads one that was registered",
     }
     _differs: ClassVar = {
+        "get_portal_url": "there is no portal: the workspace's folder, as a file:// URL",
         "from_config": "the config.json may be Azure's own; runs and models go to $DTRAIN_WORKSPACE, else its workspace_folder, "
         "else the folder `workspace` beside it",
         "create": "makes a folder and .azureml/config.json here; location and the like are kept as words",
@@ -230,6 +230,10 @@ class Workspace(Named):
         from dtrain.azureml.datastore import Datastore
 
         return Datastore(self)
+
+    def get_portal_url(self) -> str:
+        """The workspace's folder, as a URL."""
+        return self._folder.root.absolute().as_uri()
 
     def get_run(self, run_id: str) -> Run:
         """A run by its id. Raises UserErrorException when there is none."""
