@@ -23,11 +23,13 @@ from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
 from typing import NoReturn
 
+from dtrain import legacy
 from dtrain._after_import import AfterImport
 from dtrain._control import Control
-from dtrain.env import RankEnv, azureml_mode, other_world, quiet_tensorflow, unescape_arguments
+from dtrain.env import RankEnv, azureml_mode, legacy_kinds, other_world, quiet_tensorflow, unescape_arguments
 from dtrain.errors import DtrainError, RankError
 from dtrain.layout import RankLayout, write_json
+from dtrain.legacy import OldModules
 from dtrain.processes import DUMP_STACKS, END_SCRIPT, LAUNCHER_IS_GONE, ProcessRecord, die_with_parent, signal_name
 from dtrain.progress import PROGRESS
 from dtrain.status import Kind, RankFailure, exception_message, failure_to_line, write_record
@@ -205,6 +207,7 @@ def _run_script(recorder: Recorder, argv: Sequence[str]) -> NoReturn:
     faulthandler.enable()
     with contextlib.suppress(OSError):
         faulthandler.register(DUMP_STACKS, file=open(recorder.files.stack, "ab", buffering=0))  # noqa: SIM115 -- until the end
+    old = _old_modules(recorder.env)
     try:
         if argv[0] == "-m":
             sys.argv = list(argv[1:])
@@ -213,7 +216,7 @@ def _run_script(recorder: Recorder, argv: Sequence[str]) -> NoReturn:
         else:
             sys.argv = list(argv)
             _put_first(str(Path(argv[0]).absolute().parent))
-            runpy.run_path(argv[0], run_name="__main__")
+            (old.run_path if old is not None else _run_path)(argv[0])
     except SystemExit as error:
         _leave(_exit_code(recorder, error))
     except BaseException as error:
@@ -224,6 +227,19 @@ def _run_script(recorder: Recorder, argv: Sequence[str]) -> NoReturn:
         recorder.failure("consequence" if elsewhere else "exception", exit_code, exception_message(error), _told(error))
         _leave(exit_code)
     _leave(0)
+
+
+def _run_path(path: str) -> None:
+    runpy.run_path(path, run_name="__main__")
+
+
+def _old_modules(rank_env: RankEnv) -> OldModules | None:
+    """What lets the script's own modules use names that NumPy or TensorFlow have dropped, where that was asked for."""
+    if not (kinds := legacy_kinds()):
+        return None
+    old = OldModules(Path.cwd(), kinds, lambda text: None if rank_env.rank else print(f"dtrain: {text}", file=sys.stderr))
+    old.install()
+    return old
 
 
 def _put_first(folder: str) -> None:
@@ -267,7 +283,12 @@ def _is_library(filename: str) -> bool:
 
 def _own_frames(trace: TracebackType | None) -> TracebackType | None:
     """The traceback without the frames of this module and of runpy, which are not the user's."""
-    while trace is not None and trace.tb_frame.f_code.co_filename in (__file__, runpy.__file__, "<frozen runpy>"):
+    while trace is not None and trace.tb_frame.f_code.co_filename in (
+        __file__,
+        legacy.__file__,
+        runpy.__file__,
+        "<frozen runpy>",
+    ):
         trace = trace.tb_next
     return trace
 

@@ -62,6 +62,7 @@ _WORKSPACE = "DTRAIN_WORKSPACE"
 _MPIRUN = "DTRAIN_MPIRUN"
 
 _AZUREML = "DTRAIN_AZUREML"
+_LEGACY = "DTRAIN_LEGACY"
 _AZUREML_ANY_VERSION = "DTRAIN_AZUREML_ANY_VERSION"
 
 _TENSORFLOW_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
@@ -81,6 +82,7 @@ _OF_ONE_RUN = (
     _SUPERVISED,
     _CONTROL,
     _AZUREML,
+    _LEGACY,
     "AZUREML_RUN_ID",
     "AZUREML_NODE_COUNT",
     "AZ_BATCH_MASTER_NODE",
@@ -350,6 +352,17 @@ def mpirun_override(environ: Mapping[str, str] | None = None) -> str | None:
     """``$DTRAIN_MPIRUN``: the mpirun to use instead of the one found."""
     environ = os.environ if environ is None else environ
     return environ.get(_MPIRUN) or None
+
+
+def legacy_switch(*, numpy: bool = False, tf1: bool = False) -> dict[str, str]:
+    """Tells a rank which old names its script's modules may use; nothing where none are."""
+    kinds = [name for name, wanted in (("numpy", numpy), ("tf1", tf1)) if wanted]
+    return {_LEGACY: ",".join(kinds)} if kinds else {}
+
+
+def legacy_kinds(environ: Mapping[str, str] | None = None) -> list[str]:
+    """What :func:`legacy_switch` said."""
+    return [kind for kind in (os.environ if environ is None else environ).get(_LEGACY, "").split(",") if kind]
 
 
 def azureml_switch(*, force: bool = False) -> dict[str, str]:

@@ -19,6 +19,7 @@ from dtrain.azureml.console import warn
 from dtrain.azureml.datastore import DataReference, Datastore
 from dtrain.azureml.errors import AzureMLException, ExperimentExecutionException, UserErrorException
 from dtrain.azureml.estimator import Chainer, Estimator, TensorFlow
+from dtrain.azureml.old_code import find_old_names
 from dtrain.azureml.packages import check_packages
 from dtrain.azureml.records import AzureLayout, Submitted
 from dtrain.azureml.runconfig import MpiConfiguration, RunConfiguration, ScriptRunConfig, TensorflowConfiguration
@@ -46,8 +47,11 @@ def submit(workspace: Workspace, experiment: str, config: Any, *, parent: str = 
     nodes = _count_nodes(run_config, distribution)
     target = check_nodes(workspace, run_config.target, nodes)
     notes = _check_environment(run_config)
+    old, old_names = find_old_names(Path(script_run.source_directory), str(script_run.script))
+    notes += old_names
     try:
         spec = _job_spec(script_run, experiment, distribution, nodes, framework)
+        spec = dataclasses.replace(spec, environment={**old, **spec.environment})
         planner(spec, workspace._folder)
         run = workspace._folder.create_run(spec.experiment_name)
         submitted = Submitted(

@@ -39,6 +39,8 @@ from dtrain.spec import LAUNCHERS, JobSpec
     "--env", "environment", metavar="K=V", multiple=True, callback=pairs, help="Variable for the ranks; may be repeated."
 )
 @click.option("--azureml", "with_azureml", is_flag=True, help="`import azureml.core` in the ranks is dtrain's (docs/azureml.md).")
+@click.option("--legacy-numpy", is_flag=True, help="SCRIPT may use NumPy's dropped names (np.float); each use is named.")
+@click.option("--tf1", is_flag=True, help="`import tensorflow` in SCRIPT gives TensorFlow 1's names, with v2 behaviour off.")
 @options.limits
 @click.option(
     "--resume", metavar="RUN", help="Start from the newest whole checkpoint of this run (an id, its beginning, or `latest`)."
@@ -66,8 +68,10 @@ def run(workspace: Workspace, command: tuple[str, ...], resume: str | None, dry_
         raise UsageError("--json goes with --dry-run; the finished run as JSON is `dtrain show latest --json`")
     console = Console()
     resume_from = job.resume_folder(resume, workspace, console) if resume is not None else None
+    switches = env.legacy_switch(numpy=given.pop("legacy_numpy"), tf1=given.pop("tf1"))
     if given.pop("with_azureml"):
-        given["environment"] = {**given["environment"], **env.azureml_switch()}
+        switches |= env.azureml_switch()
+    given["environment"] = {**given["environment"], **switches}
     parts = options.take_parts(given)
     spec = JobSpec(target=command[0], args=command[1:], resume_from=resume_from, **parts, **given)
     if dry_run:
