@@ -66,6 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "_ending",
         "comm",
         "env",
+        "hosts",
         "launch",
         "layout",
         "legacy",

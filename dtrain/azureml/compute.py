@@ -1,10 +1,11 @@
-"""Compute targets: named entries of the workspace, all of which are this machine for now."""
+"""Compute targets: named entries of the workspace. They are this machine, or hosts that `dtrain compute add` named."""
 
 from __future__ import annotations
 
 import logging
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +13,8 @@ from dtrain.azureml.console import say
 from dtrain.azureml.errors import ComputeTargetException, Named, take_options
 from dtrain.azureml.workspace import Workspace
 from dtrain.errors import did_you_mean
+from dtrain.hosts import Host, parse_hosts
+from dtrain.layout import Workspace as WorkspaceFolder
 from dtrain.layout import read_json, write_json
 from dtrain.spec import available_cores
 
@@ -96,14 +99,15 @@ class ComputeTarget(Named):
         "update": "delete the entry, and create it anew",
     }
     _differs: ClassVar = {
-        "create": "an entry of the workspace, there at once; any vm_size is this machine, with max_nodes as its nodes",
+        "create": "an entry of the workspace, there at once; any vm_size is this machine, with max_nodes as its nodes; hosts: "
+        "`dtrain compute add`",
     }
 
     def __new__(cls, workspace: Workspace, name: str) -> ComputeTarget:
         return object.__new__(AmlCompute)  # as the SDK's returns an object of the target's own class
 
     def __init__(self, workspace: Workspace, name: str) -> None:
-        entries = _entries(workspace)
+        entries = read_entries(workspace._folder)
         if name not in entries:
             raise ComputeTargetException(
                 f"ComputeTargetNotFound: no compute target {name!r} in workspace {workspace.name!r}"
@@ -119,10 +123,6 @@ class ComputeTarget(Named):
 
         Raises ComputeTargetException for a name that cannot be.
         """
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]{1,23}", name) or name == LOCAL:
-            raise ComputeTargetException(
-                f"compute target name {name!r} is not allowed; use 2 to 24 letters, digits or '-', beginning with a letter"
-            )
         asked = provisioning_configuration
         entry = {
             "kind": "AmlCompute",
@@ -132,9 +132,7 @@ class ComputeTarget(Named):
             "max_nodes": asked.max_nodes,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        entries = _entries(workspace)
-        workspace._folder.azureml.mkdir(parents=True, exist_ok=True)
-        write_json(_path(workspace), {**entries, name: entry})
+        write_entry(workspace._folder, name, entry)
         say(
             f"compute target {name}: vm_size {asked.vm_size!r} is this machine ({available_cores()} cores); up to "
             f"{asked.max_nodes} nodes, each a group of processes on it"
@@ -144,7 +142,7 @@ class ComputeTarget(Named):
     @staticmethod
     def list(workspace: Workspace) -> list[AmlCompute]:
         """All compute targets of the workspace."""
-        return [AmlCompute(workspace, name) for name in _entries(workspace)]
+        return [AmlCompute(workspace, name) for name in read_entries(workspace._folder)]
 
     @property
     def type(self) -> str:
@@ -188,9 +186,7 @@ class ComputeTarget(Named):
 
     def delete(self) -> None:
         """Remove the entry; runs are left alone."""
-        entries = _entries(self.workspace)
-        entries.pop(self.name, None)
-        write_json(_path(self.workspace), entries)
+        write_entry(self.workspace._folder, self.name, None)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self.name!r}, max_nodes={self.max_nodes})"
@@ -219,16 +215,44 @@ class AmlCompute(ComputeTarget):
         return [{"name": LOCAL, "vCPUs": available_cores()}]
 
 
-def _path(workspace: Workspace) -> Path:
-    return workspace._folder.azureml / "compute.json"
+def _path(folder: WorkspaceFolder) -> Path:
+    return folder.azureml / "compute.json"
 
 
-def _entries(workspace: Workspace) -> dict[str, dict[str, Any]]:
+def read_entries(folder: WorkspaceFolder) -> dict[str, dict[str, Any]]:
+    """The compute targets of a workspace's folder, as they are kept, by name."""
     try:
-        entries: dict[str, dict[str, Any]] = read_json(_path(workspace))
+        entries: dict[str, dict[str, Any]] = read_json(_path(folder))
     except FileNotFoundError:
         return {}
     return entries
+
+
+def write_entry(folder: WorkspaceFolder, name: str, entry: Mapping[str, Any] | None) -> None:
+    """Set an entry, or with None remove it. Raises ComputeTargetException for a name that cannot be."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]{1,23}", name) or name == LOCAL:
+        raise ComputeTargetException(
+            f"compute target name {name!r} is not allowed; use 2 to 24 letters, digits or '-', beginning with a letter"
+        )
+    entries = {**read_entries(folder), name: entry}
+    folder.azureml.mkdir(parents=True, exist_ok=True)
+    write_json(_path(folder), {name: entry for name, entry in entries.items() if entry is not None})
+
+
+def add_hosts(folder: WorkspaceFolder, name: str, hosts: str) -> int:
+    """Make a compute target of hosts (``node1:2,node2:2``), each a node; returns how many. Raises UsageError."""
+    count = len(parse_hosts(hosts))
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    sizes = {"min_nodes": count, "max_nodes": count, "vm_size": "hosts", "vm_priority": "dedicated"}
+    write_entry(folder, name, {"kind": "AmlCompute", "hosts": hosts, "created": created, **sizes})
+    return count
+
+
+def hosts_of(workspace: Workspace, target: Any) -> tuple[Host, ...]:
+    """The hosts of ``target`` (a ComputeTarget or a name); none where it is this machine, or unknown."""
+    name = target.name if isinstance(target, ComputeTarget) else str(target)
+    hosts = read_entries(workspace._folder).get(name, {}).get("hosts")
+    return parse_hosts(hosts) if hosts else ()
 
 
 def check_nodes(workspace: Workspace, target: Any, node_count: int) -> str:

@@ -11,6 +11,9 @@ from dtrain.azureml.finder import install
 from dtrain.azureml.records import read_submitted
 from dtrain.env import RankEnv
 
+# The port in AZ_BATCH_MASTER_NODE, where nobody listens: what scripts take of it is the host.
+_PORT = 6000
+
 
 def begin(rank_env: RankEnv) -> None:
     """Make ``import azureml`` dtrain's, and set the variables by which a script knows its run and place."""
@@ -20,7 +23,7 @@ def begin(rank_env: RankEnv) -> None:
     run = rank_env.layout
     if run is None:
         return
-    nodes = read_submitted(run).node_count
+    submitted = read_submitted(run)
     index = rank_env.task.index if rank_env.task is not None else rank_env.rank
-    variables = env.azureml_variables(run.id, nodes=nodes, master="127.0.0.1:6000", index=index)
+    variables = env.azureml_variables(run.id, nodes=submitted.node_count, master=f"{submitted.master}:{_PORT}", index=index)
     os.environ.update(variables)

@@ -65,6 +65,7 @@ class Submitted:
     display_name: str = ""
     target: str = "local"
     node_count: int = 1
+    master: str = "127.0.0.1"
     kind: Literal["script", "interactive", "offline"] = "script"
     parent: str = ""
     definition: dict[str, Any] = field(default_factory=dict)

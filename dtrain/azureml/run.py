@@ -40,7 +40,6 @@ class Run(Logged):
     _refused: ClassVar = {
         **Logged._refused,
         "add_type_providers": "there is one type of run here",
-        "create_children": "call child_run(name) for each of them",
         "get_detailed_status": "use get_details()",
         "get_docs_url": "see docs/azureml.md",
         "get_environment": "get_details()['runDefinition']['environment'] shows it",
@@ -277,6 +276,17 @@ class Run(Logged):
     def child_runs(self, count: int = 1, **given: Any) -> list[Run]:
         """Several runs as :meth:`child_run` makes one."""
         return [self.child_run() for _ in range(count)]
+
+    def create_children(
+        self, count: int | None = None, tag_key: Any = None, tag_values: Sequence[Any] | None = None
+    ) -> list[Run]:
+        """Several runs as :meth:`child_run` makes one; with ``tag_key``, one for each of ``tag_values``, tagged with it."""
+        if (count is None) == (tag_values is None) or (tag_key is None) != (tag_values is None):
+            raise UserErrorException("create_children() takes count=, or tag_key= and tag_values=")
+        children = self.child_runs(len(tag_values) if tag_values is not None else count or 0)
+        for child, value in zip(children, tag_values or (), strict=False):
+            child.tag(tag_key, value)
+        return children
 
     def submit_child(self, config: Any, tags: Mapping[str, str] | None = None) -> Run:
         """Start a job as ``Experiment.submit`` does, below this run."""

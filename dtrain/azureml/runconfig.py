@@ -181,8 +181,6 @@ def distribute(config: RunConfiguration, distribution: Any) -> None:
         config.node_count = distribution.node_count or config.node_count
     elif isinstance(distribution, TensorflowConfiguration):
         config.framework, config.communicator, config.tensorflow = "TensorFlow", "ParameterServer", distribution
-        # Workers are one a node, and servers share the nodes with them.
-        config.node_count = max(config.node_count, distribution.worker_count, distribution.parameter_server_count)
     else:
         raise UserErrorException(
             f"distributed training by {distribution!r} is not there; use MpiConfiguration or TensorflowConfiguration"

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from typing import Any
 
 from dtrain import env
 from dtrain.azureml import records
-from dtrain.azureml.compute import check_nodes
+from dtrain.azureml.compute import LOCAL, check_nodes, hosts_of
 from dtrain.azureml.console import warn
 from dtrain.azureml.datastore import DataReference, Datastore
 from dtrain.azureml.errors import AzureMLException, ExperimentExecutionException, UserErrorException
@@ -26,7 +27,7 @@ from dtrain.azureml.runconfig import MpiConfiguration, RunConfiguration, ScriptR
 from dtrain.azureml.workspace import Workspace
 from dtrain.errors import DtrainError
 from dtrain.launch.job import fill_run, planner
-from dtrain.layout import RunLayout, write_json
+from dtrain.layout import RunLayout
 from dtrain.processes import ProcessRecord
 from dtrain.spec import ClusterOptions, JobSpec, Launcher
 from dtrain.status import RunStatus, write_record
@@ -44,20 +45,22 @@ def submit(workspace: Workspace, experiment: str, config: Any, *, parent: str = 
     script_run, framework = _script_run(config)
     run_config: RunConfiguration = script_run.run_config
     distribution = run_config._distribution()
-    nodes = _count_nodes(run_config, distribution)
+    hosts = hosts_of(workspace, run_config.target)
+    nodes = _count_nodes(run_config, distribution, len(hosts))
     target = check_nodes(workspace, run_config.target, nodes)
     notes = _check_environment(run_config)
     old, old_names = find_old_names(Path(script_run.source_directory), str(script_run.script))
     notes += old_names
     try:
         spec = _job_spec(script_run, experiment, distribution, nodes, framework)
-        spec = dataclasses.replace(spec, environment={**old, **spec.environment})
+        spec = dataclasses.replace(spec, hosts=hosts, environment={**old, **spec.environment})
         planner(spec, workspace._folder)
         run = workspace._folder.create_run(spec.experiment_name)
         submitted = Submitted(
             experiment=experiment,
             target=target,
             node_count=nodes,
+            master=hosts[0].name if hosts else "127.0.0.1",
             parent=parent,
             definition=_definition(script_run, spec, target, nodes, distribution),
         )
@@ -78,14 +81,23 @@ def _script_run(config: Any) -> tuple[ScriptRunConfig, str]:
     )
 
 
-def _count_nodes(config: RunConfiguration, distribution: Any) -> int:
+def _count_nodes(config: RunConfiguration, distribution: Any, hosts: int) -> int:
+    """How many nodes a job has; of ``hosts``, where the target is made of them, it may take them all."""
     nodes = config.node_count
     if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1:
         raise UserErrorException(f"node_count={nodes!r} is not a number from 1")
     if distribution is None and nodes > 1:
         raise UserErrorException(f"node_count={nodes} without a communicator: give distributed_job_config=MpiConfiguration()")
-    if isinstance(distribution, TensorflowConfiguration) and distribution.worker_count < nodes:
-        raise UserErrorException(f"node_count={nodes} exceeds worker_count={distribution.worker_count}; a node has a worker each")
+    if isinstance(distribution, TensorflowConfiguration):
+        workers, servers = distribution.worker_count, distribution.parameter_server_count
+        if workers + servers < nodes:
+            raise UserErrorException(
+                f"node_count={nodes} exceeds worker_count={workers} and parameter_server_count={servers} together: lower "
+                "node_count, or raise worker_count"
+            )
+        if nodes == 1 and config.target not in (None, LOCAL):
+            # Where no number is given: workers are one a node, and servers share the nodes with them.
+            return min(max(workers, servers), hosts or workers + servers)
     return nodes
 
 
@@ -100,6 +112,11 @@ def _check_environment(config: RunConfiguration) -> list[str]:
         or environment.docker.base_dockerfile
     ):
         notes.append("docker is not used: the job runs in this Python environment")
+    if environment.python.interpreter_path not in ("python", sys.executable):
+        notes.append(
+            f"interpreter_path={environment.python.interpreter_path!r} is not used: the job runs in {sys.executable}; start "
+            "dtrain with the Python that it needs"
+        )
     if environment.python.user_managed_dependencies:
         return notes
     dependencies = environment.python.conda_dependencies
@@ -167,26 +184,33 @@ def _definition(script_run: ScriptRunConfig, spec: JobSpec, target: str, nodes: 
 def _start(
     run: RunLayout, spec: JobSpec, script_run: ScriptRunConfig, submitted: Submitted, workspace: Workspace, notes: list[str]
 ) -> RunLayout:
-    fill_run(run, spec, workspace._folder)
-    AzureLayout(run).root.mkdir()
-    arguments, variables = _resolve(script_run, run)
-    environment = {**spec.environment, **variables}
-    if script_run.resume_from is not None:
-        arguments += ["--resume-from", _resume_path(script_run.resume_from, run)]
-    submitted.definition["arguments"] = arguments
-    spec = dataclasses.replace(spec, args=tuple(arguments), environment=environment)
-    fill_spec(run, spec)
-    records.write_submitted(run, submitted)
+    """Fill the run folder while the supervisor's Python starts, and then tell that what to run; or leave nothing of both."""
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        AzureLayout(run).root.mkdir()
+        process = _start_supervisor(run)
+        arguments, variables = _resolve(script_run, run)
+        if script_run.resume_from is not None:
+            arguments += ["--resume-from", _resume_path(script_run.resume_from, run)]
+        submitted.definition["arguments"] = arguments
+        spec = dataclasses.replace(spec, args=tuple(arguments), environment={**spec.environment, **variables})
+        records.write_submitted(run, submitted)
+        for text in notes:
+            records.note(run, "warning", text=text)
+        # Before the supervisor is told what to run: from then on it writes the status itself.
+        status = RunStatus(state="running", size=spec.size, started=time.time(), supervisor=ProcessRecord.of(process.pid))
+        write_record(run.status, status)
+        fill_run(run, spec, workspace._folder)
+    except BaseException:
+        if process is not None:
+            process.kill()
+            process.wait()
+        shutil.rmtree(run.root, ignore_errors=True)
+        raise
+    _tell(process, spec, run)
     for text in notes:
         warn(text)
-        records.note(run, "warning", text=text)
-    _start_supervisor(run, spec)
     return run
-
-
-def fill_spec(run: RunLayout, spec: JobSpec) -> None:
-    """Write ``spec.json`` again, once the run's id is part of what is run."""
-    write_json(run.spec, spec.to_json())
 
 
 def _resolve(script_run: ScriptRunConfig, run: RunLayout) -> tuple[list[str], dict[str, str]]:
@@ -227,7 +251,8 @@ def _resume_path(resume_from: Any, run: RunLayout) -> str:
     return str(Path(resume_from).absolute())
 
 
-def _start_supervisor(run: RunLayout, spec: JobSpec) -> None:
+def _start_supervisor(run: RunLayout) -> subprocess.Popen[bytes]:
+    """A process that waits for the spec of the job that it is to run."""
     _supervisors[:] = [each for each in _supervisors if each.poll() is None]
     with open(AzureLayout(run).console, "ab") as console:
         process = subprocess.Popen(
@@ -239,8 +264,10 @@ def _start_supervisor(run: RunLayout, spec: JobSpec) -> None:
             env=env.inherited() | _switch(),
         )
     _supervisors.append(process)
-    status = RunStatus(state="running", size=spec.size, started=time.time(), supervisor=ProcessRecord.of(process.pid))
-    write_record(run.status, status)  # before it is told what to run: from here on it writes the status itself
+    return process
+
+
+def _tell(process: subprocess.Popen[bytes], spec: JobSpec, run: RunLayout) -> None:
     assert process.stdin is not None
     try:
         with process.stdin:

@@ -16,7 +16,7 @@ from dtrain.errors import DtrainError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_VERBS = ("run", "runs", "show", "logs", "stacks", "metrics", "register", "models", "pull", "verify", "azureml", "env")
+_VERBS = ("run", "runs", "show", "logs", "stacks", "metrics", "register", "models", "pull", "verify", "azureml", "compute", "env")
 """In the order of the path of a run, as the help shows them."""
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from dtrain.cli._main import main
+from dtrain.cli._main import json_option, main, print_json, workspace_option
+from dtrain.layout import Workspace
 
 
 class _ScriptOrVerb(click.Group):
@@ -62,3 +63,73 @@ def init(name: str, location: str) -> None:
     from dtrain.azureml.workspace import Workspace
 
     Workspace.create(name, location=location)
+
+
+@main.group()
+def compute() -> None:
+    """Name hosts as compute targets for control scripts of Azure ML's names (`dtrain azureml`).
+
+    \b
+    Example:
+      dtrain compute add cluster --hosts node1:2,node2:2
+    """
+
+
+@compute.command()
+@workspace_option
+@click.option(
+    "--hosts", required=True, metavar="NAME:SLOTS,...", help="The hosts, as `dtrain run -H` takes them; each is a node."
+)
+@click.argument("name")
+def add(workspace: Workspace, hosts: str, name: str) -> None:
+    """Make hosts a compute target, or give one of that name these hosts.
+
+    \b
+    Example:
+      dtrain compute add cluster --hosts node1:2,node2:2
+    """
+    from dtrain.azureml.compute import add_hosts
+
+    count = add_hosts(workspace, name, hosts)
+    click.echo(f"compute target {name}: {count} {'node' if count == 1 else 'nodes'}, {hosts}", err=True)
+
+
+@compute.command("list")
+@workspace_option
+@json_option
+def list_targets(workspace: Workspace, as_json: bool) -> None:
+    """List the compute targets of the workspace.
+
+    \b
+    Example:
+      dtrain compute list --json
+    """
+    from dtrain.azureml.compute import read_entries
+
+    entries = read_entries(workspace)
+    if as_json:
+        print_json(entries)
+        return
+    for name, entry in entries.items():
+        click.echo(f"{name}  {entry['max_nodes']} nodes  {entry.get('hosts') or 'this machine'}")
+    if not entries:
+        click.echo(f"no compute targets in {workspace.root}", err=True)
+
+
+@compute.command()
+@workspace_option
+@click.argument("name")
+def remove(workspace: Workspace, name: str) -> None:
+    """Remove a compute target; its hosts and runs are left alone.
+
+    \b
+    Example:
+      dtrain compute remove cluster
+    """
+    from dtrain.azureml.compute import read_entries, write_entry
+    from dtrain.errors import UsageError, did_you_mean
+
+    entries = read_entries(workspace)
+    if name not in entries:
+        raise UsageError(f"no compute target {name!r} in {workspace.root}{did_you_mean(name, entries)}")
+    write_entry(workspace, name, None)

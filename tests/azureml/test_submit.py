@@ -241,3 +241,48 @@ experiment.submit(ScriptRunConfig("src", "train.py", environment=environment)).w
     (azure.folder / "go").touch()
     wait_until(lambda: read_status(azure.latest).state == "completed", timeout=60)
     wait_until(lambda: not azure.supervisors(), timeout=60)
+
+
+CLUSTER_TASK = """
+import json, os, sys, time
+from azureml.core import Run
+config = json.loads(os.environ["TF_CONFIG"])
+task = config["task"]
+assert sorted(config["cluster"]) == ["ps", "worker"] and config["environment"] == "cloud"
+assert os.environ["AZ_BATCHAI_TASK_INDEX"] == str(task["index"])
+print(task["type"], task["index"], os.environ["AZ_BATCH_MASTER_NODE"], os.environ["AZUREML_NODE_COUNT"])
+import socket
+address = config["cluster"][task["type"]][task["index"]].rsplit(":", 1)
+listener = socket.create_server((address[0], int(address[1])))
+if task["type"] == "ps":
+    time.sleep(600)
+if task["index"] == 0:
+    open("outputs/ready", "w").write("x")
+while not os.path.exists("outputs/ready"):
+    time.sleep(0.05)
+Run.get_context().log("index", task["index"])
+"""
+
+
+@pytest.mark.parametrize(("where", "nodes"), [("cluster", 2), ("hosts", 1)])
+def test_parameter_servers(azure: AzureProject, where: str, nodes: int) -> None:
+    """Workers and a server by TF_CONFIG, on this machine's nodes and on hosts that `dtrain compute add` named."""
+    assert azure.dtrain("compute", "add", "hosts", "--hosts", "localhost:3").returncode == 0
+    assert azure.json("compute", "list")["hosts"]["max_nodes"] == 1
+    azure.train(CLUSTER_TASK)
+    done = azure.control(
+        f"""
+src = ScriptRunConfig("src", "train.py", compute_target={where!r}, distributed_job_config=TensorflowConfiguration(2, 1))
+run = experiment.submit(src)
+run.wait_for_completion(show_output=True)
+print(json.dumps({{"metrics": run.get_metrics(ranks="all"), "files": run.get_file_names()}}))
+"""
+    )
+    found = told(done)
+    assert found["metrics"] == {"0": {"index": 0}, "1": {"index": 1}}
+    assert "outputs/ready" in found["files"]  # type: ignore[operator]
+    master = "127.0.0.1" if where == "cluster" else "localhost"
+    for task in ("ps 0", "worker 0", "worker 1"):
+        assert f"{task} {master}:6000 {nodes}" in done.stdout
+    assert azure.dtrain("compute", "remove", "hosts").returncode == 0
+    assert "hosts" not in azure.json("compute", "list")
