@@ -7,14 +7,16 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from dtrain.azureml.console import say
-from dtrain.azureml.errors import Named, UserErrorException
+from dtrain.azureml.errors import Named, Settings, UserErrorException
 from dtrain.azureml.workspace import Workspace
 from dtrain.errors import did_you_mean
 
 DEFAULT = "workspaceblobstore"
+VARIABLE = "$AZUREML_DATAREFERENCE_"
+"""What the text of a reference begins with; without the $, the variable in the job that holds the path."""
 _NO_STORE = "copy the files into ws.get_default_datastore() with upload()"
 
 
@@ -165,15 +167,16 @@ class DataReference(Named):
         datastore: Datastore,
         data_reference_name: str | None = None,
         path_on_datastore: str | None = None,
-        mode: Literal["mount", "download"] = "mount",
-    ) -> None:
-        if mode not in ("mount", "download"):
-            raise UserErrorException(f"mode={mode!r} is not one of mount, download; a job's results belong in ./outputs")
+        mode: str = "mount",
+        path_on_compute: str | None = None,
+        overwrite: bool = False,
+    ) -> None:  # long because the SDK's signature is this
+        _check_mode(mode)
         self.datastore, self.path_on_datastore = datastore, path_on_datastore
         self._relative = _inside(path_on_datastore)
         plain = re.sub(r"\W", "_", str(self._relative) if path_on_datastore else datastore.name)
         self.data_reference_name = data_reference_name or plain
-        self.mode: Literal["mount", "download"] = mode
+        self.mode = mode
 
     def as_mount(self) -> DataReference:
         """The same as a path to the datastore's own folder."""
@@ -187,6 +190,10 @@ class DataReference(Named):
         """A reference to what lies below this one."""
         below = str(PurePosixPath(self.path_on_datastore or "") / (path or ""))
         return DataReference(self.datastore, data_reference_name, below, self.mode)
+
+    def to_config(self) -> DataReferenceConfiguration:
+        """The same for ``run_config.data_references``."""
+        return DataReferenceConfiguration(self.datastore.name, self.mode, self.path_on_datastore)
 
     @property
     def _path(self) -> Path:
@@ -212,7 +219,34 @@ class DataReference(Named):
         return str(target)
 
     def __str__(self) -> str:
-        return f"$AZUREML_DATAREFERENCE_{self.data_reference_name}"
+        return f"{VARIABLE}{self.data_reference_name}"
+
+
+class DataReferenceConfiguration(Settings):
+    """A file or folder of a datastore by its name, for ``run_config.data_references``."""
+
+    _fields: ClassVar = ("datastore_name", "mode", "path_on_datastore", "path_on_compute", "overwrite")
+    _differs: ClassVar = {"path_on_compute": "not used: the job is given the path of a copy in the run's folder"}
+
+    def __init__(
+        self,
+        datastore_name: str | None = None,
+        mode: str = "mount",
+        path_on_datastore: str | None = None,
+        path_on_compute: str | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.datastore_name, self.mode, self.path_on_datastore = datastore_name, mode, path_on_datastore
+        self.path_on_compute, self.overwrite = path_on_compute, overwrite
+
+    def _reference(self, workspace: Workspace, name: str) -> DataReference:
+        """What it means in a workspace. Raises UserErrorException for a datastore or mode that is not there."""
+        return DataReference(Datastore(workspace, self.datastore_name), name, self.path_on_datastore, self.mode)
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in ("mount", "download"):
+        raise UserErrorException(f"mode={mode!r} is not one of mount, download; a job's results belong in ./outputs")
 
 
 def _inside(path: str | None) -> Path:

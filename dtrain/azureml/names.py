@@ -45,7 +45,7 @@ MODULES: dict[str, dict[str, str]] = {
     "azureml.core.runconfig": {
         "DEFAULT_CPU_IMAGE": "dtrain.azureml.environment:DEFAULT_CPU_IMAGE",
         "DEFAULT_GPU_IMAGE": "dtrain.azureml.environment:DEFAULT_GPU_IMAGE",
-        "DataReferenceConfiguration": "dtrain.azureml.datastore:DataReference",
+        "DataReferenceConfiguration": "dtrain.azureml.datastore:DataReferenceConfiguration",
         "DockerConfiguration": "dtrain.azureml.runconfig:DockerConfiguration",
         "MpiConfiguration": "dtrain.azureml.runconfig:MpiConfiguration",
         "RunConfiguration": "dtrain.azureml.runconfig:RunConfiguration",

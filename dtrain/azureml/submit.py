@@ -17,7 +17,7 @@ from dtrain import env
 from dtrain.azureml import records
 from dtrain.azureml.compute import LOCAL, check_nodes, hosts_of
 from dtrain.azureml.console import warn
-from dtrain.azureml.datastore import DataReference, Datastore
+from dtrain.azureml.datastore import VARIABLE, DataReference, DataReferenceConfiguration, Datastore
 from dtrain.azureml.errors import AzureMLException, ExperimentExecutionException, UserErrorException
 from dtrain.azureml.estimator import Chainer, Estimator, TensorFlow
 from dtrain.azureml.old_code import find_old_names
@@ -189,7 +189,7 @@ def _start(
     try:
         AzureLayout(run).root.mkdir()
         process = _start_supervisor(run)
-        arguments, variables = _resolve(script_run, run)
+        arguments, variables = _resolve(script_run, run, workspace)
         if script_run.resume_from is not None:
             arguments += ["--resume-from", _resume_path(script_run.resume_from, run)]
         submitted.definition["arguments"] = arguments
@@ -213,31 +213,39 @@ def _start(
     return run
 
 
-def _resolve(script_run: ScriptRunConfig, run: RunLayout) -> tuple[list[str], dict[str, str]]:
+def _resolve(script_run: ScriptRunConfig, run: RunLayout, workspace: Workspace) -> tuple[list[str], dict[str, str]]:
     """Arguments as text, references to datastores as paths; and each reference's variable."""
     config: RunConfiguration = script_run.run_config
     downloads = AzureLayout(run).root / "data"
     paths: dict[str, str] = {}
 
-    def path_of(reference: DataReference) -> str:
-        name = reference.data_reference_name
+    def path_of(value: Any, name: str = "") -> str:
+        if isinstance(value, Datastore):
+            value = value.as_mount()
+        reference = value._reference(workspace, name) if isinstance(value, DataReferenceConfiguration) else value
+        if not isinstance(reference, DataReference):
+            raise UserErrorException(f"data_references has {reference!r:.80}; give references: datastore.path('...').as_mount()")
+        name = name or reference.data_reference_name
         if name not in paths:
             paths[name] = reference._resolve(downloads)
         return paths[name]
 
-    for reference in config.data_references.values():
-        path_of(reference)
+    for name, reference in config.data_references.items():
+        path_of(reference, name)
     arguments = []
     for value in script_run.arguments:
-        if isinstance(value, Datastore):
-            value = value.as_mount()
-        if isinstance(value, DataReference):
+        if isinstance(value, Datastore | DataReference):
             arguments.append(path_of(value))
-        elif isinstance(value, str) and value.removeprefix("$AZUREML_DATAREFERENCE_") in paths:
-            arguments.append(paths[value.removeprefix("$AZUREML_DATAREFERENCE_")])
+        elif isinstance(value, str) and value.startswith(VARIABLE):
+            if value.removeprefix(VARIABLE) not in paths:
+                raise UserErrorException(
+                    f"argument {value!r} is a reference to a datastore that data_references has not; it has "
+                    f"{', '.join(paths) or 'none'}: give the reference itself in the arguments, without str()"
+                )
+            arguments.append(paths[value.removeprefix(VARIABLE)])
         else:
             arguments.append(str(value))
-    return arguments, {f"AZUREML_DATAREFERENCE_{name}": path for name, path in paths.items()}
+    return arguments, {f"{VARIABLE[1:]}{name}": path for name, path in paths.items()}
 
 
 def _resume_path(resume_from: Any, run: RunLayout) -> str:

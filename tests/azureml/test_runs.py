@@ -95,6 +95,7 @@ from azureml.core import Model, Run
 run = Run.get_context()
 ws = run.experiment.workspace
 print("downloaded", open(sys.argv[2] + "/a/b.txt").read(), os.environ["AZUREML_DATAREFERENCE_mine"] == sys.argv[2])
+print("mounted", os.listdir(os.environ["AZUREML_DATAREFERENCE_other"]))
 print("old model", open(Model.get_model_path("old")).read())
 os.makedirs("outputs/net")
 open("outputs/net/w", "w").write("weights")
@@ -119,6 +120,7 @@ Model.register(ws, "data/a/b.txt", "old")
 reference = store.path("deep/er", data_reference_name="mine").as_download()
 config = RunConfiguration(framework="python")
 config.data_references["mine"] = reference
+config.data_references["other"] = store.path("deep").to_config()
 parent = experiment.start_logging()
 run = parent.submit_child(ScriptRunConfig("src", "train.py", arguments=["--data", str(reference)], run_config=config))
 run.wait_for_completion(show_output=True)
@@ -135,6 +137,7 @@ print(json.dumps({
     )
     found = told(done)
     assert "downloaded data True" in done.stdout
+    assert "mounted ['er']" in done.stdout
     assert "old model data" in done.stdout
     assert (found["tags"], found["properties"], found["models"]) == ({"model": "new:1"}, {"p": "1"}, ["new", "old"])
     assert {"extra.txt", "outputs/net/w"} <= set(found["files"])  # type: ignore[call-overload]
