@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import pytest
@@ -40,6 +41,15 @@ def test_example(azure: AzureProject, name: str) -> None:
     if name == "tensorflow_parameter_server":
         assert "environment cloud task ps 0" in done.stdout
         assert {rank: "accuracy" in values for rank, values in metrics.items()} == {0: True, 1: True, 2: False}
+
+
+@pytest.mark.needs("chainer", "mpi", "sklearn")
+def test_the_five_minutes_of_the_document(azure: AzureProject) -> None:
+    """Its script, as it stands there."""
+    (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "azureml.md").read_text(), re.DOTALL)
+    shutil.copytree(ROOT / "examples" / "azureml" / "scripts", azure.folder / "scripts")
+    azure.control(script, begin="")
+    assert [model["id"] for model in azure.json("models")] == ["digits:1"]
 
 
 def test_every_example_is_run() -> None:
