@@ -1,4 +1,4 @@
-"""Looks for names in a job's source that NumPy and TensorFlow have dropped since it was written."""
+"""Reads a job's source: for names that NumPy and TensorFlow have dropped since it was written, and for what it imports."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ def find_old_names(source: Path, script: str) -> tuple[dict[str, str], list[str]
         tensorflow += [_tensorflow(shown, old) for old in old_tensorflow(tree)[:1]]
     notes = numpy[:_SHOWN] + ([f"and {len(numpy) - _SHOWN} more such lines"] if len(numpy) > _SHOWN else [])
     return env.legacy_switch(numpy=bool(numpy), tf1=bool(tensorflow)), notes + tensorflow
+
+
+def uses_horovod(source: Path, script: str) -> bool:
+    """Whether a job's script, or a module of its folder, imports Horovod for TensorFlow."""
+    ours = ("horovod.tensorflow", "horovod.keras")
+    return any(name.startswith(ours) for _, tree in _modules(source, script) for name in _imported(tree))
 
 
 def _tensorflow(file: str, old: OldName) -> str:

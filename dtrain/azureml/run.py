@@ -75,7 +75,7 @@ class Run(Logged):
         self._layout = layout
 
     @staticmethod
-    def get_context(allow_offline: bool = True, used_for_context_manager: bool = False, **given: Any) -> Any:
+    def get_context(allow_offline: bool = True, used_for_context_manager: bool = False) -> Any:
         """The run that this process is a rank of; outside of a job an offline run, which records locally all the same.
 
         Called in training scripts. Raises RunEnvironmentException outside of a job unless ``allow_offline``.
@@ -96,7 +96,7 @@ class Run(Logged):
         return Run(Experiment(workspace, records.read_submitted(layout).experiment), layout.id)
 
     @staticmethod
-    def get_submitted_run(allow_offline: bool = True, **given: Any) -> Any:
+    def get_submitted_run(allow_offline: bool = True) -> Any:
         """The older name of :meth:`get_context`."""
         return Run.get_context(allow_offline)
 
@@ -273,7 +273,7 @@ class Run(Logged):
         folder = self.experiment.workspace._folder
         return Run(self.experiment, new_run(folder, self.experiment.name, display_name=name or "", parent=self.id).id)
 
-    def child_runs(self, count: int = 1, **given: Any) -> list[Run]:
+    def child_runs(self, count: int = 1) -> list[Run]:
         """Several runs as :meth:`child_run` makes one."""
         return [self.child_run() for _ in range(count)]
 

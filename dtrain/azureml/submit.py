@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import os
 import pickle
 import shutil
@@ -19,8 +18,8 @@ from dtrain.azureml.compute import LOCAL, check_nodes, hosts_of
 from dtrain.azureml.console import warn
 from dtrain.azureml.datastore import VARIABLE, DataReference, DataReferenceConfiguration, Datastore
 from dtrain.azureml.errors import AzureMLException, ExperimentExecutionException, UserErrorException
-from dtrain.azureml.estimator import Chainer, Estimator, TensorFlow
-from dtrain.azureml.old_code import find_old_names
+from dtrain.azureml.estimator import Estimator
+from dtrain.azureml.old_code import find_old_names, uses_horovod
 from dtrain.azureml.packages import check_packages
 from dtrain.azureml.records import AzureLayout, Submitted
 from dtrain.azureml.runconfig import MpiConfiguration, RunConfiguration, ScriptRunConfig, TensorflowConfiguration
@@ -42,7 +41,7 @@ def submit(workspace: Workspace, experiment: str, config: Any, *, parent: str = 
     Returns when the supervisor has started; the job goes on without the caller. Raises UserErrorException,
     ComputeTargetException or ExperimentExecutionException for what cannot be started; no run is left then.
     """
-    script_run, framework = _script_run(config)
+    script_run = _script_run(config)
     run_config: RunConfiguration = script_run.run_config
     distribution = run_config._distribution()
     hosts = hosts_of(workspace, run_config.target)
@@ -52,7 +51,7 @@ def submit(workspace: Workspace, experiment: str, config: Any, *, parent: str = 
     old, old_names = find_old_names(Path(script_run.source_directory), str(script_run.script))
     notes += old_names
     try:
-        spec = _job_spec(script_run, experiment, distribution, nodes, framework)
+        spec = _job_spec(script_run, experiment, distribution, nodes)
         spec = dataclasses.replace(spec, hosts=hosts, environment={**old, **spec.environment})
         planner(spec, workspace._folder)
         run = workspace._folder.create_run(spec.experiment_name)
@@ -71,11 +70,11 @@ def submit(workspace: Workspace, experiment: str, config: Any, *, parent: str = 
         raise UserErrorException(str(error)) from error
 
 
-def _script_run(config: Any) -> tuple[ScriptRunConfig, str]:
+def _script_run(config: Any) -> ScriptRunConfig:
     if isinstance(config, Estimator):
-        return config._config, {Chainer: "Chainer", TensorFlow: "TensorFlow"}.get(type(config), "Python")
+        return config._config
     if isinstance(config, ScriptRunConfig):
-        return config, str(config.run_config.framework)
+        return config
     raise UserErrorException(
         f"experiment.submit() takes a ScriptRunConfig or an estimator, not {type(config).__name__} {config!r:.80}"
     )
@@ -123,7 +122,7 @@ def _check_environment(config: RunConfiguration) -> list[str]:
     return notes + check_packages(dependencies._pip, dependencies._conda, any_version=env.takes_any_version())
 
 
-def _job_spec(script_run: ScriptRunConfig, experiment: str, distribution: Any, nodes: int, framework: str) -> JobSpec:
+def _job_spec(script_run: ScriptRunConfig, experiment: str, distribution: Any, nodes: int) -> JobSpec:
     config: RunConfiguration = script_run.run_config
     source = Path(script_run.source_directory).absolute()
     if not source.is_dir():
@@ -132,9 +131,7 @@ def _job_spec(script_run: ScriptRunConfig, experiment: str, distribution: Any, n
     workers, cluster = 1, None
     if isinstance(distribution, MpiConfiguration):
         workers = nodes * distribution.process_count_per_node
-        # Horovod's own variables matter where it is used; a Chainer script does without it.
-        with_horovod = framework == "TensorFlow" and importlib.util.find_spec("horovod") is not None
-        launcher = "horovod" if with_horovod else "mpi"
+        launcher = "horovod" if uses_horovod(source, str(script_run.script)) else "mpi"  # which starts the same mpirun
     elif isinstance(distribution, TensorflowConfiguration):
         workers, launcher = distribution.worker_count, "parameter_server"
         cluster = ClusterOptions(servers=distribution.parameter_server_count, tf_config="workers")
