@@ -11,7 +11,14 @@ from dtrain.azureml.console import warn
 from dtrain.azureml.datastore import DataReference, Datastore
 from dtrain.azureml.environment import CondaDependencies, Environment, read_requirements
 from dtrain.azureml.errors import Named, TrainingException, UserErrorException, take_options
-from dtrain.azureml.runconfig import MpiConfiguration, RunConfiguration, ScriptRunConfig, TensorflowConfiguration, distribute
+from dtrain.azureml.runconfig import (
+    MpiConfiguration,
+    RunConfiguration,
+    ScriptRunConfig,
+    TensorflowConfiguration,
+    check_count,
+    distribute,
+)
 
 _KNOWN: Mapping[str, Any] = {
     "compute_target": None,
@@ -83,6 +90,8 @@ class Estimator(Named):
         script = options["entry_script"]
         if script is None:
             raise TrainingException(f"{type(self).__name__} has no entry_script; give the script to run, relative to the source")
+        for name in ("node_count", "process_count_per_node"):
+            check_count(name, options[name])
         arguments, references = _arguments(options["script_params"])
         config = RunConfiguration(script=script, arguments=arguments)
         config.target = options["compute_target"] if options["compute_target"] is not None else "local"

@@ -12,7 +12,7 @@ FRAMEWORKS = ("Python", "TensorFlow")
 COMMUNICATORS = ("None", "OpenMpi", "IntelMpi", "ParameterServer")
 
 
-def _count(name: str, value: Any, least: int = 1) -> int:
+def check_count(name: str, value: Any, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserErrorException(f"{name}={value!r} is not a number from {least}")
     return value
@@ -42,8 +42,8 @@ class MpiConfiguration(Settings):
     _fields: ClassVar = ("process_count_per_node", "node_count")
 
     def __init__(self, process_count_per_node: int = 1, node_count: int | None = None) -> None:
-        self.process_count_per_node = _count("process_count_per_node", process_count_per_node)
-        self.node_count = node_count if node_count is None else _count("node_count", node_count)
+        self.process_count_per_node = check_count("process_count_per_node", process_count_per_node)
+        self.node_count = node_count if node_count is None else check_count("node_count", node_count)
 
 
 class TensorflowConfiguration(Settings):
@@ -52,8 +52,8 @@ class TensorflowConfiguration(Settings):
     _fields: ClassVar = ("worker_count", "parameter_server_count")
 
     def __init__(self, worker_count: int = 1, parameter_server_count: int = 1) -> None:
-        self.worker_count = _count("worker_count", worker_count)
-        self.parameter_server_count = _count("parameter_server_count", parameter_server_count, 0)
+        self.worker_count = check_count("worker_count", worker_count)
+        self.parameter_server_count = check_count("parameter_server_count", parameter_server_count, 0)
 
 
 class RunConfiguration(Settings):

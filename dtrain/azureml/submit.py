@@ -17,6 +17,7 @@ from dtrain.azureml import records
 from dtrain.azureml.compute import LOCAL, check_nodes, hosts_of
 from dtrain.azureml.console import warn
 from dtrain.azureml.datastore import VARIABLE, DataReference, DataReferenceConfiguration, Datastore
+from dtrain.azureml.environment import Environment
 from dtrain.azureml.errors import AzureMLException, ExperimentExecutionException, UserErrorException
 from dtrain.azureml.estimator import Estimator
 from dtrain.azureml.old_code import find_old_names, uses_horovod
@@ -28,7 +29,7 @@ from dtrain.errors import DtrainError
 from dtrain.launch.job import fill_run, planner
 from dtrain.layout import RunLayout
 from dtrain.processes import ProcessRecord
-from dtrain.spec import ClusterOptions, JobSpec, Launcher
+from dtrain.spec import ClusterOptions, JobSpec, Launcher, available_cores, default_max_ranks
 from dtrain.status import RunStatus, write_record
 
 # Kept so that an ended supervisor is no zombie for longer than to the next submit.
@@ -103,6 +104,8 @@ def _count_nodes(config: RunConfiguration, distribution: Any, hosts: int) -> int
 def _check_environment(config: RunConfiguration) -> list[str]:
     """Sentences about what of the environment is not as asked for. Raises UserErrorException where packages are missing."""
     environment = config.environment
+    if not isinstance(environment, Environment):
+        raise UserErrorException(f"environment={environment!r:.80} is no Environment; Environment.get(ws, name) gives one")
     notes = []
     if (
         config.docker.use_docker
@@ -135,6 +138,7 @@ def _job_spec(script_run: ScriptRunConfig, experiment: str, distribution: Any, n
     elif isinstance(distribution, TensorflowConfiguration):
         workers, launcher = distribution.worker_count, "parameter_server"
         cluster = ClusterOptions(servers=distribution.parameter_server_count, tf_config="workers")
+    _check_processes(workers + (cluster.servers or 0 if cluster is not None else 0), nodes)
     variables = {**config.environment.environment_variables, **config.environment_variables}
     return JobSpec(
         target=str(source / str(script_run.script)),
@@ -146,6 +150,15 @@ def _job_spec(script_run: ScriptRunConfig, experiment: str, distribution: Any, n
         environment={**{name: str(value) for name, value in variables.items()}, **_switch()},
         timeout_s=config.max_run_duration_seconds,
     )
+
+
+def _check_processes(count: int, nodes: int) -> None:
+    most = default_max_ranks()
+    if count > most:
+        raise UserErrorException(
+            f"{count} processes on {nodes} {'node' if nodes == 1 else 'nodes'} exceed {most}, which a machine of "
+            f"{available_cores()} cores takes; lower node_count, process_count_per_node or worker_count"
+        )
 
 
 def _switch() -> dict[str, str]:

@@ -173,6 +173,12 @@ CANNOT = {
         "Estimator('src', entry_script='train.py', node_count=2, distributed_backend='mpi')",
         "node_count=2 exceeds compute target 'local', which is 1 node",
     ),
+    "processes": (
+        "ScriptRunConfig('src', 'train.py', distributed_job_config=MpiConfiguration(1000))",
+        "1000 processes on 1 node exceed [0-9]+, which a machine of [0-9]+ cores takes",
+    ),
+    "environment": ("ScriptRunConfig('src', 'train.py', environment='AzureML-Chainer')", "is no Environment; Environment.get"),
+    "count": ("Estimator('src', entry_script='train.py', node_count='2')", "node_count='2' is not a number from 1"),
     "package": (
         "Estimator('src', entry_script='train.py', pip_packages=['no-such-package==1.2', 'numpy'])",
         r"packages that this Python has not: no-such-package==1.2 \(not installed\); run: .* -m pip install no-such-package==1.2",
