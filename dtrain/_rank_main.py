@@ -26,13 +26,13 @@ from typing import NoReturn
 from dtrain import legacy
 from dtrain._after_import import AfterImport
 from dtrain._control import Control
-from dtrain.env import RankEnv, azureml_mode, legacy_kinds, other_world, quiet_tensorflow, unescape_arguments
+from dtrain.env import RankEnv, other_world, quiet_tensorflow, unescape_arguments
 from dtrain.errors import DtrainError, RankError
 from dtrain.layout import RankLayout, write_json
-from dtrain.legacy import OldModules
 from dtrain.processes import DUMP_STACKS, END_SCRIPT, LAUNCHER_IS_GONE, ProcessRecord, die_with_parent, signal_name
 from dtrain.progress import PROGRESS
 from dtrain.status import Kind, RankFailure, exception_message, failure_to_line, write_record
+from dtrain.switches import azureml_mode, legacy_kinds
 
 _STAY_S = 0.05
 _BEAT_S = 1.0
@@ -207,7 +207,7 @@ def _run_script(recorder: Recorder, argv: Sequence[str]) -> NoReturn:
     faulthandler.enable()
     with contextlib.suppress(OSError):
         faulthandler.register(DUMP_STACKS, file=open(recorder.files.stack, "ab", buffering=0))  # noqa: SIM115 -- until the end
-    old = _old_modules(recorder.env)
+    run_path = legacy.runner(legacy_kinds(), Path.cwd(), rank=recorder.env.rank)
     try:
         if argv[0] == "-m":
             sys.argv = list(argv[1:])
@@ -216,7 +216,7 @@ def _run_script(recorder: Recorder, argv: Sequence[str]) -> NoReturn:
         else:
             sys.argv = list(argv)
             _put_first(str(Path(argv[0]).absolute().parent))
-            (old.run_path if old is not None else _run_path)(argv[0])
+            run_path(argv[0])
     except SystemExit as error:
         _leave(_exit_code(recorder, error))
     except BaseException as error:
@@ -227,19 +227,6 @@ def _run_script(recorder: Recorder, argv: Sequence[str]) -> NoReturn:
         recorder.failure("consequence" if elsewhere else "exception", exit_code, exception_message(error), _told(error))
         _leave(exit_code)
     _leave(0)
-
-
-def _run_path(path: str) -> None:
-    runpy.run_path(path, run_name="__main__")
-
-
-def _old_modules(rank_env: RankEnv) -> OldModules | None:
-    """What lets the script's own modules use names that NumPy or TensorFlow have dropped, where that was asked for."""
-    if not (kinds := legacy_kinds()):
-        return None
-    old = OldModules(Path.cwd(), kinds, lambda text: None if rank_env.rank else print(f"dtrain: {text}", file=sys.stderr))
-    old.install()
-    return old
 
 
 def _put_first(folder: str) -> None:

@@ -19,8 +19,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from dtrain import switches
 from dtrain.errors import RankError
 from dtrain.layout import RunLayout, Workspace
 from dtrain.roles import Task
@@ -61,10 +61,6 @@ _CONTROL = "DTRAIN_CONTROL"
 _WORKSPACE = "DTRAIN_WORKSPACE"
 _MPIRUN = "DTRAIN_MPIRUN"
 
-_AZUREML = "DTRAIN_AZUREML"
-_LEGACY = "DTRAIN_LEGACY"
-_AZUREML_ANY_VERSION = "DTRAIN_AZUREML_ANY_VERSION"
-
 _TENSORFLOW_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
 _COLON = re.compile(r"\\*:")
@@ -81,12 +77,7 @@ _OF_ONE_RUN = (
     _ATTEMPT,
     _SUPERVISED,
     _CONTROL,
-    _AZUREML,
-    _LEGACY,
-    "AZUREML_RUN_ID",
-    "AZUREML_NODE_COUNT",
-    "AZ_BATCH_MASTER_NODE",
-    "AZ_BATCHAI_TASK_INDEX",
+    *switches.OF_ONE_RUN,
 )
 # What a process on another host needs before it can be told the rest, to find the same Python and its libraries.
 _TO_START = re.compile(r"PATH|PYTHON\w*|VIRTUAL_ENV|LD_\w+|LANG|LC_\w+|MALLOC_\w+|GLIBC_TUNABLES")
@@ -352,46 +343,3 @@ def mpirun_override(environ: Mapping[str, str] | None = None) -> str | None:
     """``$DTRAIN_MPIRUN``: the mpirun to use instead of the one found."""
     environ = os.environ if environ is None else environ
     return environ.get(_MPIRUN) or None
-
-
-def legacy_switch(*, numpy: bool = False, tf1: bool = False) -> dict[str, str]:
-    """Tells a rank which old names its script's modules may use; nothing where none are."""
-    kinds = [name for name, wanted in (("numpy", numpy), ("tf1", tf1)) if wanted]
-    return {_LEGACY: ",".join(kinds)} if kinds else {}
-
-
-def legacy_kinds(environ: Mapping[str, str] | None = None) -> list[str]:
-    """What :func:`legacy_switch` said."""
-    return [kind for kind in (os.environ if environ is None else environ).get(_LEGACY, "").split(",") if kind]
-
-
-def azureml_switch(*, force: bool = False) -> dict[str, str]:
-    """Tells a rank that ``import azureml`` is dtrain's; with ``force`` also where the real one is installed."""
-    return {_AZUREML: "force" if force else "1"}
-
-
-def azureml_mode(environ: Mapping[str, str] | None = None) -> Literal["", "1", "force"]:
-    """What :func:`azureml_switch` said: nothing, that ``azureml`` is dtrain's, or that it is so by force."""
-    environ = os.environ if environ is None else environ
-    mode = environ.get(_AZUREML, "")
-    return "force" if mode == "force" else "1" if mode else ""
-
-
-def azureml_any_version() -> dict[str, str]:
-    """Tells a control script's process that a package of another version than asked for is enough."""
-    return {_AZUREML_ANY_VERSION: "1"}
-
-
-def takes_any_version(environ: Mapping[str, str] | None = None) -> bool:
-    """What :func:`azureml_any_version` said."""
-    return bool((os.environ if environ is None else environ).get(_AZUREML_ANY_VERSION))
-
-
-def azureml_variables(run_id: str, *, nodes: int, master: str, index: int) -> dict[str, str]:
-    """The variables by which Azure ML's documents let a training script know its place."""
-    return {
-        "AZUREML_RUN_ID": run_id,
-        "AZUREML_NODE_COUNT": str(nodes),
-        "AZ_BATCH_MASTER_NODE": master,
-        "AZ_BATCHAI_TASK_INDEX": str(index),
-    }

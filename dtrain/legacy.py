@@ -8,12 +8,14 @@ TensorFlow themselves stay as they are.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.metadata
 import importlib.util
 import os
+import runpy
 import sys
 import types
 import warnings
@@ -213,7 +215,7 @@ class _Tensorflow1(ast.NodeTransformer):
         return [ast.copy_location(each, node) for each in (first, second)]
 
 
-def compile_old(source: bytes | str, path: str, kinds: Sequence[str], say: Callable[[str], None]) -> types.CodeType:
+def compile_old(source: bytes | str, path: str, kinds: Sequence[str], say: Callable[[str], object]) -> types.CodeType:
     """The code of a module of the user's; ``kinds``: of ``numpy``, ``tf1``. Says every name that another takes the place of.
 
     Raises SyntaxError as ``compile`` does.
@@ -238,7 +240,7 @@ def _from_modules(tree: ast.AST) -> set[str]:
 class OldModules(importlib.abc.MetaPathFinder):
     """Compiles the modules below a folder by :func:`compile_old`."""
 
-    def __init__(self, folder: Path, kinds: Sequence[str], say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, kinds: Sequence[str], say: Callable[[str], object]) -> None:
         self.folder, self.kinds, self.say = folder.resolve(), kinds, say
 
     def install(self) -> None:
@@ -272,3 +274,15 @@ class _OldLoader(importlib.machinery.SourceFileLoader):
     def get_code(self, fullname: str) -> Any:
         # Not by SourceFileLoader's own, which would keep what it compiled beside the source.
         return compile_old(self.get_data(self.path), self.path, self._finder.kinds, self._finder.say)
+
+
+def runner(kinds: Sequence[str], folder: Path, *, rank: int) -> Callable[[str], object]:
+    """What runs a script as ``__main__``: as Python does, or with old names for it and the modules of ``folder``, from now on.
+
+    Rank 0 says on standard error which names those are.
+    """
+    if not kinds:
+        return functools.partial(runpy.run_path, run_name="__main__")
+    old = OldModules(folder, kinds, lambda text: None if rank else sys.stderr.write(f"dtrain: {text}\n"))
+    old.install()
+    return old.run_path

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from dtrain import __version__, env
+from dtrain import __version__, switches
 from dtrain.azureml import names
 from dtrain.azureml.errors import TABLE, NoSuchImport, NoSuchModule
 from dtrain.errors import did_you_mean
@@ -116,5 +116,5 @@ def install(*, force: bool = False) -> bool:
         return False
     sys.modules.pop(_TOP, None)
     sys.meta_path.insert(0, AzureFinder())
-    os.environ.update(env.azureml_switch(force=force))
+    os.environ.update(switches.azureml_switch(force=force))
     return True

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from dtrain import env
+from dtrain import switches
 from dtrain.legacy import OldName, old_numpy, old_tensorflow
 
 _SHOWN = 10
@@ -24,7 +24,7 @@ def find_old_names(source: Path, script: str) -> tuple[dict[str, str], list[str]
         numpy += [old.describe(shown) for old in old_numpy(tree)]
         tensorflow += [_tensorflow(shown, old) for old in old_tensorflow(tree)[:1]]
     notes = numpy[:_SHOWN] + ([f"and {len(numpy) - _SHOWN} more such lines"] if len(numpy) > _SHOWN else [])
-    return env.legacy_switch(numpy=bool(numpy), tf1=bool(tensorflow)), notes + tensorflow
+    return switches.legacy_switch(numpy=bool(numpy), tf1=bool(tensorflow)), notes + tensorflow
 
 
 def uses_horovod(source: Path, script: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
-from dtrain import env
+from dtrain import switches
 from dtrain.azureml.finder import install
 from dtrain.errors import NotRunnable, did_you_mean
 
@@ -22,7 +22,7 @@ def run_script(command: Sequence[str], *, is_module: bool = False, force: bool =
     """
     install(force=force)
     if any_version:
-        os.environ.update(env.azureml_any_version())
+        os.environ.update(switches.azureml_any_version())
     target, *arguments = command
     if not is_module and not Path(target).is_file():
         folder = Path(target).parent

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dtrain import env
+from dtrain import env, switches
 from dtrain.azureml import records
 from dtrain.azureml.compute import LOCAL, check_nodes, hosts_of
 from dtrain.azureml.console import warn
@@ -122,7 +122,7 @@ def _check_environment(config: RunConfiguration) -> list[str]:
     if environment.python.user_managed_dependencies:
         return notes
     dependencies = environment.python.conda_dependencies
-    return notes + check_packages(dependencies._pip, dependencies._conda, any_version=env.takes_any_version())
+    return notes + check_packages(dependencies._pip, dependencies._conda, any_version=switches.takes_any_version())
 
 
 def _job_spec(script_run: ScriptRunConfig, experiment: str, distribution: Any, nodes: int) -> JobSpec:
@@ -162,7 +162,7 @@ def _check_processes(count: int, nodes: int) -> None:
 
 
 def _switch() -> dict[str, str]:
-    return env.azureml_switch(force=env.azureml_mode() == "force")
+    return switches.azureml_switch(force=switches.azureml_mode() == "force")
 
 
 def _definition(script_run: ScriptRunConfig, spec: JobSpec, target: str, nodes: int, distribution: Any) -> dict[str, Any]:

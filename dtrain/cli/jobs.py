@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from dtrain import env
+from dtrain import switches
 from dtrain.cli import options
 from dtrain.cli._main import json_option, main, pairs, print_json, workspace_option
 from dtrain.errors import UsageError
@@ -68,10 +68,9 @@ def run(workspace: Workspace, command: tuple[str, ...], resume: str | None, dry_
         raise UsageError("--json goes with --dry-run; the finished run as JSON is `dtrain show latest --json`")
     console = Console()
     resume_from = job.resume_folder(resume, workspace, console) if resume is not None else None
-    switches = env.legacy_switch(numpy=given.pop("legacy_numpy"), tf1=given.pop("tf1"))
+    given["environment"] |= switches.legacy_switch(numpy=given.pop("legacy_numpy"), tf1=given.pop("tf1"))
     if given.pop("with_azureml"):
-        switches |= env.azureml_switch()
-    given["environment"] = {**given["environment"], **switches}
+        given["environment"] |= switches.azureml_switch()
     parts = options.take_parts(given)
     spec = JobSpec(target=command[0], args=command[1:], resume_from=resume_from, **parts, **given)
     if dry_run:
