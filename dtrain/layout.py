@@ -184,6 +184,11 @@ class RunLayout:
         return self.root / "logs"
 
     @property
+    def azureml(self) -> Path:
+        """What only the Azure ML names know of the run; absent where nobody used them."""
+        return self.root / "azureml"
+
+    @property
     def metrics(self) -> Path:
         return self.outputs / "metrics"
 
@@ -284,6 +289,11 @@ class Workspace:
     @property
     def runs(self) -> Path:
         return self.root / "runs"
+
+    @property
+    def azureml(self) -> Path:
+        """What only the Azure ML names know of the workspace: its name, compute targets, datastores, environments."""
+        return self.root / "azureml"
 
     def create_run(self, experiment: str) -> RunLayout:
         """Make a new, empty run folder. Raises UsageError for a bad name, WorkspaceError when it cannot be written."""

@@ -36,7 +36,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "spec": {"job_options", "layout", "roles", "hosts", "masking", "binding"},
     "tf_config": {"roles"},
     "resources": {"binding"},
-    "env": {"layout", "roles", "tf_config", "resources", "allocation"},
+    "switches": set(),
+    "env": {"layout", "roles", "tf_config", "resources", "allocation", "switches"},
     "status": {"layout", "processes"},
     "snapshot": {"layout"},
     "launch": {
@@ -59,10 +60,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "_after_import": set(),
     "_control": {"processes"},
-    # tensorflow: for what it mends in Horovod, where the script imports that.
+    # tensorflow: where `import tensorflow` of an old script leads.
+    "legacy": {"tensorflow"},
+    # tensorflow: for what it mends in Horovod, where the script imports that; azureml: where the job was submitted by its names.
     "_rank_main": {
         *("layout", "env", "status", "processes", "progress", "masking", "binding", "resources"),
-        *("_after_import", "_control", "_masked_pipe", "tensorflow"),
+        *("_after_import", "_control", "_masked_pipe", "tensorflow", "azureml", "legacy", "switches"),
     },
     "comm": {"env", "progress"},
     "metrics": {"layout"},
@@ -74,10 +77,30 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tensorflow": {"env", "run", "progress", "comm", "metrics", "checkpoint", "_after_import"},
     "registry": {"layout", "status", "checkpoint"},
     "report": {"layout", "status", "metrics"},
+    # Everything but the command line; chainer: for what it mends in Chainer, where a script of that age imports it.
+    "azureml": {
+        "chainer",
+        "_ending",
+        "comm",
+        "env",
+        "hosts",
+        "launch",
+        "layout",
+        "legacy",
+        "metrics",
+        "processes",
+        "progress",
+        "registry",
+        "snapshot",
+        "spec",
+        "job_options",
+        "status",
+        "switches",
+    },
     "machine": {"job_options", "layout", "launch"},
     "cli": {
         *("spec", "job_options", "allocation", "roles", "hosts", "layout", "env", "status", "masking", "binding"),
-        *("launch", "metrics", "registry", "report", "machine"),
+        *("launch", "metrics", "registry", "report", "machine", "azureml", "switches"),
     },
     # The public names, loaded when first asked for.
     "__init__": {"run", "registry"},
@@ -94,8 +117,6 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
     "keras": ("dtrain.tensorflow",),
     "tf_keras": ("dtrain.tensorflow",),
     "horovod": ("dtrain.tensorflow", "dtrain.comm.horovod"),
-    # Not ours to require: only chainer.testing comes to it, and that needs pytest, which brings it.
-    "packaging": ("dtrain.chainer.compatibility",),
 }
 
 

@@ -3,7 +3,7 @@
 Data go to standard output, words about them to standard error.
 """
 
-from dtrain.cli import jobs, machines, models, records
+from dtrain.cli import azureml, jobs, machines, models, records
 from dtrain.cli._main import main
 
-__all__ = ["jobs", "machines", "main", "models", "records"]
+__all__ = ["azureml", "jobs", "machines", "main", "models", "records"]

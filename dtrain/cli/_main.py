@@ -16,7 +16,10 @@ from dtrain.files import to_json
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_VERBS = ("run", "runs", "show", "logs", "stacks", "stop", "metrics", "register", "models", "pull", "verify", "env", "doctor")
+_VERBS = (
+    *("run", "runs", "show", "logs", "stacks", "stop", "metrics", "register", "models", "pull", "verify"),
+    *("azureml", "compute", "env", "doctor"),
+)
 """In the order of the path of a run, as the help shows them."""
 
 

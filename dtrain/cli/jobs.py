@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dtrain import switches
 from dtrain.allocation import Allocation
 from dtrain.binding import BINDS
 from dtrain.cli import options
@@ -69,6 +70,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="Give each rank cores of its own, or the cores of its NUMA node; and its own GPU.",
 )
+@click.option("--azureml", "with_azureml", is_flag=True, help="`import azureml.core` in the ranks is dtrain's (docs/azureml.md).")
+@click.option("--legacy-numpy", is_flag=True, help="SCRIPT may use NumPy's dropped names (np.float); each use is named.")
+@click.option("--tf1", is_flag=True, help="`import tensorflow` in SCRIPT gives TensorFlow 1's names, with v2 behaviour off.")
 @options.limits
 @click.option(
     "--resume", metavar="RUN", help="Start from the newest whole checkpoint of this run (an id, its beginning, or `latest`)."
@@ -101,6 +105,9 @@ def run(workspace: Workspace, command: tuple[str, ...], dry_run: bool, as_json: 
         raise UsageError("--json goes with --dry-run; the finished run as JSON is `dtrain show latest --json`")
     resume, show, detach = given.pop("resume"), given.pop("show"), given.pop("detach")
     resume_from = job.resume_folder(resume, workspace, Console()) if resume is not None else None
+    given["environment"] |= switches.legacy_switch(numpy=given.pop("legacy_numpy"), tf1=given.pop("tf1"))
+    if given.pop("with_azureml"):
+        given["environment"] |= switches.azureml_switch()
     parts = options.take_parts(given)
     spec = JobSpec(target=command[0], args=command[1:], resume_from=resume_from, **parts, **given)
     shown = parse_show(show, spec)

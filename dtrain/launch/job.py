@@ -114,6 +114,15 @@ def run_job(spec: JobSpec, workspace: Workspace, console: Console) -> tuple[RunL
 def make_run(spec: JobSpec, workspace: Workspace) -> RunLayout:
     """Make the run folder of a job, with the copy of its source. Raises UsageError and WorkspaceError, and leaves none then."""
     run = workspace.create_run(spec.experiment_name)
+    fill_run(run, spec, workspace)
+    return run
+
+
+def fill_run(run: RunLayout, spec: JobSpec, workspace: Workspace) -> None:
+    """Make a new run folder that of ``spec``: its folders, the copy of the source, ``spec.json``.
+
+    Where that cannot be, nothing is left of the folder, and UsageError or WorkspaceError is raised.
+    """
     try:
         _fill(run, spec, workspace)
     except BaseException as error:
@@ -121,7 +130,13 @@ def make_run(spec: JobSpec, workspace: Workspace) -> RunLayout:
         if isinstance(error, OSError):
             raise WorkspaceError(f"run folder {run.root} cannot be written: {error}") from error
         raise
-    return run
+
+
+def run_filled(run: RunLayout, spec: JobSpec, workspace: Workspace, console: Console) -> RunStatus:
+    """Run the job of a folder that :func:`fill_run` made to its end, as :func:`run_job`; blocks, and raises what that does."""
+    plan = planner(spec, workspace, console.say)(run, run.code)
+    announce(run, plan, console)
+    return supervise_run(run, spec, plan, console)
 
 
 def announce(run: RunLayout, plan: LaunchPlan, console: Console) -> None:

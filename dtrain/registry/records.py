@@ -54,7 +54,7 @@ class ModelVersion:
     version: int
     created: str  # UTC, ISO 8601
     run: str  # the source run's id
-    run_state: str  # "completed"; "failed" or "canceled" when that was asked for
+    run_state: str  # "completed"; "failed", "canceled" or "running" when that was asked for
     run_size: int  # its number of ranks
     source: str | None  # what was registered, relative to the run folder; None: all outputs but metrics and checkpoints
     description: str = ""

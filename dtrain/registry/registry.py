@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Literal
 
 from dtrain.errors import RegistryError, did_you_mean
 from dtrain.files import fsync_folder
@@ -47,12 +48,13 @@ class Registry:
         path: str | None = None,
         tags: Mapping[str, str] | None = None,
         description: str = "",
-        any_state: bool = False,
+        any_state: bool | Literal["also running"] = False,
     ) -> ModelVersion:
         """Copy files of an ended run's outputs into the store as the next version of ``name``. Blocks until all is durable.
 
         ``path``: a file or folder, relative to the run folder (``outputs/model.npz``); None: all outputs but metrics and
-        checkpoints. ``any_state``: also a run that failed or was canceled. Either a whole version comes to be or none.
+        checkpoints. ``any_state``: also a run that failed or was canceled; ``also running``: for one who knows that the files of
+        a run that goes on are whole. Either a whole version comes to be or none.
         Raises UsageError (name), RegistryError.
         """
         check_name("model", name)
@@ -227,11 +229,11 @@ class Registry:
         return ModelVersion(**{**vars(version), "tags": kept})
 
 
-def _registrable_status(run: RunLayout, any_state: bool) -> RunStatus:
+def _registrable_status(run: RunLayout, any_state: bool | Literal["also running"]) -> RunStatus:
     status = read_status(run)
-    if not status.is_over:
+    if not status.is_over and any_state != "also running":
         raise RegistryError(f"run {run.id} is still {status.state}; register it when it has ended")
-    if status.state != "completed" and not any_state:
+    if status.is_over and status.state != "completed" and not any_state:
         how = "was canceled" if status.state == "canceled" else "failed"
         raise RegistryError(f"run {run.id} {how}; its files are registered all the same with any_state=True (`--any-state`)")
     return status

@@ -1,0 +1,276 @@
+"""Compute targets: named entries of the workspace. They are this machine, or hosts that `dtrain compute add` named."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from dtrain.azureml.console import say
+from dtrain.azureml.errors import ComputeTargetException, Named, take_options
+from dtrain.azureml.workspace import Workspace
+from dtrain.errors import did_you_mean
+from dtrain.files import read_json, write_json
+from dtrain.hosts import Host, parse_hosts
+from dtrain.job_options import available_cores
+from dtrain.layout import Workspace as WorkspaceFolder
+
+logger = logging.getLogger(__name__)
+
+LOCAL = "local"
+_PROVISIONING = {
+    "vm_size": "",
+    "vm_priority": "dedicated",
+    "min_nodes": 0,
+    "max_nodes": None,
+    "idle_seconds_before_scaledown": None,
+    "tags": None,
+    "description": None,
+    "location": None,
+}
+_NO_CLUSTER = "the nodes are processes of this machine"
+_PROVISIONING_REFUSED = dict.fromkeys(
+    (
+        "admin_username",
+        "admin_user_password",
+        "admin_user_ssh_key",
+        "remote_login_port_public_access",
+        "vnet_resourcegroup_name",
+        "vnet_name",
+        "subnet_name",
+        "identity_type",
+        "identity_id",
+    ),
+    _NO_CLUSTER,
+)
+
+
+class AmlComputeProvisioningConfiguration(Named):
+    """What ``AmlCompute.provisioning_configuration`` returns."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.vm_size: str = options["vm_size"]
+        self.vm_priority: str = options["vm_priority"]
+        self.min_nodes: int = options["min_nodes"]
+        self.max_nodes: int = options["max_nodes"]
+
+
+class AmlComputeStatus(Named):
+    """What ``get_status()`` returns."""
+
+    def __init__(self, entry: dict[str, Any]) -> None:
+        self.vm_size: str = entry["vm_size"]
+        self.provisioning_state = "Succeeded"
+        self.allocation_state = "Steady"
+        self.current_node_count: int = entry["max_nodes"]
+        self.target_node_count: int = entry["max_nodes"]
+        self.scale_settings = {"minNodeCount": entry["min_nodes"], "maxNodeCount": entry["max_nodes"]}
+        self.creation_time: str = entry["created"]
+
+    def serialize(self) -> dict[str, Any]:
+        """The same as a dict, with the SDK's keys."""
+        return {
+            "currentNodeCount": self.current_node_count,
+            "targetNodeCount": self.target_node_count,
+            "nodeStateCounts": {"preparingNodeCount": 0, "runningNodeCount": 0, "idleNodeCount": self.current_node_count},
+            "allocationState": self.allocation_state,
+            "creationTime": self.creation_time,
+            "provisioningState": self.provisioning_state,
+            "scaleSettings": self.scale_settings,
+            "vmPriority": "Dedicated",
+            "vmSize": self.vm_size,
+        }
+
+
+class ComputeTarget(Named):
+    """A compute target of a workspace, by its name. Called by control scripts; nothing here blocks.
+
+    Raises ComputeTargetException when there is none of that name.
+    """
+
+    _refused: ClassVar = {
+        "attach": "AmlCompute stands for this machine; there are no others to attach",
+        "detach": "use delete(), which removes the entry",
+        "add_identity": _NO_CLUSTER,
+        "list_nodes": _NO_CLUSTER,
+        "update": "delete the entry, and create it anew",
+    }
+    _differs: ClassVar = {
+        "create": "an entry of the workspace, there at once; any vm_size is this machine, with max_nodes as its nodes; hosts: "
+        "`dtrain compute add`",
+    }
+
+    def __new__(cls, workspace: Workspace, name: str) -> ComputeTarget:
+        return object.__new__(AmlCompute)  # as the SDK's returns an object of the target's own class
+
+    def __init__(self, workspace: Workspace, name: str) -> None:
+        entries = read_entries(workspace._folder)
+        if name not in entries:
+            raise ComputeTargetException(
+                f"ComputeTargetNotFound: no compute target {name!r} in workspace {workspace.name!r}"
+                f"{did_you_mean(name, entries)}; it has {', '.join(entries) or 'none'} (and 'local'): "
+                "ComputeTarget.create makes one"
+            )
+        self.workspace, self.name = workspace, name
+        self._entry = entries[name]
+
+    @staticmethod
+    def create(workspace: Workspace, name: str, provisioning_configuration: AmlComputeProvisioningConfiguration) -> AmlCompute:
+        """Make an entry of the workspace, and return it; one that exists is returned as it is made anew.
+
+        Raises ComputeTargetException for a name that cannot be.
+        """
+        asked = provisioning_configuration
+        entry = {
+            "kind": "AmlCompute",
+            "vm_size": asked.vm_size,
+            "vm_priority": asked.vm_priority,
+            "min_nodes": asked.min_nodes,
+            "max_nodes": asked.max_nodes,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        write_entry(workspace._folder, name, entry)
+        say(
+            f"compute target {name}: vm_size {asked.vm_size!r} is this machine ({available_cores()} cores); up to "
+            f"{asked.max_nodes} nodes, each a group of processes on it"
+        )
+        return AmlCompute(workspace, name)
+
+    @staticmethod
+    def list(workspace: Workspace) -> list[AmlCompute]:
+        """All compute targets of the workspace."""
+        return [AmlCompute(workspace, name) for name in read_entries(workspace._folder)]
+
+    @property
+    def type(self) -> str:
+        return str(self._entry["kind"])
+
+    @property
+    def vm_size(self) -> str:
+        return str(self._entry["vm_size"])
+
+    @property
+    def max_nodes(self) -> int:
+        return int(self._entry["max_nodes"])
+
+    @property
+    def provisioning_state(self) -> str:
+        return "Succeeded"
+
+    def wait_for_completion(
+        self, show_output: bool = False, min_node_count: int | None = None, timeout_in_minutes: float = 25, **given: Any
+    ) -> None:
+        """Returns at once: the machine is there."""
+        take_options("wait_for_completion", given, {"is_delete_operation": False}, {})
+        if show_output:
+            say(f"Succeeded: {self.name} is this machine; nothing had to be provisioned")
+
+    def get_status(self) -> AmlComputeStatus:
+        """The state of the target, as of now."""
+        return AmlComputeStatus(self._entry)
+
+    @property
+    def status(self) -> AmlComputeStatus:
+        return self.get_status()
+
+    def refresh_state(self) -> None:
+        """Read the entry again. Raises ComputeTargetException when it is gone."""
+        self._entry = type(self)(self.workspace, self.name)._entry
+
+    def serialize(self) -> dict[str, Any]:
+        """The target as a dict, with the SDK's keys."""
+        return {"name": self.name, "computeType": self.type, "properties": {"status": self.get_status().serialize()}}
+
+    def delete(self) -> None:
+        """Remove the entry; runs are left alone."""
+        write_entry(self.workspace._folder, self.name, None)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(name={self.name!r}, max_nodes={self.max_nodes})"
+
+
+class AmlCompute(ComputeTarget):
+    """A cluster of the SDK's: here, this machine."""
+
+    @staticmethod
+    def provisioning_configuration(vm_size: str = "", **given: Any) -> AmlComputeProvisioningConfiguration:
+        """What ``ComputeTarget.create`` takes. Raises ComputeTargetException for node counts that cannot be."""
+        options = take_options(
+            "AmlCompute.provisioning_configuration", {"vm_size": vm_size, **given}, _PROVISIONING, _PROVISIONING_REFUSED
+        )
+        options["max_nodes"] = max(1, options["min_nodes"]) if options["max_nodes"] is None else options["max_nodes"]
+        if not 0 <= options["min_nodes"] <= options["max_nodes"] or options["max_nodes"] < 1:
+            raise ComputeTargetException(
+                f"min_nodes={options['min_nodes']}, max_nodes={options['max_nodes']} cannot be: 0 <= min_nodes <= max_nodes, "
+                "and max_nodes at least 1"
+            )
+        return AmlComputeProvisioningConfiguration(options)
+
+    @staticmethod
+    def supported_vmsizes(workspace: Workspace, location: str | None = None) -> list[dict[str, Any]]:
+        """One size, ``local``: this machine."""
+        return [{"name": LOCAL, "vCPUs": available_cores()}]
+
+
+def _path(folder: WorkspaceFolder) -> Path:
+    return folder.azureml / "compute.json"
+
+
+def read_entries(folder: WorkspaceFolder) -> dict[str, dict[str, Any]]:
+    """The compute targets of a workspace's folder, as they are kept, by name."""
+    try:
+        entries: dict[str, dict[str, Any]] = read_json(_path(folder))
+    except FileNotFoundError:
+        return {}
+    return entries
+
+
+def write_entry(folder: WorkspaceFolder, name: str, entry: Mapping[str, Any] | None) -> None:
+    """Set an entry, or with None remove it. Raises ComputeTargetException for a name that cannot be."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]{1,23}", name) or name == LOCAL:
+        raise ComputeTargetException(
+            f"compute target name {name!r} is not allowed; use 2 to 24 letters, digits or '-', beginning with a letter"
+        )
+    entries = {**read_entries(folder), name: entry}
+    folder.azureml.mkdir(parents=True, exist_ok=True)
+    write_json(_path(folder), {name: entry for name, entry in entries.items() if entry is not None})
+
+
+def add_hosts(folder: WorkspaceFolder, name: str, hosts: str) -> int:
+    """Make a compute target of hosts (``node1:2,node2:2``), each a node; returns how many. Raises UsageError."""
+    count = len(parse_hosts(hosts))
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    sizes = {"min_nodes": count, "max_nodes": count, "vm_size": "hosts", "vm_priority": "dedicated"}
+    write_entry(folder, name, {"kind": "AmlCompute", "hosts": hosts, "created": created, **sizes})
+    return count
+
+
+def hosts_of(workspace: Workspace, target: Any) -> tuple[Host, ...]:
+    """The hosts of ``target`` (a ComputeTarget or a name); none where it is this machine, or unknown."""
+    name = target.name if isinstance(target, ComputeTarget) else str(target)
+    hosts = read_entries(workspace._folder).get(name, {}).get("hosts")
+    return parse_hosts(hosts) if hosts else ()
+
+
+def check_nodes(workspace: Workspace, target: Any, node_count: int) -> str:
+    """The name of ``target`` (a ComputeTarget, its name, ``local`` or None), once it is known that it has that many nodes.
+
+    Raises ComputeTargetException when it does not exist or has fewer.
+    """
+    if target is None or target == LOCAL:
+        if node_count > 1:
+            raise ComputeTargetException(
+                f"node_count={node_count} exceeds compute target 'local', which is 1 node; lower node_count, or use "
+                f"AmlCompute.provisioning_configuration(max_nodes={node_count}) for more nodes on this machine"
+            )
+        return LOCAL
+    entry = target if isinstance(target, ComputeTarget) else ComputeTarget(workspace, str(target))
+    if node_count > entry.max_nodes:
+        raise ComputeTargetException(
+            f"node_count={node_count} exceeds compute target {entry.name!r}, which has max_nodes={entry.max_nodes}; "
+            "lower node_count, or create the target with more nodes"
+        )
+    return str(entry.name)

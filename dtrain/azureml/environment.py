@@ -1,0 +1,284 @@
+"""``Environment`` and ``CondaDependencies``: which packages and variables a job asks for. It runs in this Python."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from dtrain.azureml.console import warn
+from dtrain.azureml.errors import Settings, UserErrorException
+from dtrain.azureml.workspace import Workspace
+from dtrain.errors import did_you_mean
+from dtrain.files import read_json, write_json
+from dtrain.layout import check_name
+
+DEFAULT_CPU_IMAGE = "dtrain/this-python"
+DEFAULT_GPU_IMAGE = "dtrain/this-python"
+_NO_CONTAINER = "jobs run in this Python environment, not in containers; install what they need here"
+
+
+class CondaDependencies(Settings):
+    """Packages that a job needs. They are compared with what is installed when the job is submitted."""
+
+    _fields: ClassVar = ()
+    _differs: ClassVar = {"add_channel": "nothing is installed from channels: the packages themselves are looked for"}
+    _refused: ClassVar = {
+        "set_python_version": "jobs run in this Python; start dtrain with the Python that they need",
+        "save_to_file": "write a requirements file, and use Environment.from_pip_requirements",
+        "save": "write a requirements file, and use Environment.from_pip_requirements",
+    }
+
+    def __init__(self, conda_dependencies_file_path: str | None = None) -> None:
+        self._pip: list[str] = []
+        self._conda: list[str] = []
+        if conda_dependencies_file_path is not None:
+            conda, pip = read_conda_file(Path(conda_dependencies_file_path))
+            self._conda, self._pip = conda, pip
+
+    @staticmethod
+    def create(
+        pip_packages: Sequence[str] | None = None,
+        conda_packages: Sequence[str] | None = None,
+        python_version: str | None = None,
+        pin_sdk_version: bool = True,
+        **given: Any,
+    ) -> CondaDependencies:
+        """Packages of pip and conda. ``python_version`` is compared with this Python's."""
+        for name, value in given.items():
+            if name not in ("pip_indexurl",):
+                raise TypeError(f"CondaDependencies.create() has no argument {name!r}{did_you_mean(name, ['pip_packages'])}")
+            if value:
+                raise UserErrorException("pip_indexurl= has no effect: dtrain installs nothing; install packages with pip")
+        made = CondaDependencies()
+        made._pip = list(pip_packages or [])
+        made._conda = [*([f"python={python_version}"] if python_version else []), *(conda_packages or [])]
+        return made
+
+    def add_pip_package(self, pip_package: str) -> None:
+        """Ask for a package of pip's."""
+        self._pip.append(pip_package)
+
+    def add_conda_package(self, conda_package: str) -> None:
+        """Ask for a package of conda's."""
+        self._conda.append(conda_package)
+
+    def add_channel(self, channel: str) -> None:
+        """Nothing is installed from channels; the packages themselves are looked for."""
+
+    def add_tensorflow_pip_package(self, core_type: str = "cpu", version: str | None = None) -> None:
+        """Ask for TensorFlow."""
+        self._pip.append("tensorflow" + (f"=={version}" if version else ""))
+
+    def remove_pip_package(self, pip_package: str) -> None:
+        """Ask for the package no longer."""
+        self._pip = [each for each in self._pip if _name(each) != _name(pip_package)]
+
+    def remove_conda_package(self, conda_package: str) -> None:
+        """Ask for the package no longer."""
+        self._conda = [each for each in self._conda if _name(each) != _name(conda_package)]
+
+    @property
+    def pip_packages(self) -> Iterable[str]:
+        return iter(self._pip)
+
+    @property
+    def conda_packages(self) -> Iterable[str]:
+        return iter(self._conda)
+
+
+class PythonSection(Settings):
+    """``environment.python``."""
+
+    _fields: ClassVar = ("user_managed_dependencies", "conda_dependencies", "interpreter_path")
+    _refused: ClassVar = {"conda_dependencies_file": "use Environment.from_conda_specification"}
+
+    def __init__(self) -> None:
+        self.user_managed_dependencies = False
+        self.conda_dependencies = CondaDependencies()
+        self.interpreter_path = "python"
+
+
+class DockerSection(Settings):
+    """``environment.docker``: read, and said at submit not to be used."""
+
+    _fields: ClassVar = ("enabled", "base_image", "base_dockerfile", "gpu_support", "shm_size")
+    _refused: ClassVar = {"base_image_registry": _NO_CONTAINER, "arguments": _NO_CONTAINER, "shared_volumes": _NO_CONTAINER}
+
+    def __init__(self) -> None:
+        self.enabled = False
+        self.base_image: str | None = None
+        self.base_dockerfile: str | None = None
+        self.gpu_support = False
+        self.shm_size: str | None = None
+
+
+class Environment(Settings):
+    """Packages and variables under a name. Called by control scripts; does not block."""
+
+    _fields: ClassVar = ("name", "version", "environment_variables", "python", "docker")
+    _refused: ClassVar = {
+        "build": _NO_CONTAINER,
+        "build_local": _NO_CONTAINER,
+        "from_docker_image": _NO_CONTAINER,
+        "from_dockerfile": _NO_CONTAINER,
+        "from_existing_conda_environment": "start dtrain with that environment's Python",
+        "get_image_details": _NO_CONTAINER,
+        "inferencing_stack_version": "models are registered and downloaded here, not deployed",
+        "spark": "there is no Spark here",
+        "databricks": "there is no Databricks here",
+        "r": "there is no R here",
+        "load_from_directory": "Environment.get(ws, name) reads one that was registered",
+        "save_to_directory": "Environment.register(ws) keeps it",
+    }
+    _differs: ClassVar = {
+        "docker": "no container is started: submit says so where docker is asked for",
+        "python": "nothing is installed: packages are compared with this Python's at submit",
+        "get": "one that register() kept; a curated one (AzureML-TensorFlow-2.3-GPU) asks for its framework, as it is installed",
+    }
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.version: str | None = None
+        self.environment_variables: dict[str, str] = {}
+        self.python = PythonSection()
+        self.docker = DockerSection()
+
+    @staticmethod
+    def from_pip_requirements(name: str, file_path: str, pip_version: str | None = None) -> Environment:
+        """An environment of a requirements file's packages. Raises UserErrorException when there is no such file."""
+        made = Environment(name)
+        made.python.conda_dependencies._pip = read_requirements(Path(file_path))
+        return made
+
+    @staticmethod
+    def from_conda_specification(name: str, file_path: str) -> Environment:
+        """An environment of a conda file's packages. Raises UserErrorException when there is none, or it cannot be read."""
+        made = Environment(name)
+        made.python.conda_dependencies = CondaDependencies(file_path)
+        return made
+
+    def register(self, workspace: Workspace) -> Environment:
+        """Keep it in the workspace, for :meth:`get`."""
+        check_name("environment", self.name)
+        path = _path(workspace, self.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        number = 1 + (int(read_json(path)["version"]) if path.exists() else 0)
+        self.version = str(number)
+        dependencies = self.python.conda_dependencies
+        write_json(
+            path,
+            {
+                "version": self.version,
+                "pip": dependencies._pip,
+                "conda": dependencies._conda,
+                "environment_variables": self.environment_variables,
+            },
+        )
+        return self
+
+    @staticmethod
+    def get(workspace: Workspace, name: str, version: str | None = None, label: str | None = None) -> Environment:
+        """The newest that was registered under this name. Raises UserErrorException when there is none."""
+        try:
+            values = read_json(_path(workspace, check_name("environment", name)))
+        except FileNotFoundError:
+            if name.startswith("AzureML-"):
+                return _curated(name)
+            raise UserErrorException(
+                f"no environment {name!r} is registered in workspace {workspace.name!r}; register() keeps one, and "
+                "Environment(name) makes one, with the packages that the script needs"
+            ) from None
+        if version not in (None, values["version"]):
+            raise UserErrorException(f"environment {name!r} has version {values['version']} only; {version!r} was asked for")
+        made = Environment(name)
+        made.version = values["version"]
+        made.environment_variables = values["environment_variables"]
+        made.python.conda_dependencies._pip, made.python.conda_dependencies._conda = values["pip"], values["conda"]
+        return made
+
+    def clone(self, new_name: str) -> Environment:
+        """The same under another name."""
+        made = Environment(new_name)
+        made.environment_variables = dict(self.environment_variables)
+        for name in DockerSection._fields:
+            setattr(made.docker, name, getattr(self.docker, name))
+        made.python.conda_dependencies._pip = list(self.python.conda_dependencies._pip)
+        made.python.conda_dependencies._conda = list(self.python.conda_dependencies._conda)
+        return made
+
+    @staticmethod
+    def list(workspace: Workspace) -> dict[str, Environment]:
+        """The registered environments by name."""
+        folder = _path(workspace, "x").parent
+        names = sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else []
+        return {name: Environment.get(workspace, name) for name in names}
+
+
+_FRAMEWORKS = {
+    "chainer": "chainer",
+    "tensorflow": "tensorflow",
+    "pytorch": "torch",
+    "scikit": "scikit-learn",
+    "sklearn": "scikit-learn",
+}
+
+
+def _curated(name: str) -> Environment:
+    """An environment under the name of one of Azure's curated ones, which asks for its framework in the version that is here."""
+    made = Environment(name)
+    made.python.conda_dependencies._pip = [package for word, package in _FRAMEWORKS.items() if word in name.lower()]
+    warn(f"environment {name}: Azure's curated environments are not here; the job runs in this Python, with what is installed")
+    return made
+
+
+def _path(workspace: Workspace, name: str) -> Path:
+    return workspace._folder.azureml / "environments" / f"{name}.json"
+
+
+def _name(requirement: str) -> str:
+    return re.split(r"[\s=<>!~;\[]", requirement.strip(), maxsplit=1)[0].lower().replace("_", "-")
+
+
+def read_requirements(path: Path) -> list[str]:
+    """The requirements of a pip file. Raises UserErrorException when it is absent, or has a line that is no requirement."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise UserErrorException(f"requirements file {path} cannot be read: {error.strerror}") from error
+    found = [re.sub(r"(^|\s)#.*", "", line).strip() for line in lines]
+    if options := [line for line in found if line.startswith("-")]:
+        raise UserErrorException(f"{path} has {options[0]!r}; give a file of packages alone, a requirement a line")
+    return [line for line in found if line]
+
+
+def read_conda_file(path: Path) -> tuple[list[str], list[str]]:
+    """The packages of conda and of pip in a conda file (YAML): its lists ``dependencies`` and ``dependencies: - pip:``.
+
+    Raises UserErrorException when it is absent, or not of that form.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise UserErrorException(f"conda file {path} cannot be read: {error.strerror}") from error
+    conda: list[str] = []
+    pip: list[str] = []
+    section, pip_indent = "", -1
+    for number, line in enumerate(lines, 1):
+        text = re.sub(r"(^|\s)#.*", "", line).rstrip()
+        match = re.fullmatch(r"(\s*)(?:- *)?(.*?)", text)
+        assert match is not None
+        indent, item, is_item = len(match[1]), match[2].strip("'\""), text.lstrip().startswith("-")
+        if not item or text == "---":
+            continue
+        if indent == 0 and not is_item:
+            section = item.partition(":")[0]
+        elif section == "dependencies" and is_item and item == "pip:":
+            pip_indent = indent
+        elif section == "dependencies" and is_item:
+            pip_indent = -1 if indent <= pip_indent else pip_indent
+            (pip if pip_indent >= 0 else conda).append(item)
+        elif section == "dependencies":
+            raise UserErrorException(f"{path}, line {number}: {line!r} is not understood; give packages as pip_packages instead")
+    return conda, pip

@@ -1,0 +1,160 @@
+"""The SDK's exceptions, as far as its documents name them, and how a name that we do not have is answered.
+
+All are :class:`dtrain.errors.DtrainError` too. The names of the SDK's own hierarchy are kept, so that ``except`` clauses work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+from dtrain.errors import DtrainError, did_you_mean
+
+TABLE = "docs/azureml.md lists every name"
+
+
+class AzureMLException(DtrainError):
+    """Base of all of them; ``message`` is the text."""
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+class UserErrorException(AzureMLException):
+    exit_code = 2
+
+
+class WorkspaceException(AzureMLException):
+    exit_code = 2
+
+
+class ProjectSystemException(WorkspaceException):
+    pass
+
+
+class ComputeTargetException(AzureMLException):
+    pass
+
+
+class ExperimentException(AzureMLException):
+    pass
+
+
+class ExperimentExecutionException(AzureMLException):
+    pass
+
+
+class TrainingException(AzureMLException):
+    pass
+
+
+class RunConfigurationException(AzureMLException):
+    exit_code = 2
+
+
+class RunEnvironmentException(AzureMLException):
+    """``Run.get_context(allow_offline=False)`` outside of a job."""
+
+
+class ActivityFailedException(AzureMLException):
+    """A run that failed, from ``wait_for_completion``."""
+
+
+class ModelNotFoundException(AzureMLException):
+    pass
+
+
+class NoSuchName(AzureMLException, AttributeError):
+    """A member that this class of the SDK's has and we have not, or that it never had."""
+
+
+class NoSuchImport(AzureMLException, ImportError):
+    """A name of an ``azureml`` module that we do not have. No AttributeError: ``from x import y`` would lose its text."""
+
+
+class NoSuchModule(AzureMLException, ModuleNotFoundError):
+    """A module of ``azureml`` that we do not have."""
+
+
+def members_of(cls: type) -> list[str]:
+    """The public members of a class, those of its bases of ours too; not what every exception or object has."""
+    return sorted(
+        {
+            name
+            for base in cls.__mro__
+            if base.__module__.startswith(__package__ or "dtrain.azureml")
+            for name in (*vars(base), *vars(base).get("_fields", ()))
+            if not name.startswith("_")
+        }
+    )
+
+
+def _refuse(cls: type, name: str) -> NoReturn:
+    if name.startswith("__") or name.startswith(("_repr_", "_ipython_")):  # what Python, and a notebook, ask anything for
+        raise AttributeError(f"type object {cls.__name__!r} has no attribute {name!r}")
+    refused: Mapping[str, str] = getattr(cls, "_refused", {})
+    if name in refused:
+        raise NoSuchName(f"{cls.__name__}.{name} is not available without Azure: {refused[name]} ({TABLE})")
+    near = did_you_mean(name, members_of(cls))
+    raise NoSuchName(f"dtrain's {cls.__name__} has no {name!r}{near}; it has {', '.join(members_of(cls))} ({TABLE})")
+
+
+class NamedType(type):
+    """Answers for names asked of the class itself (``Model.deploy``)."""
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(cls, name: str) -> NoReturn:
+            _refuse(cls, name)
+
+
+class Named(metaclass=NamedType):
+    """A class of the SDK's names.
+
+    ``_refused``: members that only Azure has, each with what to use instead. ``_differs``: members that work differently, each
+    with how. Both are shown in docs/azureml.md.
+    """
+
+    _refused: ClassVar[Mapping[str, str]] = {}
+    _differs: ClassVar[Mapping[str, str]] = {}
+    _options: ClassVar[tuple[str, ...]] = ()
+    """Names of the constructor's keyword arguments, where those are many."""
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            _refuse(type(self), name)
+
+
+class Settings(Named):
+    """An object whose attributes scripts set: one that we do not know is refused, for it would have no effect."""
+
+    _fields: ClassVar[tuple[str, ...]] = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and name not in self._fields and not isinstance(getattr(type(self), name, None), property):
+            _refuse(type(self), name)
+        super().__setattr__(name, value)
+
+
+def take_options(owner: str, given: Mapping[str, Any], known: Mapping[str, Any], refused: Mapping[str, str]) -> dict[str, Any]:
+    """The keyword arguments of a constructor of the SDK: ``known`` with their defaults, overwritten by ``given``.
+
+    One that is ``refused`` may be given when it is None, False or empty, and so asks for nothing. Raises UserErrorException for
+    others, and TypeError, as Python does, for one that the SDK never had.
+    """
+    values = dict(known)
+    for name, value in given.items():
+        if name in known:
+            values[name] = value
+        elif name in refused:
+            if value:
+                raise UserErrorException(f"{owner}({name}={value!r}) is not available without Azure: {refused[name]} ({TABLE})")
+        else:
+            raise TypeError(f"{owner}() has no argument {name!r}{did_you_mean(name, [*known, *refused])}; it has {_list(known)}")
+    return values
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names)

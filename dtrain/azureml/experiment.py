@@ -1,0 +1,114 @@
+"""``Experiment``: the runs of one name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from dtrain.azureml import records
+from dtrain.azureml.errors import Named, UserErrorException
+from dtrain.azureml.interactive import new_run
+from dtrain.azureml.run import Run, runs_of
+from dtrain.azureml.submit import submit
+from dtrain.azureml.workspace import Workspace
+from dtrain.errors import UsageError
+from dtrain.layout import check_name
+from dtrain.snapshot import take_snapshot
+
+
+class Experiment(Named):
+    """An experiment of a workspace, by its name; it need not have a run yet. Called by control scripts.
+
+    Raises UserErrorException for a name that cannot be.
+    """
+
+    _refused: ClassVar = {
+        "archive": "remove run folders that are not needed",
+        "delete": "remove run folders that are not needed",
+        "get_docs_url": "see docs/azureml.md",
+        "reactivate": "experiments are never archived here",
+        "refresh": "an experiment is read anew whenever it is asked",
+        "remove_tags": "tag runs: run.tag(key, value)",
+        "set_tags": "tag runs: run.tag(key, value)",
+        "tag": "tag runs: run.tag(key, value)",
+    }
+    _differs: ClassVar = {
+        "get_portal_url": "there is no portal: the folder of all runs, as a file:// URL",
+        "submit": "runs on this machine, by a `dtrain run` of its own that outlives the control script",
+        "start_logging": "a run folder whose one rank is this process; snapshot_directory is copied where it is given",
+    }
+
+    def __init__(self, workspace: Workspace, name: str) -> None:
+        try:
+            self.name = check_name("experiment", name)
+        except UsageError as error:
+            raise UserErrorException(str(error)) from error
+        self.workspace = workspace
+
+    def submit(self, config: Any, tags: Mapping[str, str] | None = None, **given: Any) -> Run:
+        """Start a job as ``config`` (a ScriptRunConfig or an estimator) says, and return its run; does not wait for it.
+
+        Raises UserErrorException for what cannot be started, ComputeTargetException for nodes that are not there.
+        """
+        for name in given:
+            raise TypeError(f"Experiment.submit() has no argument {name!r} here; set it in the ScriptRunConfig or the estimator")
+        run = Run(self, submit(self.workspace, self.name, config).id)
+        for key, value in (tags or {}).items():
+            run.tag(key, value)
+        return run
+
+    def start_logging(self, *, outputs: str | None = None, snapshot_directory: str | None = None, **given: Any) -> Run:
+        """A run of this very process, which logs to it and ends it by ``run.complete()``."""
+        display_name = given.pop("display_name", "")
+        for name in given:
+            raise TypeError(f"Experiment.start_logging() has no argument {name!r}")
+        if outputs is not None:
+            raise UserErrorException(f"outputs={outputs!r} is not watched here; use run.upload_folder('outputs', {outputs!r})")
+        layout = new_run(self.workspace._folder, self.name, display_name=display_name)
+        if snapshot_directory is not None:
+            take_snapshot(Path(snapshot_directory).absolute(), layout.code, excluded=self.workspace._folder.root)
+        return Run(self, layout.id)
+
+    def get_runs(
+        self,
+        type: str | None = None,
+        tags: Any = None,
+        properties: Any = None,
+        status: str | None = None,
+        include_children: bool = False,
+    ) -> Iterator[Run]:
+        """The runs of the experiment, newest first. ``tags`` and ``properties``: a name, or a dict of names and values."""
+        if type not in (None, "azureml.scriptrun"):
+            return
+        for layout in reversed(runs_of(self.workspace._folder, self.name)):
+            if not include_children and records.read_submitted(layout).parent:
+                continue
+            run = Run(self, layout.id)
+            fits = _has(run.get_tags(), tags) and _has(run.get_properties(), properties)
+            if fits and status in (None, run.get_status()):
+                yield run
+
+    @staticmethod
+    def list(workspace: Workspace, experiment_name: str | None = None) -> list[Experiment]:
+        """The experiments that have a run."""
+        return [each for name, each in workspace.experiments.items() if experiment_name in (None, name)]
+
+    def get_portal_url(self) -> str:
+        """The folder of all runs, as a URL."""
+        return self.workspace._folder.runs.absolute().as_uri()
+
+    @property
+    def id(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"Experiment(name={self.name!r}, workspace={self.workspace.name!r})"
+
+
+def _has(found: Mapping[str, str], wanted: Any) -> bool:
+    if wanted is None:
+        return True
+    if isinstance(wanted, str):
+        return wanted in found
+    return all(found.get(key) == value for key, value in dict(wanted).items())

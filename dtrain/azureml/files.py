@@ -1,0 +1,104 @@
+"""The files of a run under the names that the SDK shows: outputs, logs, uploads, and each rank's log."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path, PurePosixPath
+
+from dtrain.azureml.errors import UserErrorException
+from dtrain.azureml.records import AzureLayout
+from dtrain.errors import did_you_mean
+from dtrain.layout import RunLayout
+
+DRIVER_LOG = "azureml-logs/70_driver_log.txt"
+_SHOWN = 12
+
+
+def run_files(run: RunLayout) -> dict[str, Path]:
+    """Every file of the run by its name, sorted; of outputs/ not the metrics, which get_metrics() reads."""
+    uploads = AzureLayout(run).uploads
+    found = {
+        **{str(PurePosixPath("outputs") / name): path for name, path in _below(run.outputs, (run.metrics, uploads)).items()},
+        **{str(PurePosixPath("logs") / name): path for name, path in _below(run.logs).items()},
+        **_below(uploads),
+        **log_files(run),
+    }
+    return dict(sorted(found.items()))
+
+
+def log_files(run: RunLayout) -> dict[str, Path]:
+    """The ranks' logs by the names of Azure's two generations."""
+    logs = sorted(run.ranks.glob("[0-9]*/output.log"))
+    found = {f"user_logs/std_log_process_{int(path.parent.name):02d}.txt": path for path in logs}
+    if len(logs) == 1:
+        found[DRIVER_LOG] = logs[0]
+    else:
+        found.update({f"azureml-logs/70_driver_log_{int(path.parent.name)}.txt": path for path in logs})
+        if logs:
+            found[DRIVER_LOG] = logs[0]
+    return found
+
+
+def _below(folder: Path, leave_out: tuple[Path, ...] = ()) -> dict[str, Path]:
+    found = {}
+    for name, folders, files in os.walk(folder, followlinks=False):
+        parent = Path(name)
+        folders[:] = [child for child in folders if parent / child not in leave_out and not child.startswith(".attempt-")]
+        found.update({(parent / child).relative_to(folder).as_posix(): parent / child for child in files})
+    return found
+
+
+def find_file(run: RunLayout, name: str) -> Path:
+    """The file of that name. Raises UserErrorException with the names that there are."""
+    files = run_files(run)
+    if name in files:
+        return files[name]
+    some = ", ".join(list(files)[:_SHOWN]) + (f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else "")
+    raise UserErrorException(f"run {run.id} has no file {name!r}{did_you_mean(name, files)}; it has {some or 'none'}")
+
+
+def target_of(run: RunLayout, name: str) -> Path:
+    """Where a file that is uploaded as ``name`` is kept. Raises UserErrorException for a name that leads out of the run."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if not parts or ".." in parts or parts[0] == "/":
+        raise UserErrorException(f"file name {name!r} does not stay in the run; use one as outputs/model.npz")
+    if parts[0] in ("outputs", "logs") and len(parts) > 1:
+        return (run.outputs if parts[0] == "outputs" else run.logs).joinpath(*parts[1:])
+    return AzureLayout(run).uploads.joinpath(*parts)
+
+
+def upload(run: RunLayout, name: str, source: Path) -> None:
+    """Copy a local file into the run as ``name``. Raises UserErrorException when it is absent, or the name is taken."""
+    if not source.is_file():
+        raise UserErrorException(f"there is no file {str(source)!r} to upload (from {Path.cwd()})")
+    target = target_of(run, name)
+    if target.exists():
+        if target.samefile(source):
+            return  # the script wrote it there itself
+        raise UserErrorException(f"run {run.id} has a file {name!r} already; files of a run are not replaced, use another name")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def list_code(run: RunLayout) -> dict[str, tuple[int, int]]:
+    """Size and time of every file in the ranks' working folder but ./outputs, ./logs and Python's caches."""
+    found = {}
+    for name, folders, files in os.walk(run.code, followlinks=False):
+        folders[:] = [child for child in folders if child != "__pycache__" and not (Path(name) / child).is_symlink()]
+        for child in files:
+            path = Path(name) / child
+            if not path.is_symlink():
+                status = path.stat()
+                found[path.relative_to(run.code).as_posix()] = (status.st_size, status.st_mtime_ns)
+    return found
+
+
+def files_elsewhere(run: RunLayout, before: dict[str, tuple[int, int]]) -> list[str]:
+    """The files and folders that a job made or changed in its working folder, where nobody looks for results."""
+    changed = [path for path, state in list_code(run).items() if before.get(path) != state]
+    folders = {path.partition("/")[0] + "/" for path in changed if "/" in path}
+    known = {path.partition("/")[0] + "/" for path in before if "/" in path}
+    named = {path for path in changed if path.partition("/")[0] + "/" in known or "/" not in path}
+    shown = sorted({*named, *(folders - known)})
+    return shown[:_SHOWN] + ([f"and {len(shown) - _SHOWN} more"] if len(shown) > _SHOWN else [])

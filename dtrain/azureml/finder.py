@@ -1,0 +1,120 @@
+"""Makes ``import azureml.core`` and its like resolve to dtrain's, where the real ones are not installed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from dtrain import __version__, switches
+from dtrain.azureml import names
+from dtrain.azureml.errors import TABLE, NoSuchImport, NoSuchModule
+from dtrain.errors import did_you_mean
+
+logger = logging.getLogger(__name__)
+
+_TOP = "azureml"
+
+
+class AzureFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds and makes the modules of :data:`names.MODULES`; their names are loaded when first asked for."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname.partition(".")[0] != _TOP:
+            return None
+        if fullname not in names.MODULES:
+            raise _no_module(fullname)
+        return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        return _AzureModule(spec.name, f"dtrain's {spec.name}: see dtrain.azureml")
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing: names come when they are asked for."""
+
+
+class _AzureModule(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        module = self.__name__
+        if name == "__all__":
+            return sorted(names.MODULES[module])
+        if name.startswith("__"):
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        if name in ("VERSION", "__version__"):
+            return names.SDK_VERSION + f"+dtrain{__version__}"
+        if (where := names.MODULES[module].get(name)) is not None:
+            home, _, attribute = where.partition(":")
+            value = getattr(importlib.import_module(home), attribute)
+            setattr(self, name, value)
+            return value
+        if f"{module}.{name}" in names.MODULES:
+            return importlib.import_module(f"{module}.{name}")
+        refused = names.REFUSED.get(module, {}).get(name) or names.REFUSED_MODULES.get(f"{module}.{name}")
+        if refused is not None:
+            raise NoSuchImport(f"{module}.{name} is not available without Azure: {refused} ({TABLE})", name=module)
+        known = sorted(names.MODULES[module])
+        raise NoSuchImport(
+            f"dtrain's {module} has no {name!r}{did_you_mean(name, known)}; it has {', '.join(known) or 'no names'} ({TABLE})",
+            name=module,
+        )
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *names.MODULES[self.__name__]})
+
+
+def _no_module(name: str) -> NoSuchModule:
+    parts = name.split(".")
+    parents = (".".join(parts[:n]) for n in range(len(parts), 1, -1))
+    reason = next((names.REFUSED_MODULES[parent] for parent in parents if parent in names.REFUSED_MODULES), None)
+    if reason is not None:
+        return NoSuchModule(f"{name} is not available without Azure: {reason} ({TABLE})", name=name)
+    near = did_you_mean(name, names.MODULES)
+    return NoSuchModule(f"dtrain has no module {name!r}{near}; it has {', '.join(sorted(names.MODULES))} ({TABLE})", name=name)
+
+
+def real_sdk() -> str | None:
+    """Where the real ``azureml.core`` is installed; None when it is not. Imports at most its empty parent package."""
+    finders = [finder for finder in sys.meta_path if isinstance(finder, AzureFinder)]
+    ours = {name: sys.modules.pop(name) for name in list(sys.modules) if isinstance(sys.modules[name], _AzureModule)}
+    for finder in finders:
+        sys.meta_path.remove(finder)
+    try:
+        found = importlib.util.find_spec(f"{_TOP}.core") if importlib.util.find_spec(_TOP) is not None else None
+    except ImportError:
+        found = None
+    finally:
+        if finders:
+            sys.meta_path[:0] = finders
+            sys.modules.update(ours)
+    return None if found is None else found.origin or f"{_TOP}.core"
+
+
+def install(*, force: bool = False) -> bool:
+    """Make ``azureml`` dtrain's in this process, and in the jobs that it submits. A second call does nothing.
+
+    Where the real SDK is installed that stays, unless ``force``, and False is returned, with a warning. Also False with ``force``
+    when modules of the real one are loaded already: half of each would fit together nowhere.
+    """
+    if any(isinstance(finder, AzureFinder) for finder in sys.meta_path):
+        return True
+    real = real_sdk()
+    if real is not None and not force:
+        logger.warning("the real azureml.core is installed (%s) and is used; --force uses dtrain's in its place", real)
+        return False
+    loaded = [name for name in sys.modules if name == f"{_TOP}.core" or name.startswith(f"{_TOP}.core.")]
+    if loaded:
+        logger.warning("the real %s is loaded already; start with `dtrain azureml --force SCRIPT` instead", loaded[0])
+        return False
+    sys.modules.pop(_TOP, None)
+    sys.meta_path.insert(0, AzureFinder())
+    os.environ.update(switches.azureml_switch(force=force))
+    return True

@@ -1,0 +1,171 @@
+"""What a run object records, in a job or in a control script: metrics, tags, files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from dtrain.azureml import files, records
+from dtrain.azureml.errors import Named, UserErrorException
+from dtrain.azureml.recording import Recorder, logged_ranks, read_rank
+from dtrain.env import RankEnv
+from dtrain.layout import RunLayout
+
+_NO_CHART = "log the numbers with log_table, or a figure with log_image"
+
+
+class Logged(Named):
+    """The part of a run that records. All methods write to local files and wait for nobody."""
+
+    _refused: ClassVar = {
+        "log_accuracy_table": _NO_CHART,
+        "log_confusion_matrix": _NO_CHART,
+        "log_predictions": _NO_CHART,
+        "log_residuals": _NO_CHART,
+    }
+
+    _layout: RunLayout
+    _recorder: Recorder | None = None
+
+    def _record(self) -> Recorder:
+        if self._recorder is None:
+            rank, task = 0, ""
+            rank_env = RankEnv.read()
+            if rank_env.layout is not None and rank_env.layout.root == self._layout.root:
+                rank, task, layout = rank_env.rank, str(rank_env.task or ""), rank_env.layout
+            else:
+                layout = self._layout
+            self._recorder = Recorder(layout, rank, task)
+        return self._recorder
+
+    @property
+    def id(self) -> str:
+        return self._layout.id
+
+    def log(self, name: str, value: Any, description: str = "", step: int | None = None) -> None:
+        """Log one number or text; of this rank. Raises UserErrorException for anything else."""
+        self._record().scalar(name, value, step)
+
+    def log_list(self, name: str, value: Sequence[Any], description: str = "") -> None:
+        """Log a list of numbers under one name."""
+        self._record().values(name, value)
+
+    def log_row(self, name: str, description: str | None = None, **kwargs: Any) -> None:
+        """Log a row of several columns; rows of one name become a table."""
+        self._record().row(name, kwargs)
+
+    def log_table(self, name: str, value: dict[str, Any], description: str = "") -> None:
+        """Log a dict of columns, each a number or a list."""
+        self._record().table(name, value)
+
+    def log_image(self, name: str, path: str | None = None, plot: Any = None, description: str = "") -> None:
+        """Keep an image file (``path``), or a matplotlib figure or module (``plot``, by its ``savefig``), under this name.
+
+        Raises UserErrorException when neither or both are given, or there is no such file.
+        """
+        if (path is None) == (plot is None):
+            raise UserErrorException(f"log_image({name!r}) takes path= or plot=, and one of them")
+        plain = re.sub(r"[^\w.-]", "_", name)
+        suffix = Path(path).suffix if path is not None else ".png"
+        number = 0
+        while (target := files.target_of(self._layout, f"{plain}_{number}{suffix}")).exists():
+            number += 1
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path is not None:
+            files.upload(self._layout, target.name, Path(path))
+        else:
+            plot.savefig(target)
+        self._record().image(name, target.name)
+
+    def get_metrics(
+        self, name: str | None = None, recursive: bool = False, run_type: Any = None, populate: bool = False, ranks: str = "0"
+    ) -> dict[Any, Any]:
+        """Rank 0's metrics: of a name that was logged once its value, else the list of all; of rows a dict of columns.
+
+        Beyond the SDK: ``ranks="all"`` gives a dict of them by rank.
+        """
+        if ranks not in ("0", "all"):
+            raise UserErrorException(f"ranks={ranks!r}: there are '0' and 'all'")
+        if recursive or run_type is not None:
+            raise UserErrorException("recursive= and run_type= are not there; ask each of run.get_children() for its metrics")
+        if ranks == "all":
+            return {rank: read_rank(self._layout, rank) for rank in logged_ranks(self._layout)}
+        found = read_rank(self._layout, 0)
+        return found if name is None else {name: found[name]} if name in found else {}
+
+    def tag(self, key: str, value: str | None = None) -> None:
+        """Set a tag; a later value takes its place."""
+        records.set_tag(self._layout, key, "" if value is None else value)
+
+    def set_tags(self, tags: dict[str, str]) -> None:
+        """Set several tags."""
+        for key, value in tags.items():
+            self.tag(key, value)
+
+    def get_tags(self) -> dict[str, str]:
+        """The tags as of now."""
+        return records.tags(self._layout)
+
+    @property
+    def tags(self) -> dict[str, str]:
+        return self.get_tags()
+
+    def add_properties(self, properties: dict[str, str]) -> None:
+        """Add properties, which never change. Raises UserErrorException for one that has another value."""
+        records.add_properties(self._layout, properties)
+
+    def get_properties(self) -> dict[str, str]:
+        """The properties as of now."""
+        return records.properties(self._layout)
+
+    @property
+    def properties(self) -> dict[str, str]:
+        return self.get_properties()
+
+    def upload_file(self, name: str, path_or_stream: Any, datastore_name: str | None = None) -> None:
+        """Copy a local file, or what a stream holds, into the run as ``name``.
+
+        Raises UserErrorException when there is no such file, or the run has one of that name.
+        """
+        _refuse_store(datastore_name)
+        if not hasattr(path_or_stream, "read"):
+            files.upload(self._layout, name, Path(path_or_stream))
+            return
+        target = files.target_of(self._layout, name)
+        if target.exists():
+            raise UserErrorException(f"run {self.id} has a file {name!r} already; use another name")
+        data = path_or_stream.read()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data.encode() if isinstance(data, str) else data)
+
+    def upload_files(
+        self, names: Sequence[str], paths: Sequence[str], return_artifacts: bool = False, timeout_seconds: Any = None
+    ) -> None:
+        """Copy local files into the run under these names."""
+        if len(names) != len(paths):
+            raise UserErrorException(f"{len(names)} names and {len(paths)} paths: give one name for each path")
+        for name, path in zip(names, paths, strict=True):
+            self.upload_file(name, path)
+
+    def upload_folder(self, name: str, path: str, datastore_name: str | None = None) -> None:
+        """Copy all files of a local folder into the run, below ``name``."""
+        _refuse_store(datastore_name)
+        folder = Path(path)
+        if not folder.is_dir():
+            raise UserErrorException(f"there is no folder {path!r} to upload (from {os.getcwd()})")
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                files.upload(self._layout, f"{name}/{file.relative_to(folder).as_posix()}", file)
+
+    def flush(self, timeout_seconds: int = 300) -> None:
+        """Nothing waits to be written: what is logged is in its file already."""
+
+
+def _refuse_store(name: str | None) -> None:
+    if name is not None:
+        raise UserErrorException(
+            f"datastore_name={name!r}: files of a run stay in its folder; use Datastore.upload_files for others"
+        )

@@ -1,0 +1,155 @@
+"""Every name of ``azureml`` that dtrain answers for: where it lives here, or what to use instead of it.
+
+docs/azureml.md shows these tables; a test compares.
+"""
+
+from __future__ import annotations
+
+SDK_VERSION = "1.60.0"
+"""What ``azureml.core.VERSION`` begins with: the SDK whose documents these names follow."""
+
+_HERE = "dtrain.azureml"
+
+_CORE = {
+    "Workspace": "dtrain.azureml.workspace:Workspace",
+    "Experiment": "dtrain.azureml.experiment:Experiment",
+    "Run": "dtrain.azureml.run:Run",
+    "ScriptRun": "dtrain.azureml.run:Run",
+    "ComputeTarget": "dtrain.azureml.compute:ComputeTarget",
+    "Datastore": "dtrain.azureml.datastore:Datastore",
+    "Environment": "dtrain.azureml.environment:Environment",
+    "Model": "dtrain.azureml.model:Model",
+    "RunConfiguration": "dtrain.azureml.runconfig:RunConfiguration",
+    "ScriptRunConfig": "dtrain.azureml.runconfig:ScriptRunConfig",
+}
+
+MODULES: dict[str, dict[str, str]] = {
+    "azureml": {},
+    "azureml.core": _CORE,
+    "azureml.core.authentication": {},
+    "azureml.core.compute": {
+        "ComputeTarget": "dtrain.azureml.compute:ComputeTarget",
+        "AmlCompute": "dtrain.azureml.compute:AmlCompute",
+    },
+    "azureml.contrib": {},
+    "azureml.contrib.tensorboard": {"Tensorboard": "dtrain.azureml.tensorboard:Tensorboard"},
+    "azureml.core.compute_target": {"ComputeTargetException": "dtrain.azureml.errors:ComputeTargetException"},
+    "azureml.core.conda_dependencies": {"CondaDependencies": "dtrain.azureml.environment:CondaDependencies"},
+    "azureml.core.container_registry": {},
+    "azureml.core.datastore": {"Datastore": "dtrain.azureml.datastore:Datastore"},
+    "azureml.core.environment": {
+        "CondaDependencies": "dtrain.azureml.environment:CondaDependencies",
+        "Environment": "dtrain.azureml.environment:Environment",
+    },
+    "azureml.core.experiment": {"Experiment": "dtrain.azureml.experiment:Experiment"},
+    "azureml.core.model": {"Model": "dtrain.azureml.model:Model"},
+    "azureml.core.run": {"Run": "dtrain.azureml.run:Run", "_OfflineRun": "dtrain.azureml.context:_OfflineRun"},
+    "azureml.core.runconfig": {
+        "CondaDependencies": "dtrain.azureml.environment:CondaDependencies",
+        "DEFAULT_CPU_IMAGE": "dtrain.azureml.environment:DEFAULT_CPU_IMAGE",
+        "DEFAULT_GPU_IMAGE": "dtrain.azureml.environment:DEFAULT_GPU_IMAGE",
+        "DataReferenceConfiguration": "dtrain.azureml.datastore:DataReferenceConfiguration",
+        "DockerConfiguration": "dtrain.azureml.runconfig:DockerConfiguration",
+        "Environment": "dtrain.azureml.environment:Environment",
+        "MpiConfiguration": "dtrain.azureml.runconfig:MpiConfiguration",
+        "RunConfiguration": "dtrain.azureml.runconfig:RunConfiguration",
+        "TensorflowConfiguration": "dtrain.azureml.runconfig:TensorflowConfiguration",
+    },
+    "azureml.core.script_run": {"ScriptRun": "dtrain.azureml.run:Run"},
+    "azureml.core.script_run_config": {"ScriptRunConfig": "dtrain.azureml.runconfig:ScriptRunConfig"},
+    "azureml.core.workspace": {"Workspace": "dtrain.azureml.workspace:Workspace"},
+    "azureml.data": {},
+    "azureml.data.data_reference": {"DataReference": "dtrain.azureml.datastore:DataReference"},
+    "azureml.data.datapath": {},
+    "azureml.exceptions": {
+        name: f"{_HERE}.errors:{name}"
+        for name in (
+            "ActivityFailedException",
+            "AzureMLException",
+            "ComputeTargetException",
+            "ExperimentException",
+            "ExperimentExecutionException",
+            "ModelNotFoundException",
+            "ProjectSystemException",
+            "RunConfigurationException",
+            "RunEnvironmentException",
+            "TrainingException",
+            "UserErrorException",
+            "WorkspaceException",
+        )
+    },
+    "azureml.telemetry": {
+        "set_diagnostics_collection": "dtrain.azureml.telemetry:set_diagnostics_collection",
+    },
+    "azureml.tensorboard": {"Tensorboard": "dtrain.azureml.tensorboard:Tensorboard"},
+    "azureml.train": {},
+    "azureml.train.dnn": {
+        "Chainer": "dtrain.azureml.estimator:Chainer",
+        "Mpi": "dtrain.azureml.runconfig:MpiConfiguration",
+        "ParameterServer": "dtrain.azureml.runconfig:TensorflowConfiguration",
+        "TensorFlow": "dtrain.azureml.estimator:TensorFlow",
+    },
+    "azureml.train.estimator": {
+        "Estimator": "dtrain.azureml.estimator:Estimator",
+        "Mpi": "dtrain.azureml.runconfig:MpiConfiguration",
+    },
+    "azureml.widgets": {"RunDetails": "dtrain.azureml.widgets:RunDetails"},
+}
+
+_NO_LOGIN = "there is no account to log in to; leave auth= out"
+_NO_DATASET = "use a Datastore: ws.get_default_datastore().path('...').as_mount() in script_params"
+_NO_DEPLOY = "models are registered and downloaded here, not deployed; `dtrain pull NAME:VERSION FOLDER` copies one out"
+_NO_PIPELINE = "submit the steps one after another from the control script, with wait_for_completion() between them"
+_NO_SWEEP = "submit one run for each setting from a loop; experiment.submit() returns at once"
+_NO_TORCH = "dtrain starts Chainer and TensorFlow ranks; a PyTorch script on one rank runs with Estimator(entry_script=...)"
+
+REFUSED: dict[str, dict[str, str]] = {
+    "azureml.core": {
+        "ContainerRegistry": "jobs run in this Python environment, not in containers",
+        "Dataset": _NO_DATASET,
+        "Image": _NO_DEPLOY,
+        "LinkedService": "there are no services of Azure's to link",
+        "Webservice": _NO_DEPLOY,
+    },
+    "azureml.core.authentication": {
+        "AzureCliAuthentication": _NO_LOGIN,
+        "InteractiveLoginAuthentication": _NO_LOGIN,
+        "MsiAuthentication": _NO_LOGIN,
+        "ServicePrincipalAuthentication": _NO_LOGIN,
+    },
+    "azureml.core.compute": {
+        "AksCompute": _NO_DEPLOY,
+        "BatchCompute": "AmlCompute stands for this machine",
+        "ComputeInstance": "AmlCompute stands for this machine",
+        "DataFactoryCompute": "AmlCompute stands for this machine",
+        "DatabricksCompute": "AmlCompute stands for this machine",
+        "HDInsightCompute": "AmlCompute stands for this machine",
+        "RemoteCompute": "AmlCompute stands for this machine; TensorFlow clusters on several hosts: `dtrain run -H`",
+    },
+    "azureml.core.container_registry": {"ContainerRegistry": "jobs run in this Python environment, not in containers"},
+    "azureml.core.environment": {"DockerSection": "jobs run in this Python environment, not in containers"},
+    "azureml.core.model": {"InferenceConfig": _NO_DEPLOY},
+    "azureml.core.runconfig": {
+        "PyTorchConfiguration": _NO_TORCH,
+        "ParallelTaskConfiguration": _NO_SWEEP,
+    },
+    "azureml.data.datapath": {"DataPath": "use datastore.path('...'), which is a DataReference"},
+    "azureml.train.dnn": {"Gloo": _NO_TORCH, "Nccl": _NO_TORCH, "PyTorch": _NO_TORCH},
+}
+
+REFUSED_MODULES: dict[str, str] = {
+    "azureml.automl": _NO_SWEEP,
+    "azureml.core.dataset": _NO_DATASET,
+    "azureml.core.image": _NO_DEPLOY,
+    "azureml.core.keyvault": "give secrets to jobs as environment variables",
+    "azureml.core.webservice": _NO_DEPLOY,
+    "azureml.data.dataset_factory": _NO_DATASET,
+    "azureml.dataprep": _NO_DATASET,
+    "azureml.explain": "interpret the model with the library itself, in the training script",
+    "azureml.interpret": "interpret the model with the library itself, in the training script",
+    "azureml.opendatasets": _NO_DATASET,
+    "azureml.pipeline": _NO_PIPELINE,
+    "azureml.train.automl": _NO_SWEEP,
+    "azureml.train.hyperdrive": _NO_SWEEP,
+    "azureml.train.sklearn": "use azureml.train.estimator.Estimator with pip_packages=['scikit-learn']",
+}

@@ -1,0 +1,70 @@
+"""Reads a job's source: for names that NumPy and TensorFlow have dropped since it was written, and for what it imports."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from dtrain import switches
+from dtrain.legacy import OldName, old_numpy, old_tensorflow
+
+_SHOWN = 10
+
+
+def find_old_names(source: Path, script: str) -> tuple[dict[str, str], list[str]]:
+    """The variables that let a job use old names, where its script or a module of its folder does; and a sentence for each.
+
+    Modules are followed from ``script`` by their imports. What is no Python is left to the job to complain of.
+    """
+    numpy: list[str] = []
+    tensorflow: list[str] = []
+    for path, tree in _modules(source, script):
+        shown = path.relative_to(source).as_posix()
+        numpy += [old.describe(shown) for old in old_numpy(tree)]
+        tensorflow += [_tensorflow(shown, old) for old in old_tensorflow(tree)[:1]]
+    notes = numpy[:_SHOWN] + ([f"and {len(numpy) - _SHOWN} more such lines"] if len(numpy) > _SHOWN else [])
+    return switches.legacy_switch(numpy=bool(numpy), tf1=bool(tensorflow)), notes + tensorflow
+
+
+def uses_horovod(source: Path, script: str) -> bool:
+    """Whether a job's script, or a module of its folder, imports Horovod for TensorFlow."""
+    ours = ("horovod.tensorflow", "horovod.keras")
+    return any(name.startswith(ours) for _, tree in _modules(source, script) for name in _imported(tree))
+
+
+def _tensorflow(file: str, old: OldName) -> str:
+    return (
+        f"{file}, line {old.line}: {old.name} is TensorFlow 1's; `import tensorflow` in it gives tensorflow.compat.v1, with v2 "
+        "behaviour off: write `import tensorflow.compat.v1 as tf`"
+    )
+
+
+def _modules(source: Path, script: str) -> Iterator[tuple[Path, ast.Module]]:
+    """The script and the modules of its folders that it imports, each once."""
+    waiting, seen = [source / script], set()
+    while waiting:
+        path = waiting.pop()
+        if path in seen or not path.is_file():
+            continue
+        seen.add(path)
+        try:
+            tree = ast.parse(path.read_bytes(), str(path))
+        except (SyntaxError, ValueError):
+            continue
+        yield path, tree
+        for name in _imported(tree):
+            for folder in {source, path.parent}:
+                below = folder.joinpath(*name.split("."))
+                waiting += [below.with_suffix(".py"), below / "__init__.py"]
+
+
+def _imported(tree: ast.Module) -> set[str]:
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            found |= {base, *(f"{base}.{alias.name}".strip(".") for alias in node.names)}
+    return found - {""}

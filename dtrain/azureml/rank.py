@@ -1,0 +1,29 @@
+"""What a rank does before its script begins, where that was written for the SDK."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+
+from dtrain import switches
+from dtrain.azureml.finder import install
+from dtrain.azureml.records import read_submitted
+from dtrain.env import RankEnv
+
+# The port in AZ_BATCH_MASTER_NODE, where nobody listens: what scripts take of it is the host.
+_PORT = 6000
+
+
+def begin(rank_env: RankEnv) -> None:
+    """Make ``import azureml`` dtrain's, and set the variables by which a script knows its run and place."""
+    install(force=switches.azureml_mode() == "force")
+    if importlib.util.find_spec("chainer") is not None:
+        importlib.import_module("dtrain.chainer")  # before Chainer, which the script imports without a thought of today's NumPy
+    run = rank_env.layout
+    if run is None:
+        return
+    submitted = read_submitted(run)
+    index = rank_env.task.index if rank_env.task is not None else rank_env.rank
+    variables = switches.azureml_variables(run.id, nodes=submitted.node_count, master=f"{submitted.master}:{_PORT}", index=index)
+    os.environ.update(variables)

@@ -1,0 +1,154 @@
+"""What is kept of a run, and of a workspace, beyond what dtrain keeps by itself: in folders called ``azureml``.
+
+``run.json`` is written once, by who submits. What changes (tags, properties, wishes) are lines that are only ever appended,
+each in one write: control script and ranks may do so at once, and the later line counts.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+
+from dtrain.azureml.errors import UserErrorException
+from dtrain.files import read_json, write_json
+from dtrain.layout import RunLayout
+
+EventKind = Literal["tag", "property", "cancel", "fail", "warning", "status"]
+
+
+@dataclass(frozen=True)
+class AzureLayout:
+    """The files of one run's ``azureml`` folder."""
+
+    run: RunLayout
+
+    @property
+    def root(self) -> Path:
+        return self.run.azureml
+
+    @property
+    def submitted(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def events(self) -> Path:
+        return self.root / "events.jsonl"
+
+    @property
+    def console(self) -> Path:
+        """What the job's supervisor shows: every rank's lines, and how it ended."""
+        return self.root / "console.log"
+
+    def metrics(self, rank: int) -> Path:
+        """What a rank logged by the SDK's names, as it was logged; numbers are in dtrain's own metrics file as well."""
+        return self.root / f"metrics-{rank:05d}.jsonl"
+
+    def download(self, name: str) -> Path:
+        """Where a datastore's folder is copied to for ``as_download``."""
+        return self.root / "data" / name
+
+    @property
+    def uploads(self) -> Path:
+        """Files of names outside of outputs/ and logs/; in outputs, where the registry takes models from."""
+        return self.run.outputs / "uploads"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submitted:
+    """What was submitted. ``definition`` is the run definition that ``get_details`` shows; ``parent`` a run's id or empty."""
+
+    experiment: str
+    display_name: str = ""
+    target: str = "local"
+    node_count: int = 1
+    master: str = "127.0.0.1"
+    kind: Literal["script", "interactive", "offline"] = "script"
+    parent: str = ""
+    definition: dict[str, Any] = field(default_factory=dict)
+
+
+def read_submitted(run: RunLayout) -> Submitted:
+    """The record of ``run``; of one that an ordinary ``dtrain run`` made, what its spec says."""
+    try:
+        return Submitted(**read_json(AzureLayout(run).submitted))
+    except FileNotFoundError:
+        spec = read_json(run.spec)
+        definition = {"script": spec["target"], "arguments": spec["args"], "nodeCount": 1}
+        return Submitted(experiment=spec["experiment"], definition=definition)
+
+
+def write_submitted(run: RunLayout, submitted: Submitted) -> None:
+    """Write the record once, when the run is made."""
+    AzureLayout(run).root.mkdir(exist_ok=True)
+    write_json(AzureLayout(run).submitted, vars(submitted))
+
+
+def append_line(path: Path, value: dict[str, Any]) -> None:
+    """Append one JSON line in one write. Raises UserErrorException for what is no JSON."""
+    try:
+        line = orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+    except TypeError as error:
+        raise UserErrorException(f"{value!r:.200} cannot be recorded: {error}; use numbers, text, lists and dicts") from error
+    path.parent.mkdir(exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        os.write(descriptor, line)
+    finally:
+        os.close(descriptor)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file of :func:`append_line`; none when it is absent."""
+    try:
+        return [orjson.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    except FileNotFoundError:
+        return []
+
+
+def note(run: RunLayout, kind: EventKind, **values: Any) -> None:
+    """Append an event to the run's."""
+    append_line(AzureLayout(run).events, {"t": time.time(), "kind": kind, **values})
+
+
+def events(run: RunLayout, kind: EventKind) -> list[dict[str, Any]]:
+    return [line for line in read_lines(AzureLayout(run).events) if line["kind"] == kind]
+
+
+def set_tag(run: RunLayout, key: str, value: str) -> None:
+    """Set a tag; it is also one of dtrain's own (`dtrain show`)."""
+    note(run, "tag", key=str(key), value=str(value))
+    write_json(run.tags, tags(run))
+
+
+def tags(run: RunLayout) -> dict[str, str]:
+    """The run's tags: those that a script set by dtrain itself, and those set by the SDK's names."""
+    try:
+        found: dict[str, str] = read_json(run.tags)
+    except FileNotFoundError:
+        found = {}
+    return {**found, **{event["key"]: event["value"] for event in events(run, "tag")}}
+
+
+def add_properties(run: RunLayout, values: dict[str, str]) -> None:
+    """Add properties, each once. Raises UserErrorException for one that has another value already; none is added then."""
+    known = properties(run)
+    texts = {str(key): str(value) for key, value in values.items()}
+    changed = [key for key, value in texts.items() if known.get(key, value) != value]
+    if changed:
+        raise UserErrorException(
+            f"property {changed[0]!r} of run {run.id} is {known[changed[0]]!r} and cannot be changed; use tag() for what changes"
+        )
+    for key, value in texts.items():
+        note(run, "property", key=key, value=value)
+
+
+def properties(run: RunLayout) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for event in events(run, "property"):
+        found.setdefault(event["key"], event["value"])  # of two writers at once the first one's holds
+    return found

@@ -1,0 +1,356 @@
+"""``Run``: one run of an experiment, in the control script that submitted it and in its ranks."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dtrain.azureml import files, records, state
+from dtrain.azureml.errors import UserErrorException, take_options
+from dtrain.azureml.interactive import new_run
+from dtrain.azureml.logged import Logged
+from dtrain.azureml.streaming import wait
+from dtrain.errors import DtrainError, WorkspaceError
+from dtrain.files import read_json
+from dtrain.layout import RunLayout
+from dtrain.layout import Workspace as WorkspaceFolder
+
+if TYPE_CHECKING:
+    from dtrain.azureml.experiment import Experiment
+    from dtrain.azureml.model import Model
+
+_REGISTER: Mapping[str, Any] = {
+    "tags": None,
+    "properties": None,
+    "description": None,
+    "model_framework": None,
+    "model_framework_version": None,
+}
+_NO_DATASET = "use a Datastore: ws.get_default_datastore().path('...').as_mount() in script_params"
+_NO_DEPLOY = "models are registered and downloaded here, not deployed"
+
+
+class Run(Logged):
+    """A run by its experiment and id. Raises UserErrorException when there is none.
+
+    Only :meth:`wait_for_completion` blocks for long; the others read the run's folder, or write to it.
+    """
+
+    _refused: ClassVar = {
+        **Logged._refused,
+        "add_type_providers": "there is one type of run here",
+        "get_detailed_status": "use get_details()",
+        "get_docs_url": "see docs/azureml.md",
+        "get_environment": "get_details()['runDefinition']['environment'] shows it",
+        "get_secret": "give secrets to jobs as environment variables",
+        "get_secrets": "give secrets to jobs as environment variables",
+        "input_datasets": _NO_DATASET,
+        "output_datasets": _NO_DATASET,
+        "remove_tags": "tags are kept; set another value with tag(key, value)",
+        "start": "a run that was submitted begins by itself",
+    }
+    _differs: ClassVar = {
+        "get_metrics": "rank 0's, whichever rank logs; ranks='all' gives every rank's",
+        "get_details": "also 'runFolder', dtrain's folder of the run, and 'warnings'",
+        "get_status": "told from the run's processes and files; Queued until the first rank has begun",
+        "cancel": "ends the ranks by SIGTERM, and SIGKILL after 10 s",
+        "complete": "in a job it has no effect but a note: the job ends when its script does",
+        "fail": "in a job, this rank ends with exit code 1 when its script has ended",
+        "restore_snapshot": "copies the run's code folder",
+        "register_model": "model_path is a file or folder of the run; None: all outputs",
+        "get_snapshot_id": "the run's id",
+        "get_portal_url": "there is no portal: the run's folder, as a file:// URL",
+    }
+
+    def __init__(self, experiment: Experiment, run_id: str, outputs: str | None = None, **given: Any) -> None:
+        for name in given:
+            raise TypeError(f"Run() has no argument {name!r} here")
+        if outputs is not None:
+            raise UserErrorException("outputs= has no effect here; ./outputs of the script is the run's")
+        self.experiment = experiment
+        layout = RunLayout(experiment.workspace._folder.runs / run_id)
+        if not layout.spec.is_file():
+            raise UserErrorException(f"no run {run_id!r} in workspace {experiment.workspace.name!r} ({layout.root.parent})")
+        self._layout = layout
+
+    @staticmethod
+    def get_context(allow_offline: bool = True, used_for_context_manager: bool = False) -> Any:
+        """The run that this process is a rank of; outside of a job an offline run, which records locally all the same.
+
+        Called in training scripts. Raises RunEnvironmentException outside of a job unless ``allow_offline``.
+        """
+        from dtrain.azureml.context import current_run
+
+        return current_run(allow_offline)
+
+    @staticmethod
+    def get(workspace: Any, run_id: str) -> Run:
+        """The run of that id. Raises UserErrorException when there is none."""
+        from dtrain.azureml.experiment import Experiment
+
+        try:
+            layout = workspace._folder.find_run(run_id)
+        except WorkspaceError as error:
+            raise UserErrorException(str(error)) from error
+        return Run(Experiment(workspace, records.read_submitted(layout).experiment), layout.id)
+
+    @staticmethod
+    def get_submitted_run(allow_offline: bool = True) -> Any:
+        """The older name of :meth:`get_context`."""
+        return Run.get_context(allow_offline)
+
+    @property
+    def _submitted(self) -> records.Submitted:
+        return records.read_submitted(self._layout)
+
+    @property
+    def number(self) -> int:
+        """Its place among the experiment's runs, from 1."""
+        layouts = runs_of(self.experiment.workspace._folder, self.experiment.name)
+        return 1 + [layout.id for layout in layouts].index(self.id)
+
+    @property
+    def name(self) -> str:
+        return self._submitted.display_name
+
+    @property
+    def display_name(self) -> str:
+        return self._submitted.display_name or self.id
+
+    @property
+    def type(self) -> str:
+        return "azureml.scriptrun"
+
+    @property
+    def status(self) -> str:
+        return self.get_status()
+
+    def get_status(self) -> str:
+        """Preparing, Queued, Running, Finalizing; Completed, Failed or Canceled."""
+        return state.azure_status(self._layout)
+
+    def get_details(self) -> dict[str, Any]:
+        """What was submitted, its state and times, and where its logs are."""
+        status, submitted = state.status_of(self._layout), self._submitted
+        details: dict[str, Any] = {
+            "runId": self.id,
+            "target": submitted.target,
+            "status": self.get_status(),
+            "startTimeUtc": _utc(status.started),
+            "endTimeUtc": None if status.ended is None else _utc(status.ended),
+            "properties": {"ContentSnapshotId": self.id, **self.get_properties()},
+            "inputDatasets": [],
+            "outputDatasets": [],
+            "runDefinition": submitted.definition,
+            "logFiles": {name: str(path) for name, path in files.log_files(self._layout).items()},
+            "runFolder": str(self._layout.root),
+            "warnings": [{"message": event["text"]} for event in records.events(self._layout, "warning")],
+        }
+        if status.state == "failed":
+            details["error"] = {"error": {"code": "UserError", "message": status.cause}}
+        return details
+
+    def get_details_with_logs(self) -> dict[str, Any]:
+        """:meth:`get_details`, with the logs' texts in place of their paths."""
+        logs = {name: path.read_text(errors="replace") for name, path in files.log_files(self._layout).items()}
+        return {**self.get_details(), "logFiles": logs}
+
+    def get_portal_url(self) -> str:
+        """The run's folder, as a URL."""
+        return self._layout.root.as_uri()
+
+    def get_all_logs(self, destination: str | None = None) -> list[str]:
+        """Copy the ranks' logs to folder ``destination`` (None: this one), and return their paths there."""
+        names = list(files.log_files(self._layout))
+        targets = [str(Path(destination or ".") / name) for name in names]
+        for name, target in zip(names, targets, strict=True):
+            self.download_file(name, target)
+        return targets
+
+    def wait_for_completion(
+        self, show_output: bool = False, wait_post_processing: bool = False, raise_on_error: bool = True
+    ) -> dict[str, Any]:
+        """Block until the run has ended, and return :meth:`get_details`; ``show_output`` prints what the ranks print.
+
+        Ctrl-C stops the waiting with ExperimentExecutionException, not the run. Raises ActivityFailedException with the
+        traceback of the rank that failed first, unless ``raise_on_error`` is false.
+        """
+        wait(self._layout, show_output=show_output, raise_on_error=raise_on_error)
+        return self.get_details()
+
+    def cancel(self) -> None:
+        """Ask the job to end; returns at once."""
+        state.cancel(self._layout)
+
+    def complete(self, _set_status: bool = True) -> None:
+        """End a run of ``start_logging`` or ``child_run``."""
+        self._end("complete", 0)
+
+    def fail(self, error_details: Any = None, error_code: Any = None, _set_status: bool = True) -> None:
+        """End a run of ``start_logging`` or ``child_run`` as failed; in a job, let this rank fail when its script has ended."""
+        self._end(str(error_details or error_code or "fail() was called"), 1)
+
+    def _end(self, message: str, exit_code: int) -> None:
+        from dtrain.azureml.context import fail_at_exit, is_rank_of
+
+        status = state.status_of(self._layout)
+        if self._submitted.kind == "script":
+            if status.state == "running" and exit_code and is_rank_of(self._layout):
+                fail_at_exit(message)
+            elif status.state == "running" and exit_code:
+                raise UserErrorException(f"run {self.id} is a job, which ends by itself; cancel() ends it early")
+            else:
+                records.note(self._layout, "status", asked=message)
+        elif status.state == "running":
+            state.end_by_hand(self._layout, message, exit_code=exit_code)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is None:
+            self.complete()
+        else:
+            self.fail(f"{kind.__name__}: {error}")
+
+    def get_file_names(self) -> list[str]:
+        """The names of the run's files: outputs/, logs/, what was uploaded, and the ranks' logs."""
+        return list(files.run_files(self._layout))
+
+    def download_file(self, name: str, output_file_path: str | None = None, **given: Any) -> None:
+        """Copy one file to ``output_file_path`` (a file or folder; None: here). Raises UserErrorException for an unknown name."""
+        take_options("download_file", given, {"_validate_checksum": False}, {})
+        source = files.find_file(self._layout, name)
+        target = Path(output_file_path or source.name if output_file_path is None else output_file_path)
+        if target.is_dir() or (output_file_path or "").endswith("/"):
+            target = target / Path(name).name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+    def download_files(
+        self,
+        prefix: str | None = None,
+        output_directory: str | None = None,
+        output_paths: Sequence[str] | None = None,
+        batch_size: int = 100,
+        append_prefix: bool = True,
+        timeout_seconds: Any = None,
+    ) -> None:  # long because the SDK's signature is this
+        """Copy the files whose names begin with ``prefix`` (None: all) into ``output_directory`` (None: here), with their paths.
+
+        ``append_prefix`` False leaves the prefix's folder out of them; ``output_paths`` names each file's target instead.
+        """
+        names = [name for name in self.get_file_names() if name.startswith(prefix or "")]
+        if output_paths is not None and len(output_paths) != len(names):
+            raise UserErrorException(f"{len(output_paths)} output_paths for {len(names)} files: {', '.join(names)}")
+        folder = (prefix or "").rstrip("/")
+        for number, name in enumerate(names):
+            shown = name if append_prefix or not folder else name.removeprefix(folder).lstrip("/")
+            target = output_paths[number] if output_paths is not None else str(Path(output_directory or ".") / shown)
+            self.download_file(name, target)
+
+    def restore_snapshot(self, snapshot_id: str | None = None, path: str | None = None) -> str:
+        """Copy the source that the run was submitted with to ``path`` (None: here), and return its absolute path.
+
+        Raises UserErrorException when the folder is there and not empty.
+        """
+        target = Path(path or f"./{self.id}-code").absolute()
+        if target.exists() and any(target.iterdir()):
+            raise UserErrorException(f"{target} is not empty; choose a folder that is new or empty")
+        ignore = shutil.ignore_patterns("outputs", "logs", "__pycache__")
+        shutil.copytree(self._layout.code, target, dirs_exist_ok=True, ignore=ignore, symlinks=True)
+        return str(target)
+
+    def get_snapshot_id(self) -> str:
+        """The run's id, by which :meth:`restore_snapshot` knows its source."""
+        return self.id
+
+    def child_run(self, name: str | None = None, run_id: str | None = None, outputs: str | None = None) -> Run:
+        """A run of this process below this one, in a folder of its own; ``complete()`` ends it."""
+        if run_id is not None or outputs is not None:
+            raise UserErrorException("child_run() takes a name alone: run ids are made by dtrain, ./outputs is the script's")
+        folder = self.experiment.workspace._folder
+        return Run(self.experiment, new_run(folder, self.experiment.name, display_name=name or "", parent=self.id).id)
+
+    def child_runs(self, count: int = 1) -> list[Run]:
+        """Several runs as :meth:`child_run` makes one."""
+        return [self.child_run() for _ in range(count)]
+
+    def create_children(
+        self, count: int | None = None, tag_key: Any = None, tag_values: Sequence[Any] | None = None
+    ) -> list[Run]:
+        """Several runs as :meth:`child_run` makes one; with ``tag_key``, one for each of ``tag_values``, tagged with it."""
+        if (count is None) == (tag_values is None) or (tag_key is None) != (tag_values is None):
+            raise UserErrorException("create_children() takes count=, or tag_key= and tag_values=")
+        children = self.child_runs(len(tag_values) if tag_values is not None else count or 0)
+        for child, value in zip(children, tag_values or (), strict=False):
+            child.tag(tag_key, value)
+        return children
+
+    def submit_child(self, config: Any, tags: Mapping[str, str] | None = None) -> Run:
+        """Start a job as ``Experiment.submit`` does, below this run."""
+        from dtrain.azureml.submit import submit
+
+        child = Run(self.experiment, submit(self.experiment.workspace, self.experiment.name, config, parent=self.id).id)
+        child.set_tags(dict(tags or {}))
+        return child
+
+    @property
+    def parent(self) -> Run | None:
+        parent = self._submitted.parent
+        return Run(self.experiment, parent) if parent else None
+
+    def get_children(
+        self, recursive: bool = False, tags: Any = None, properties: Any = None, type: Any = None, status: str | None = None
+    ) -> Iterator[Run]:
+        """The runs below this one, newest first."""
+        if tags is not None or properties is not None or type is not None:
+            raise UserErrorException("get_children() takes recursive= and status=; look at each child's get_tags()")
+        for layout in reversed(runs_of(self.experiment.workspace._folder, self.experiment.name)):
+            if records.read_submitted(layout).parent == self.id:
+                child = Run(self.experiment, layout.id)
+                if status in (None, child.get_status()):
+                    yield child
+                if recursive:
+                    yield from child.get_children(recursive=True)
+
+    def register_model(self, model_name: str, model_path: str | None = None, **given: Any) -> Model:
+        """Register a file or folder of the run (None: all its outputs) as the next version of ``model_name``.
+
+        Takes tags, properties, description, model_framework, model_framework_version. Raises UserErrorException.
+        """
+        from dtrain.azureml.model import register_from_run
+
+        options = take_options("register_model", given, _REGISTER, dict.fromkeys(_DEPLOYED, _NO_DEPLOY) | _SETS)
+        try:
+            return register_from_run(self.experiment.workspace, self._layout, model_name, model_path, options)
+        except UserErrorException:
+            raise
+        except DtrainError as error:
+            raise UserErrorException(str(error)) from error
+
+    def __repr__(self) -> str:
+        return f"Run(experiment={self.experiment.name!r}, id={self.id!r}, status={self.get_status()!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Run) and other._layout.root == self._layout.root
+
+    def __hash__(self) -> int:
+        return hash(self._layout.root)
+
+
+_DEPLOYED = ("sample_input_dataset", "sample_output_dataset", "resource_configuration")
+_SETS = {"datasets": _NO_DATASET}
+
+
+def _utc(seconds: float) -> str:
+    from datetime import datetime, timezone
+
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def runs_of(folder: WorkspaceFolder, experiment: str) -> list[RunLayout]:
+    """The run folders of an experiment, oldest first."""
+    return [run for run in folder.list_runs() if read_json(run.spec)["experiment"] == experiment]

@@ -1,0 +1,187 @@
+"""``RunConfiguration``, ``ScriptRunConfig`` and how ranks are spread: what estimators come down to as well."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from dtrain.azureml.environment import Environment
+from dtrain.azureml.errors import RunConfigurationException, Settings, UserErrorException, take_options
+
+FRAMEWORKS = ("Python", "TensorFlow")
+COMMUNICATORS = ("None", "OpenMpi", "IntelMpi", "ParameterServer")
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserErrorException(f"{name}={value!r} is not a number from {least}")
+    return value
+
+
+def _one_of(name: str, value: Any, allowed: Sequence[str]) -> str:
+    """The word that is meant, however its letters are written (``framework="python"``)."""
+    for word in allowed:
+        if str(value).lower() == word.lower():
+            return word
+    raise RunConfigurationException(f"{name}={value!r}: there are {', '.join(allowed)}")
+
+
+class DockerConfiguration(Settings):
+    """Whether a container is asked for, which no job here runs in: submit says so."""
+
+    _fields: ClassVar = ("use_docker", "shm_size", "arguments")
+    _differs: ClassVar = {"use_docker": "no container is started: jobs run in this Python environment, and that is said"}
+
+    def __init__(self, use_docker: bool = False, shm_size: str | None = None, arguments: Sequence[str] | None = None) -> None:
+        self.use_docker, self.shm_size, self.arguments = use_docker, shm_size, list(arguments or [])
+
+
+class MpiConfiguration(Settings):
+    """Ranks under mpirun: ``node_count`` x ``process_count_per_node``."""
+
+    _fields: ClassVar = ("process_count_per_node", "node_count")
+
+    def __init__(self, process_count_per_node: int = 1, node_count: int | None = None) -> None:
+        self.process_count_per_node = check_count("process_count_per_node", process_count_per_node)
+        self.node_count = node_count if node_count is None else check_count("node_count", node_count)
+
+
+class TensorflowConfiguration(Settings):
+    """A TensorFlow cluster of workers and parameter servers; worker 0 leads."""
+
+    _fields: ClassVar = ("worker_count", "parameter_server_count")
+
+    def __init__(self, worker_count: int = 1, parameter_server_count: int = 1) -> None:
+        self.worker_count = check_count("worker_count", worker_count)
+        self.parameter_server_count = check_count("parameter_server_count", parameter_server_count, 0)
+
+
+class RunConfiguration(Settings):
+    """How a script is run. Attributes that dtrain does not have are refused when they are set."""
+
+    _fields: ClassVar = (
+        "script",
+        "arguments",
+        "framework",
+        "communicator",
+        "target",
+        "environment",
+        "node_count",
+        "mpi",
+        "tensorflow",
+        "data_references",
+        "max_run_duration_seconds",
+        "environment_variables",
+        "docker",
+    )
+    _refused: ClassVar = {
+        "amlcompute": "create the target with ComputeTarget.create, and set target to its name",
+        "auto_prepare_environment": "the environment is this Python; packages that are missing are named at submit",
+        "data": "use data_references, or a Datastore's path in the arguments",
+        "hdi": "there is no Spark here",
+        "history": "outputs and logs are always kept",
+        "load": "make a RunConfiguration in the script",
+        "save": "make a RunConfiguration in the script",
+        "services": "there are no services of Azure's",
+        "spark": "there is no Spark here",
+    }
+
+    def __init__(
+        self,
+        script: str | None = None,
+        arguments: Sequence[Any] | None = None,
+        framework: str | None = None,
+        communicator: str | None = None,
+        conda_dependencies: Any = None,
+    ) -> None:
+        self.script = script
+        self.arguments = list(arguments or [])
+        self.framework = framework or "Python"
+        self.communicator = communicator or "None"
+        self.target: Any = "local"
+        self.node_count = 1
+        self.mpi = MpiConfiguration()
+        self.tensorflow = TensorflowConfiguration()
+        self.data_references: dict[str, Any] = {}
+        self.max_run_duration_seconds: float | None = None
+        self.environment_variables: dict[str, str] = {}
+        self.docker = DockerConfiguration()
+        self.environment = Environment("default")
+        if conda_dependencies is not None:
+            self.environment.python.conda_dependencies = conda_dependencies
+
+    def _distribution(self) -> MpiConfiguration | TensorflowConfiguration | None:
+        """What the framework and the communicator ask for. Raises RunConfigurationException for what we do not have."""
+        communicator = _one_of("communicator", self.communicator, COMMUNICATORS)
+        _one_of("framework", self.framework, FRAMEWORKS)
+        if communicator in ("OpenMpi", "IntelMpi"):
+            return self.mpi
+        return self.tensorflow if communicator == "ParameterServer" else None
+
+
+_SCRIPT_RUN: Mapping[str, Any] = {
+    "script": None,
+    "arguments": None,
+    "run_config": None,
+    "compute_target": None,
+    "environment": None,
+    "distributed_job_config": None,
+    "max_run_duration_seconds": 2592000,
+    "resume_from": None,
+    "docker_runtime_config": None,
+}
+
+
+class ScriptRunConfig(Settings):
+    """A script and how it is run, for ``experiment.submit``. Called by control scripts; does not block."""
+
+    _fields: ClassVar = ("source_directory", "script", "arguments", "run_config", "resume_from")
+    _refused: ClassVar = {
+        "command": "name a Python script with script=",
+    }
+    _options: ClassVar = tuple(_SCRIPT_RUN)
+    _differs: ClassVar = {
+        "(docker_runtime_config=)": "no container is started: jobs run in this Python environment, and that is said",
+        "(max_run_duration_seconds=)": "the run ends Failed, with exit code 124",
+    }
+
+    def __init__(self, source_directory: str | None = None, *positional: Any, **given: Any) -> None:
+        """Raises UserErrorException for what is not available without Azure, TypeError for an unknown argument."""
+        if len(positional) > 3:
+            raise TypeError("ScriptRunConfig() takes source_directory, script, arguments, run_config; the others by name")
+        named = dict(zip(("script", "arguments", "run_config"), positional, strict=False))
+        if twice := named.keys() & given.keys():
+            raise TypeError(f"ScriptRunConfig() got {sorted(twice)[0]!r} twice")
+        options = take_options("ScriptRunConfig", {**named, **given}, _SCRIPT_RUN, self._refused)
+        config: RunConfiguration = options["run_config"] or RunConfiguration()
+        self.source_directory = source_directory or "."
+        self.script = options["script"] or config.script
+        self.arguments = list(config.arguments if options["arguments"] is None else options["arguments"])
+        self.run_config = config
+        self.resume_from = options["resume_from"]
+        if self.script is None:
+            raise UserErrorException("ScriptRunConfig has no script: give script='train.py'")
+        if options["compute_target"] is not None:
+            config.target = options["compute_target"]
+        if options["docker_runtime_config"] is not None:
+            config.docker = options["docker_runtime_config"]
+        if options["environment"] is not None:
+            config.environment = options["environment"]
+        if options["max_run_duration_seconds"] != _SCRIPT_RUN["max_run_duration_seconds"]:
+            config.max_run_duration_seconds = options["max_run_duration_seconds"]
+        distribute(config, options["distributed_job_config"])
+
+
+def distribute(config: RunConfiguration, distribution: Any) -> None:
+    """Set the communicator and its numbers by an MpiConfiguration or TensorflowConfiguration."""
+    if distribution is None:
+        return
+    if isinstance(distribution, MpiConfiguration):
+        config.communicator, config.mpi = "OpenMpi", distribution
+        config.node_count = distribution.node_count or config.node_count
+    elif isinstance(distribution, TensorflowConfiguration):
+        config.framework, config.communicator, config.tensorflow = "TensorFlow", "ParameterServer", distribution
+    else:
+        raise UserErrorException(
+            f"distributed training by {distribution!r} is not there; use MpiConfiguration or TensorflowConfiguration"
+        )

@@ -1,0 +1,49 @@
+"""Runs a control script, unchanged, in a process where ``azureml`` is dtrain's."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn
+
+from dtrain import switches
+from dtrain.azureml.finder import install
+from dtrain.errors import NotRunnable, did_you_mean
+
+
+def run_script(command: Sequence[str], *, is_module: bool = False, force: bool = False, any_version: bool = False) -> NoReturn:
+    """Run ``command`` (a script or module's name, and its arguments) as ``__main__``, and leave with its exit code.
+
+    Blocks until the script has ended; jobs that it did not wait for go on. Raises NotRunnable when there is no such script.
+    """
+    install(force=force)
+    if any_version:
+        os.environ.update(switches.azureml_any_version())
+    target, *arguments = command
+    if not is_module and not Path(target).is_file():
+        folder = Path(target).parent
+        siblings = [path.name for path in folder.glob("*.py")] if folder.is_dir() else []
+        raise NotRunnable(f"no such script: {target} (from {Path.cwd()}){did_you_mean(Path(target).name, siblings)}")
+    sys.argv = [target, *arguments]
+    sys.path.insert(0, os.getcwd() if is_module else str(Path(target).absolute().parent))
+    try:
+        if is_module:
+            runpy.run_module(target, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(target, run_name="__main__")
+    except Exception as error:
+        error = error.with_traceback(_own_frames(error.__traceback__))
+        sys.excepthook(type(error), error, error.__traceback__)
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _own_frames(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback without the frames of this module and of runpy, which are not the user's."""
+    while trace is not None and trace.tb_frame.f_code.co_filename in (__file__, runpy.__file__, "<frozen runpy>"):
+        trace = trace.tb_next
+    return trace

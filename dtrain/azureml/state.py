@@ -1,0 +1,85 @@
+"""A run's state in the SDK's words, told from what its processes have left."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import time
+
+from dtrain.azureml import records
+from dtrain.azureml.errors import UserErrorException
+from dtrain.errors import WorkspaceError
+from dtrain.files import write_json
+from dtrain.layout import RunLayout
+from dtrain.status import RankFailure, RunStatus, read_process, read_status, write_record
+
+ENDED = ("Completed", "Failed", "Canceled")
+_WORDS = {"completed": "Completed", "failed": "Failed", "canceled": "Canceled"}
+
+
+def status_of(run: RunLayout) -> RunStatus:
+    """The run's status; one whose supervisor was asked to cancel it, and is gone, is canceled."""
+    status = read_status(run)
+    if status.state == "failed" and status.ended is None and records.events(run, "cancel"):
+        # The supervisor was told to end before it could listen.
+        status = dataclasses.replace(
+            status, state="canceled", ended=time.time(), exit_code=128 + signal.SIGTERM, cause="canceled before it began"
+        )
+        write_record(run.status, status)
+    return status
+
+
+def azure_status(run: RunLayout) -> str:
+    """Preparing (until its supervisor works), Queued (until its first rank has begun), Running, Finalizing (what is left to do
+    when the ranks have ended), and Completed, Failed or Canceled."""
+    try:
+        status = status_of(run)
+    except WorkspaceError:
+        if run.spec.is_file() and not run.status.exists():
+            return "Preparing"
+        raise
+    if status.state != "running":
+        supervisor = status.supervisor
+        return "Finalizing" if supervisor is not None and supervisor.find() is not None else _WORDS[status.state]
+    newest = run.newest_attempt()
+    if status.supervisor is not None and newest.attempt is None:
+        return "Preparing"
+    ranks = range(status.size)
+    began = [rank for rank in ranks if read_process(newest, rank) is not None]
+    if not began:
+        return "Queued" if _has_begun(run) else "Preparing"
+    ended = all(newest.rank(rank).done.is_file() or newest.rank(rank).error.is_file() for rank in ranks)
+    return "Finalizing" if ended and status.supervisor is not None else "Running"
+
+
+def _has_begun(run: RunLayout) -> bool:
+    """Whether the supervisor has said its first word."""
+    try:
+        return records.AzureLayout(run).console.stat().st_size > 0
+    except FileNotFoundError:
+        return True  # an ordinary `dtrain run`
+
+
+def cancel(run: RunLayout) -> None:
+    """Ask the run's supervisor to end the job; returns at once. Raises UserErrorException for one on another host."""
+    status = status_of(run)
+    if status.state != "running":
+        return
+    records.note(run, "cancel")
+    if status.supervisor is None:
+        end_by_hand(run, "canceled by cancel()", exit_code=128 + signal.SIGINT)
+        return
+    process = status.supervisor.find()
+    if process is not None:
+        process.send_signal(signal.SIGTERM)
+    elif not status.supervisor.vanished():
+        raise UserErrorException(f"run {run.id} is supervised on {status.supervisor.host}; call cancel() there")
+
+
+def end_by_hand(run: RunLayout, message: str, *, exit_code: int) -> None:
+    """Record the end of a run that has no supervisor: 0 completed, 130 canceled, others failed."""
+    if exit_code == 0:
+        write_json(run.rank(0).done, {"time": time.time()})
+    else:
+        write_record(run.rank(0).error, RankFailure.now(0, "exit", exit_code, message))
+    write_record(run.status, dataclasses.replace(read_status(run), ended=time.time()))

@@ -1,0 +1,71 @@
+"""``python -m dtrain.azureml.supervise RUN``: runs one submitted job to its end, in a process of its own.
+
+Who submits sends the job's spec on standard input, pickled: it is our own parent. Output goes to the run's console file.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+from dtrain.azureml import records
+from dtrain.azureml.files import files_elsewhere, list_code
+from dtrain.errors import DtrainError
+from dtrain.launch.console import Console
+from dtrain.launch.job import run_filled
+from dtrain.layout import RunLayout
+from dtrain.spec import JobSpec
+from dtrain.status import RunStatus, read_status, write_record
+
+
+def main() -> NoReturn:
+    run = RunLayout(Path(sys.argv[1]))
+    spec: JobSpec
+    spec, folder = pickle.load(sys.stdin.buffer)
+    os.chdir(folder)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)  # the ranks inherit it
+    console = Console()
+    before = list_code(run)
+    try:
+        status = run_filled(run, spec, run.workspace, console)
+    except DtrainError as error:
+        console.say(f"dtrain: {error}", bad=True)
+        _record_failure(run, error, console)
+        sys.exit(error.exit_code)
+    if (elsewhere := files_elsewhere(run, before)) and status.state == "completed":
+        text = (
+            f"written outside of ./outputs and ./logs, and so not among the run's files: {', '.join(elsewhere)}; they are in "
+            f"{run.code}; let the script write to ./outputs what is to be registered or downloaded"
+        )
+        console.say(f"dtrain: warning: {text}")
+        records.note(run, "warning", text=text)
+    sys.exit(status.exit_code)
+
+
+def _record_failure(run: RunLayout, error: DtrainError, console: Console) -> None:
+    """The outcome of a job that could not be started; one that was started has its own."""
+    status = read_status(run)
+    if status.state != "running":
+        return
+    failed = RunStatus(
+        state="failed",
+        size=status.size,
+        started=status.started,
+        ended=time.time(),
+        exit_code=error.exit_code,
+        cause=str(error),
+        supervisor=status.supervisor,
+    )
+    try:
+        write_record(run.status, failed)
+    except OSError as trouble:
+        console.say(f"dtrain: the outcome cannot be recorded in {run.status}: {trouble.strerror}", bad=True)
+
+
+if __name__ == "__main__":
+    main()

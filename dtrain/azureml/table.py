@@ -1,0 +1,61 @@
+"""The table of names in docs/azureml.md, made of the code.
+
+``python -c 'from dtrain.azureml.table import table; print(table())'`` prints it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+
+from dtrain.azureml import names
+from dtrain.azureml.errors import Named, members_of
+
+
+def table() -> str:
+    """All names as Markdown: modules first, then the members of their classes."""
+    lines = ["| name | | |", "|---|---|---|"]
+    lines += [f"| {_code(name)} | {state} | {note} |" for name, state, note in rows()]
+    return "\n".join(lines)
+
+
+def rows() -> Iterator[tuple[str, str, str]]:
+    """(name, ``works`` or ``works differently`` or ``refused``, how or what to use instead)."""
+    classes: dict[type, str] = {}
+    for module in sorted({*names.MODULES, *names.REFUSED_MODULES}):
+        if module in names.REFUSED_MODULES:
+            yield module, "refused", names.REFUSED_MODULES[module]
+            continue
+        known, refused = names.MODULES[module], names.REFUSED.get(module, {})
+        for name in sorted({*known, *refused}):
+            full = f"{module}.{name}"
+            if name in refused:
+                yield full, "refused", refused[name]
+                continue
+            home, _, attribute = known[name].partition(":")
+            found = getattr(importlib.import_module(home), attribute)
+            first = classes.setdefault(found, full) if isinstance(found, type) else full
+            yield full, "works", "" if first == full else f"the same as {_code(first)}"
+    for cls in sorted(classes, key=lambda each: each.__name__):
+        if issubclass(cls, Named):
+            yield from _members(cls)
+
+
+def _members(cls: type[Named]) -> Iterator[tuple[str, str, str]]:
+    base = cls.__mro__[1]
+    shown_there = set(members_of(base)) if base.__name__ in ("Estimator", "ComputeTarget") else set()
+    own = [name for name in members_of(cls) if name not in shown_there or name in vars(cls)]
+    refused = {} if shown_there and cls._refused is getattr(base, "_refused", None) else cls._refused
+    differs = {} if shown_there and cls._differs is getattr(base, "_differs", None) else cls._differs
+    for name in sorted({*own, *(f"({option}=)" for option in cls._options), *refused, *differs}):
+        full = f"{cls.__name__}{name}" if name.startswith("(") else f"{cls.__name__}.{name}"
+        if name in refused:
+            yield full, "refused", refused[name]
+        elif name in differs:
+            yield full, "works differently", differs[name]
+        else:
+            yield full, "works", ""
+
+
+def _code(text: str) -> str:
+    return f"`{text}`"

@@ -1,0 +1,106 @@
+"""The names: where they come from, what an unknown one is told, and that docs/azureml.md lists all of them."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dtrain.azureml import names
+from dtrain.azureml.errors import NoSuchImport, NoSuchModule, NoSuchName
+from dtrain.azureml.finder import AzureFinder
+from dtrain.azureml.table import table
+from tests.azureml.conftest import AzureProject
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "azureml.md"
+
+
+def test_the_document_lists_every_name() -> None:
+    """It holds the table that the code makes: see dtrain/azureml/table.py for the command."""
+    assert table() in DOCUMENT.read_text()
+
+
+@pytest.fixture
+def finder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """dtrain's azureml in this process, for one test."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "azureml"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [AzureFinder(), *sys.meta_path])
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "azureml"]:
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("finder")
+def test_every_name_that_is_listed_is_there() -> None:
+    for module, known in names.MODULES.items():
+        imported = importlib.import_module(module)
+        for name in known:
+            assert getattr(imported, name) is not None
+        assert sorted(known) == imported.__all__
+
+
+@pytest.mark.usefixtures("finder")
+def test_a_name_that_we_have_not_says_what_to_use() -> None:
+    with pytest.raises(NoSuchImport, match="Dataset is not available without Azure: use a Datastore"):
+        from azureml.core import Dataset  # noqa: F401
+    with pytest.raises(NoSuchImport, match=r"has no 'Workspce' \(did you mean Workspace\?\)"):
+        from azureml.core import Workspce  # noqa: F401
+    with pytest.raises(NoSuchModule, match="hyperdrive is not available without Azure: submit one run for each setting"):
+        from azureml.train.hyperdrive import HyperDriveConfig  # noqa: F401
+    with pytest.raises(NoSuchModule, match=r"azureml\.pipeline is not available .*: submit the steps"):
+        import azureml.pipeline.steps  # noqa: F401
+    from azureml.core import Model, Run, Workspace
+
+    with pytest.raises(NoSuchName, match=r"Model\.deploy is not available without Azure: models are registered"):
+        Model.deploy  # noqa: B018
+    with pytest.raises(NoSuchName, match="Workspace has no 'from_confg'"):
+        Workspace.from_confg  # noqa: B018
+    assert not hasattr(Run, "log_the_loss")
+
+
+def in_python(text: str, *path: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    root = str(Path(__file__).parents[2])
+    environ = {"PYTHONPATH": ":".join(map(str, (*path, root))), "PATH": "/usr/bin:/bin"}
+    return subprocess.run([sys.executable, "-c", text], env=environ, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_the_real_one_stays_unless_forced(tmp_path: Path) -> None:
+    real = tmp_path / "azureml" / "core"
+    real.mkdir(parents=True)
+    (real / "__init__.py").write_text("REAL = True")
+    text = "from dtrain.azureml import install\nprint(install({}))\nimport azureml.core\nprint(azureml.core.__file__)"
+    done = in_python(text.format(""), tmp_path, cwd=tmp_path)
+    assert done.stdout.split() == ["False", str(real / "__init__.py")]
+    assert "the real azureml.core is installed" in done.stderr
+    done = in_python(text.format("force=True").replace("__file__", "VERSION"), tmp_path, cwd=tmp_path)
+    assert done.stdout.split()[0] == "True"
+    assert "+dtrain" in done.stdout
+
+
+def test_nothing_is_there_without_dtrain_azureml(tmp_path: Path) -> None:
+    """Neither by importing dtrain nor by a folder in site-packages; and a notebook's extension brings it."""
+    done = in_python("import dtrain\nimport azureml", cwd=tmp_path)
+    assert "No module named 'azureml'" in done.stderr
+    text = "import dtrain.azureml as e\ne.load_ipython_extension(None)\nfrom azureml.core import Run\nprint(Run.__name__)"
+    assert in_python(text, cwd=tmp_path).stdout == "Run\n"
+
+
+def test_dtrain_run_and_the_other_ways_to_start(azure: AzureProject) -> None:
+    azure.script("from azureml.core import Run\nrun = Run.get_context()\nrun.log('x', 1)\nprint(run.id)")
+    done = azure.dtrain("run", "--azureml", "train.py")
+    assert azure.latest.id in done.stdout
+    assert azure.json("show", "latest")["ranks"][0]["metrics"] == {"x": 1}
+    done = azure.dtrain("run", "train.py")
+    assert "No module named 'azureml'" in done.stderr
+    argv = [sys.executable, "-m", "dtrain.azureml", "-m", "train"]
+    alone = subprocess.run(argv, cwd=azure.folder, env=azure.environ(), capture_output=True, text=True, check=False)
+    assert alone.stdout.startswith("OfflineRun"), alone.stderr
+    assert azure.json("show", "latest")["ranks"][0]["metrics"] == {"x": 1}
+    assert azure.json("show", "latest")["state"] == "completed"
+    done = azure.dtrain("azureml", "trian.py")
+    assert done.returncode == 127
+    assert "did you mean train.py?" in done.stderr

@@ -1,0 +1,55 @@
+"""Scripts of that SDK's age, on today's NumPy and TensorFlow: submitted as they are."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.azureml.conftest import AzureProject
+
+HELPER = "import numpy\ndef kind():\n    return numpy.float\n"
+TF1 = """
+import numpy as np
+import tensorflow as tf
+import helper
+tf.app.flags.DEFINE_integer("steps", 3, "steps")
+def main(_):
+    x = tf.placeholder(tf.float32, [None])
+    with tf.variable_scope("a"):
+        w = tf.get_variable("w", [1], initializer=tf.zeros_initializer())
+    step = tf.train.GradientDescentOptimizer(0.1).minimize(tf.reduce_mean(tf.square(x - w)))
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        for _ in range(tf.app.flags.FLAGS.steps):
+            session.run(step, {x: np.ones(2, dtype=np.float)})
+        print("w", session.run(w), helper.kind())
+        tf.train.Saver().save(session, "outputs/model.ckpt")
+if __name__ == "__main__":
+    tf.app.run()
+"""
+
+
+def test_a_script_with_names_that_numpy_dropped(azure: AzureProject) -> None:
+    azure.train("import numpy as np\nimport helper\nprint('kinds', np.int(2.5), helper.kind())\n")
+    azure.train(HELPER, "helper.py")
+    done = azure.control("experiment.submit(ScriptRunConfig('src', 'train.py')).wait_for_completion(show_output=True)")
+    assert "kinds 2 <class 'float'>" in done.stdout
+    assert "dtrain: train.py, line 3: np.int is no more; it runs as int, which is what to write" in done.stderr
+    assert "dtrain: helper.py, line 3: numpy.float is no more" in done.stderr
+    # Not so by itself under `dtrain run`, which is told to.
+    assert azure.dtrain("run", "src/train.py").returncode == 1
+    assert azure.dtrain("run", "--legacy-numpy", "src/train.py").returncode == 0
+
+
+@pytest.mark.needs("tensorflow")
+def test_a_script_of_tensorflow_1(azure: AzureProject) -> None:
+    azure.train(TF1)
+    azure.train(HELPER, "helper.py")
+    done = azure.control(
+        "from azureml.train.dnn import TensorFlow\n"
+        "config = TensorFlow('src', entry_script='train.py', script_params={'--steps': 1}, compute_target=cluster)\n"
+        "run = experiment.submit(config)\n"
+        "run.wait_for_completion(show_output=True)\nprint(run.register_model('old', 'outputs').id)"
+    )
+    assert "w [0.2] <class 'float'>" in done.stdout
+    assert "old:1" in done.stdout
+    assert "is TensorFlow 1's; `import tensorflow` in it gives tensorflow.compat.v1" in done.stderr

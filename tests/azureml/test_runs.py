@@ -1,0 +1,225 @@
+"""Runs, models and datastores by the SDK's names, in control scripts and in jobs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.azureml.conftest import AzureProject
+from tests.azureml.test_submit import told
+
+
+def test_runs_of_the_script_itself_and_their_children(azure: AzureProject) -> None:
+    (azure.folder / "notes.txt").write_text("note")
+    done = azure.control(
+        """
+run = experiment.start_logging(snapshot_directory=".")
+run.log("x", float("nan"))
+run.log_list("l", [1, 2.5])
+class Plot:
+    def savefig(self, path): open(path, "wb").write(b"png")
+run.log_image("a plot", plot=Plot())
+run.upload_file("notes/one.txt", "notes.txt")
+run.upload_file("outputs/two.txt", "notes.txt")
+children = run.child_runs(2)
+children[0].log("y", 1)
+children[0].complete()
+children[1].fail("no good")
+told = {"before": run.get_status(), "metrics": run.get_metrics(), "files": run.get_file_names()}
+model = run.register_model("early", "notes/one.txt")
+run.complete()
+with experiment.start_logging() as other:
+    other.log("z", 1)
+print(json.dumps({
+    **told, "after": run.get_status(), "children": [[c.get_status(), c.parent.id == run.id] for c in run.get_children()],
+    "runs": len(list(experiment.get_runs())), "number": [run.number, other.number], "model": [model.id, model.run.id == run.id],
+    "restored": sorted(os.listdir(run.restore_snapshot(path="restored"))), "other": other.get_status(),
+}))
+"""
+    )
+    found = told(done)
+    assert str(found["metrics"]) == "{'x': nan, 'l': [1, 2.5], 'a plot': 'a_plot_0.png'}"
+    assert found["files"] == ["a_plot_0.png", "notes/one.txt", "outputs/two.txt"]
+    assert (found["before"], found["after"], found["other"]) == ("Running", "Completed", "Completed")
+    assert found["children"] == [["Failed", True], ["Completed", True]]
+    assert (found["runs"], found["number"], found["model"]) == (2, [1, 4], ["early:1", True])
+    assert found["restored"] == [".azureml", "notes.txt", "submit.py"]
+    assert {run["state"] for run in azure.json("runs")} == {"completed", "failed"}
+
+
+def test_models(azure: AzureProject) -> None:
+    done = azure.control(
+        """
+os.makedirs("net/layers")
+open("net/layers/1.txt", "w").write("one")
+open("net/2.txt", "w").write("two")
+for number in (1, 2, 3):
+    options = {"properties": {"p": "q"}, "model_framework": Model.Framework.CUSTOM}
+    Model.register(ws, "net", "net", tags={"number": number}, **options)
+Model.register(ws, "submit.py", "script")
+path = Model(ws, "net", version=2).download("copies")
+Model(ws, id="net:3").delete()
+found = Model(ws, "net")
+found.add_tags({"stage": "production"})
+try:
+    Model(ws, "nets")
+except Exception as error:
+    absent = f"{type(error).__name__}: {error}"
+try:
+    found.download("copies")
+except Exception as error:
+    taken = str(error)
+print(json.dumps({
+    "path": path, "files": sorted(os.listdir(path)), "id": found.id, "tags": found.tags, "framework": found.model_framework,
+    "list": [m.id for m in Model.list(ws, "net")], "tagged": [m.id for m in Model.list(ws, tags=[["number", "1"]])],
+    "latest": sorted(ws.models), "absent": absent, "taken": taken, "path again": Model.get_model_path("net", 1, _workspace=ws),
+}))
+"""
+    )
+    found = told(done)
+    assert (found["path"], found["files"], found["path again"]) == ("copies/net", ["2.txt", "layers"], "azureml-models/net/1/net")
+    assert (found["id"], found["tags"], found["framework"]) == ("net:2", {"number": "2", "stage": "production"}, "Custom")
+    assert (found["list"], found["tagged"], found["latest"]) == (["net:2", "net:1"], ["net:1"], ["net", "script"])
+    assert str(found["absent"]).startswith("ModelNotFoundException: ModelNotFound: no model 'nets'")
+    assert "is there already; exist_ok=True replaces it" in str(found["taken"])
+    # The registry itself keeps what was deleted here.
+    assert [model["id"] for model in azure.json("models", "net")] == ["net:1", "net:2", "net:3"]
+
+
+JOB = """
+import os, sys
+from azureml.core import Model, Run
+run = Run.get_context()
+ws = run.experiment.workspace
+print("downloaded", open(sys.argv[2] + "/a/b.txt").read(), os.environ["AZUREML_DATAREFERENCE_mine"] == sys.argv[2])
+print("mounted", os.listdir(os.environ["AZUREML_DATAREFERENCE_other"]))
+print("old model", open(Model.get_model_path("old")).read())
+os.makedirs("outputs/net")
+open("outputs/net/w", "w").write("weights")
+run.upload_file("extra.txt", "train.py")
+model = run.register_model(model_name="new", model_path="outputs/net")
+run.tag("model", model.id)
+run.add_properties({"p": "1"})
+"""
+
+
+def test_in_a_job(azure: AzureProject) -> None:
+    """A copy of a datastore's folder, a model of the workspace, and one that the job registers while it runs; its records."""
+    azure.train(JOB)
+    done = azure.control(
+        """
+from azureml.core.runconfig import RunConfiguration
+os.makedirs("data/a")
+open("data/a/b.txt", "w").write("data")
+store = ws.get_default_datastore()
+store.upload("data", "deep/er")
+Model.register(ws, "data/a/b.txt", "old")
+reference = store.path("deep/er", data_reference_name="mine").as_download()
+config = RunConfiguration(framework="python")
+config.data_references["mine"] = reference
+config.data_references["other"] = store.path("deep").to_config()
+parent = experiment.start_logging()
+run = parent.submit_child(ScriptRunConfig("src", "train.py", arguments=["--data", str(reference)], run_config=config))
+run.wait_for_completion(show_output=True)
+parent.complete()
+count = store.download("back", prefix="deep")
+from azureml.widgets import RunDetails
+RunDetails(run).show()
+print(json.dumps({
+    "tags": run.get_tags(), "properties": run.properties, "models": sorted(ws.models), "files": run.get_file_names(),
+    "count": count, "back": os.listdir("back/deep/er"), "children": [child.id == run.id for child in parent.get_children()],
+    "logs": len(run.get_all_logs("logs-of-it")), "url": run.get_portal_url(), "folder": run.get_details()["runFolder"],
+}))
+"""
+    )
+    found = told(done)
+    assert "downloaded data True" in done.stdout
+    assert "mounted ['er']" in done.stdout
+    assert "old model data" in done.stdout
+    assert (found["tags"], found["properties"], found["models"]) == ({"model": "new:1"}, {"p": "1"}, ["new", "old"])
+    assert {"extra.txt", "outputs/net/w"} <= set(found["files"])  # type: ignore[call-overload]
+    assert (found["count"], found["back"], found["children"], found["logs"]) == (1, ["a"], [True], 2)
+    assert found["url"] == f"file://{found['folder']}"
+    assert azure.json("models", "new")[0]["run_state"] == "running"
+
+
+def test_an_offline_run_records_and_tells_how_its_script_ended(azure: AzureProject) -> None:
+    azure.script(
+        "from azureml.core.run import Run, _OfflineRun\nrun = Run.get_context()\nassert isinstance(run, _OfflineRun)\n"
+        "try:\n    run.experiment.workspace\nexcept AttributeError as error:\n    print(error)\n"
+        "for n in range(3): run.log('loss', n)\nprint(run.get_metrics(), run.get_status())\nrun.complete()\nraise SystemExit(0)"
+    )
+    argv = [sys.executable, "-m", "dtrain.azureml", "train.py"]
+    done = subprocess.run(argv, cwd=azure.folder, env=azure.environ(), capture_output=True, text=True, check=False)
+    assert "{'loss': [0, 1, 2]} Running" in done.stdout, done.stderr
+    assert "_OfflineRun.experiment is not available without Azure" in done.stdout
+    azure.script("from azureml.core.run import Run\nRun.get_context().log('x', 1)\nraise ValueError('bad')")
+    done = subprocess.run(argv, cwd=azure.folder, env=azure.environ(), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert [run["state"] for run in azure.json("runs")][1] == "failed"
+    azure.script("from azureml.core.run import Run\nRun.get_context(allow_offline=False)")
+    done = subprocess.run(argv, cwd=azure.folder, env=azure.environ(), capture_output=True, text=True, check=False)
+    assert "RunEnvironmentException: this process is no rank of a job" in done.stderr
+
+
+def test_workspaces_and_environments(azure: AzureProject) -> None:
+    """A config.json of Azure's own, from a folder below; environments of files, and a curated one."""
+    below = azure.folder / "other" / "deep"
+    below.mkdir(parents=True)
+    config = {"subscription_id": "s-1", "resource_group": "group", "workspace_name": "azures"}
+    (azure.folder / "other" / "config.json").write_text(json.dumps(config))
+    (below / "conda.yml").write_text(
+        "name: e\ndependencies:\n- python=3\n- pip:\n  - numpy>=1.2  # arrays\n- click\nchannels:\n- x\n"
+    )
+    (below / "requirements.txt").write_text("# none\nnumpy\nno-such-thing>2\n")
+    (below / "submit.py").write_text(
+        """
+import json
+from azureml.core import Environment, Workspace
+from dtrain.azureml.packages import find_lacks
+ws = Workspace.from_config()
+conda = Environment.from_conda_specification("c", "conda.yml").python.conda_dependencies
+pip = Environment.from_pip_requirements("p", "requirements.txt")
+pip.register(ws)
+again = Environment.get(ws, "p")
+curated = Environment.get(ws, "AzureML-Chainer-5.1.0-GPU")
+print(json.dumps({
+    "ws": [ws.name, ws.subscription_id, ws.resource_group], "folder": ws.get_details()["workspace_folder"],
+    "conda": [list(conda.conda_packages), list(conda.pip_packages)], "pip": list(again.python.conda_dependencies.pip_packages),
+    "lacks": [lack.wanted for lack in find_lacks(["no-such-thing>2", "numpy", "azureml-sdk"], ["python=3", "cudatoolkit=9"])],
+    "curated": list(curated.python.conda_dependencies.pip_packages),
+}))
+"""
+    )
+    argv = [sys.executable, "-m", "dtrain.azureml", "submit.py"]
+    done = subprocess.run(argv, cwd=below, env=azure.environ(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = told(done)
+    assert (found["ws"], found["folder"]) == (["azures", "s-1", "group"], str(azure.folder / "other" / "workspace"))
+    assert (found["conda"], found["pip"]) == ([["python=3", "click"], ["numpy>=1.2"]], ["numpy", "no-such-thing>2"])
+    assert (found["lacks"], found["curated"]) == (["no-such-thing>2"], ["chainer"])
+
+
+@pytest.mark.needs("tensorflow")
+def test_tensorboard_is_a_real_one(azure: AzureProject) -> None:
+    azure.train("open('logs/note.txt', 'w').write('x')")
+    done = azure.control(
+        """
+import urllib.request
+from azureml.tensorboard import Tensorboard
+runs = [experiment.submit(ScriptRunConfig("src", "train.py")) for _ in range(2)]
+for run in runs:
+    run.wait_for_completion()
+board = Tensorboard(runs)
+url = board.start()
+with urllib.request.urlopen(url, timeout=60) as answer:
+    page = answer.read().decode()
+process = board._process
+board.stop()
+print(json.dumps({"is": "TensorBoard" in page, "ended": process.poll() is not None, "files": runs[0].get_file_names()[:-2]}))
+"""
+    )
+    assert (told(done)["is"], told(done)["ended"]) == (True, True)
