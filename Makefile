@@ -108,6 +108,10 @@ format: $(TEST_STAMP) ## let ruff mend and format the sources
 bench-tensorflow: $(TEST_STAMP) ## steps a second of TensorFlow through dtrain against the same without it, in half an hour
 	$(BIN)/python benchmarks/bench_tensorflow.py $(ARGS)
 
+.PHONY: bench-launch
+bench-launch: $(TEST_STAMP) ## what dtrain adds to the start and end of bare mpirun, and what showing the output costs, in three minutes
+	$(BIN)/python benchmarks/bench_launch.py $(ARGS)
+
 # The CUDA release of the installed driver: CuPy has one package for each.
 CUDA = $(shell nvidia-smi 2>/dev/null | sed -nE 's/.*CUDA Version: ([0-9]+)\..*/\1/p')
 .PHONY: gpu-check

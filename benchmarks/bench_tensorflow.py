@@ -39,8 +39,8 @@ from typing import Any
 
 import numpy as np
 
-from dtrain.env import THREAD_VARIABLES
 from dtrain.launch import horovod
+from dtrain.resources import THREAD_VARIABLES
 
 HERE = Path(__file__).resolve().parent
 BIN = Path(sys.executable).parent

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.abc
 import importlib.machinery
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader, MetaPathFinder
+else:  # importlib.abc takes 6 ms to import, in every rank; nothing asks for the classes
+    Loader = MetaPathFinder = object
 
 
-class AfterImport(importlib.abc.MetaPathFinder):
+class AfterImport(MetaPathFinder):
     """Calls a function with a module right after that was executed, and before its importer sees it.
 
     It only listens: who finds and loads the module is left to the other finders.
@@ -51,13 +55,13 @@ class AfterImport(importlib.abc.MetaPathFinder):
         return spec
 
 
-class _LoadThen(importlib.abc.Loader):
+class _LoadThen(Loader):
     """Another loader, and what to do once it has executed the module.
 
     The module never sees this one; who only looks for its loader finds all that the other one can do.
     """
 
-    def __init__(self, loader: importlib.abc.Loader, then: Callable[[ModuleType], None]) -> None:
+    def __init__(self, loader: Loader, then: Callable[[ModuleType], None]) -> None:
         self._loader, self._then = loader, then
 
     def __getattr__(self, name: str) -> Any:

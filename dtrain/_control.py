@@ -1,6 +1,8 @@
-"""A rank's side of a launcher on another host: its guard's standard input says what to do, and ends when nobody is left.
+"""A rank's side of a launcher on another host.
 
-The first line holds the environment that the script is to have, as JSON; the others are words of :data:`WORDS`.
+Over ssh its guard's standard input says what to do, and ends when nobody is left: the first line holds the environment that the
+script is to have, as JSON, the others are words of :data:`WORDS`. Where another program starts the ranks there (srun, mpirun),
+the same words come in a file of the run folder.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
 from dtrain.processes import DUMP_STACKS, END_SCRIPT, LAUNCHER_IS_GONE
 
@@ -56,12 +59,35 @@ class Control:
         def listen() -> None:
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the main thread's, which waits
             for line in self._lines:
-                word = line.decode().strip()
-                if word == "stacks":
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(child, DUMP_STACKS)
-                elif word in WORDS:
-                    signal.pthread_kill(guard, WORDS[word])
+                _do(line, child, guard)
             signal.pthread_kill(guard, LAUNCHER_IS_GONE)
 
         threading.Thread(target=listen, daemon=True).start()
+
+
+class Orders:
+    """The file in which a supervisor on another host writes words. The guard looks into it at each beat."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._read = path, 0
+
+    def obey(self, child: int) -> None:
+        """From the guard's main thread: do what has been written since the last time. ``child`` is the script's process."""
+        with contextlib.suppress(OSError):
+            os.listdir(self._path.parent)  # else a network file system may go on to say that there is no such file
+            with open(self._path, "rb") as file:
+                file.seek(self._read)
+                lines = file.read().splitlines(keepends=True)
+            for line in lines:
+                if line.endswith(b"\n"):
+                    self._read += len(line)
+                    _do(line, child, threading.get_ident())
+
+
+def _do(line: bytes, child: int, guard: int) -> None:
+    word = line.decode().strip()
+    if word == "stacks":
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, DUMP_STACKS)
+    elif word in WORDS:
+        signal.pthread_kill(guard, WORDS[word])

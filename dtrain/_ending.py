@@ -13,7 +13,8 @@ from types import FrameType, TracebackType
 from typing import Any, Literal, NoReturn
 
 from dtrain.comm import Communicator
-from dtrain.layout import RankLayout, write_json
+from dtrain.files import write_json
+from dtrain.layout import RankLayout
 from dtrain.status import RankFailure, exception_message, write_record
 
 

@@ -8,6 +8,7 @@ script die together: each is told by the kernel when its parent is gone.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import faulthandler
 import importlib
 import json
@@ -25,13 +26,33 @@ from typing import NoReturn
 
 from dtrain import legacy
 from dtrain._after_import import AfterImport
-from dtrain._control import Control
-from dtrain.env import RankEnv, other_world, quiet_tensorflow, unescape_arguments
+from dtrain._control import Control, Orders
+from dtrain._masked_pipe import MaskedPipe
+from dtrain.binding import HostTopology, plan_binding
+from dtrain.env import (
+    LOST_PEER,
+    RankEnv,
+    given_secrets,
+    other_world,
+    quiet_tensorflow,
+    unescape_arguments,
+)
 from dtrain.errors import DtrainError, RankError
-from dtrain.layout import RankLayout, write_json
-from dtrain.processes import DUMP_STACKS, END_SCRIPT, LAUNCHER_IS_GONE, ProcessRecord, die_with_parent, signal_name
+from dtrain.files import write_json
+from dtrain.layout import RankLayout
+from dtrain.masking import Masker
+from dtrain.processes import (
+    DUMP_STACKS,
+    END_SCRIPT,
+    LAUNCHER_IS_GONE,
+    ProcessRecord,
+    die_with_parent,
+    end_group_with_me,
+    signal_name,
+)
 from dtrain.progress import PROGRESS
-from dtrain.status import Kind, RankFailure, exception_message, failure_to_line, write_record
+from dtrain.resources import bound_variables, own_threads, wanted_binding
+from dtrain.status import ORPHANED, Kind, RankFailure, exception_message, failure_to_line, write_record
 from dtrain.switches import azureml_mode, legacy_kinds
 
 _STAY_S = 0.05
@@ -40,27 +61,32 @@ _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, sign
 
 
 class Recorder:
-    """Writes the rank's own records; falls back to the launcher's pipe when the rank's files cannot be written."""
+    """Writes the rank's own records; falls back to the launcher's pipe when the rank's files cannot be written.
 
-    def __init__(self, rank_env: RankEnv, files: RankLayout) -> None:
-        self.env, self.files = rank_env, files
+    Where a supervisor reads them they are not synced to the disk: the outcome, which it makes of them, is.
+    """
+
+    def __init__(self, rank_env: RankEnv, files: RankLayout, masker: Masker) -> None:
+        self.env, self.files, self.masker = rank_env, files, masker
         # The pipe to the launcher, before the rank's output goes to its file.
         self._pipe = os.dup(2)
 
-    def failure(self, kind: Kind, exit_code: int, message: str, trace: str = "") -> None:
+    def failure(self, kind: Kind, exit_code: int, message: str, trace: str = "", when: float | None = None) -> None:
         """Record how the rank failed, unless it is recorded already."""
         if self.files.error.exists():
             return
+        message, trace = self.masker.text(message), self.masker.text(trace)
         record = RankFailure.now(self.env.rank, kind, exit_code, message, trace, task=str(self.env.task or ""))
+        record = record if when is None else dataclasses.replace(record, time=when)
         try:
-            write_record(self.files.error, record)
+            write_record(self.files.error, record, durable=not self.env.supervised)
         except OSError:
             os.write(self._pipe, f"{failure_to_line(record)}\n".encode())
 
     def done(self) -> int:
         """Record that the rank ended well, and return its exit code."""
         try:
-            write_json(self.files.done, {"time": time.time()})
+            write_json(self.files.done, {"time": time.time()}, durable=not self.env.supervised)
         except OSError as error:
             self.failure(
                 "exit", 1, f"finished, but its completion record cannot be written: {error.strerror} ({self.files.done})"
@@ -80,11 +106,14 @@ def main() -> NoReturn:
         raise RankError("dtrain._rank_main is started by `dtrain run`, which says in DTRAIN_RUN_DIR where the run lies")
     files = run.rank(rank_env.rank)
     files.root.mkdir(parents=True, exist_ok=True)
-    for record in (files.error, files.done):
+    for record in (files.error, files.done, files.orders):
         record.unlink(missing_ok=True)  # of an earlier start in the same folder (a pasted line of --dry-run)
-    recorder = Recorder(rank_env, files)
+    recorder = Recorder(rank_env, files, Masker(given_secrets().values()))
+    _bind(recorder)
+    output = None
     if rank_env.supervised:
         _send_output_to(files.output_log)
+        output = MaskedPipe(recorder.masker, os.dup(1)) if recorder.masker.forms else None
     # The script's process waits until its record is written: then whoever ends the rank finds both processes.
     signal.signal(DUMP_STACKS, signal.SIG_IGN)  # until the script's process can answer it
     ready_read, ready_write = os.pipe()
@@ -100,9 +129,24 @@ def main() -> NoReturn:
         os.close(ready_read)
         if control is not None:
             control.drop()
+        if output is not None:
+            output.be_output()
         _run_script(recorder, unescape_arguments(sys.argv[1:]))
     os.close(ready_read)
-    _Guard(recorder, child, control).watch(launcher, ready_write)
+    _Guard(recorder, child, control, output).watch(launcher, ready_write)
+
+
+def _bind(recorder: Recorder) -> None:
+    """Keep this process, and so the script's, to what ``--bind`` gives the rank. Ends it where this host has not enough."""
+    try:
+        if (bind := wanted_binding()) == "none":
+            return
+        mine = plan_binding(bind, recorder.env.local_size, HostTopology.read())[recorder.env.local_rank]
+        os.sched_setaffinity(0, mine.cpus)
+        os.environ.update(bound_variables(mine, os.environ))
+    except (DtrainError, OSError) as error:
+        recorder.failure("exit", 2, str(error))
+        sys.exit(2)
 
 
 def _send_output_to(path: Path) -> None:
@@ -117,12 +161,16 @@ def _send_output_to(path: Path) -> None:
 class _Guard:
     """Waits for the script's process, passes signals on to it, records its end, and ends alike."""
 
-    def __init__(self, recorder: Recorder, child: int, control: Control | None) -> None:
-        self._recorder, self._child, self._control = recorder, child, control
+    def __init__(self, recorder: Recorder, child: int, control: Control | None, output: MaskedPipe | None) -> None:
+        self._recorder, self._child, self._control, self._output = recorder, child, control, output
+        self._orders = Orders(recorder.files.orders) if recorder.env.ordered else None
+        # slurmd signals every process of a step itself: passed on, the script would be told twice.
+        self._passes_on = recorder.env.vocabulary != "slurm"
         self._ended_by: str | None = None
+        self._orphaned_at: float | None = None
         self._stays = False
         self._may_go = False
-        self._heart: int | None = None
+        self._leave_group_alone = end_group_with_me(child)
 
     def watch(self, launcher: int, ready: int) -> NoReturn:
         for number in _FORWARDED:
@@ -133,32 +181,44 @@ class _Guard:
         if os.getppid() != launcher:
             self._launcher_is_gone()
         with contextlib.suppress(OSError):  # a full disk is reported by what the script then cannot write
-            write_record(self._recorder.files.process, ProcessRecord.of(self._child))
+            write_record(self._recorder.files.process, ProcessRecord.of(self._child), durable=False)
         if self._control is not None:
             self._control.obey(self._child)
+        if self._output is not None:
+            self._output.begin()
         os.close(ready)
         self._begin_to_beat()
         _, status = os.waitpid(self._child, 0)
+        if self._output is not None:
+            self._output.finish()
         exit_code = self._record(os.waitstatus_to_exitcode(status))
         while self._stays:
             # A rank that leaves makes mpirun end the others at once, which may still be using their grace time.
             time.sleep(_STAY_S)  # not pause(): the signal may come between the test and it
+        self._leave_group_alone()
         os._exit(exit_code)
 
     def _begin_to_beat(self) -> None:
         with contextlib.suppress(OSError):
-            self._heart = os.open(self._recorder.files.heartbeat, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            os.close(os.open(self._recorder.files.heartbeat, os.O_WRONLY | os.O_CREAT, 0o666))
             signal.signal(signal.SIGALRM, self._beat)
             signal.setitimer(signal.ITIMER_REAL, _BEAT_S, _BEAT_S)
 
     def _beat(self, *_: object) -> None:
         if self._control is not None:
             self._control.beat()
-        doing = PROGRESS.read()
+        if self._orders is not None:
+            self._orders.obey(self._child)
+        doing, files = PROGRESS.read(), self._recorder.files
         values = {"time": time.time(), "count": doing.count, "collective": doing.collective, "since_s": round(doing.since_s, 1)}
         with contextlib.suppress(OSError):  # a full disk
+            # Opened anew each time: it is when a file is closed that a network file system shows other hosts what was written
+            # (nfs(5), close-to-open); of the output, also what others wrote who keep it open.
+            heart = os.open(files.heartbeat, os.O_WRONLY | os.O_CLOEXEC)
             # In one piece and of one length: who reads it sees the old one or the new one.
-            os.pwrite(self._heart or 0, f"{json.dumps(values):<254}\n".encode(), 0)
+            os.pwrite(heart, f"{json.dumps(values):<254}\n".encode(), 0)
+            os.close(heart)
+            os.close(os.open(files.output_log, os.O_WRONLY | os.O_CLOEXEC))
 
     def _record(self, code: int) -> int:
         """Record how the script's process ended (its code, or minus a signal's number), and return the rank's exit code."""
@@ -170,9 +230,12 @@ class _Guard:
             return self._recorder.done()
         exit_code = 128 - code if code < 0 else code
         if self._ended_by is not None:
-            self._recorder.failure("ended", exit_code, self._ended_by)
+            self._recorder.failure("ended", exit_code, self._ended_by, when=self._orphaned_at)
         elif code < 0:
             self._recorder.failure("signal", exit_code, f"killed by {signal_name(-code)}")
+        elif exit_code == LOST_PEER.get(self._recorder.env.vocabulary):
+            message = f"exited with code {exit_code}, as MPI ends a rank that lost its connection to another one"
+            self._recorder.failure("consequence", exit_code, message)
         else:
             self._recorder.failure("exit", exit_code, f"exited with code {exit_code}")
         return exit_code
@@ -182,18 +245,26 @@ class _Guard:
         if number in (signal.SIGTERM, signal.SIGINT):
             self._may_go = True
             self._ended_by = self._ended_by or f"ended by {signal_name(number)}"
+        if self._passes_on:
+            self._signal_script(number)
+
+    def _signal_script(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._child, number)
 
     def _end_script(self, _number: int, _frame: FrameType | None) -> None:
         may_go = self._may_go  # the launcher's own SIGTERM, sent later, is delivered before a real-time signal
+        if not self._passes_on and self._ended_by is None:
+            self._signal_script(signal.SIGTERM)
         self._forward(signal.SIGTERM, None)
         self._may_go, self._stays = may_go, not may_go
 
     def _launcher_is_gone(self, *_: object) -> None:
         # Nobody is left to end what the script started, so that goes with it: its process group.
         self._stays = False
-        self._ended_by = self._ended_by or "ended because what launched it was gone"
+        # The time is what others, who fail of this rank's end, are compared with.
+        self._orphaned_at = time.time() if self._ended_by is None else None
+        self._ended_by = self._ended_by or ORPHANED
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._child, signal.SIGKILL)
 
@@ -201,6 +272,7 @@ class _Guard:
 def _run_script(recorder: Recorder, argv: Sequence[str]) -> NoReturn:
     """Run the user's script or module as ``__main__``, as Python itself would, and leave with its exit code."""
     quiet_tensorflow()
+    own_threads(recorder.env.rank, os.environ)
     _watch_imports(recorder.env)
     if azureml_mode():
         importlib.import_module("dtrain.azureml.rank").begin(recorder.env)

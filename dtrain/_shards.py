@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtrain.errors import CheckpointError, WorkspaceError
-from dtrain.layout import StepFolder, fsync_folder, read_json, write_json
+from dtrain.files import fsync_folder, read_json, write_json
+from dtrain.layout import StepFolder
 
 Array = NDArray[np.generic]
 Kind = Literal["shared", "own"]

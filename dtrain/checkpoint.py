@@ -29,7 +29,8 @@ from dtrain import _shards
 from dtrain._shards import Array, FileRecord, Manifest, Written
 from dtrain.comm.base import Communicator
 from dtrain.errors import CheckpointError, UsageError
-from dtrain.layout import StepFolder, fsync_folder, staging_folder
+from dtrain.files import fsync_folder
+from dtrain.layout import StepFolder, staging_folder
 
 T = TypeVar("T")
 

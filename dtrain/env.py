@@ -20,7 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dtrain import switches
+from dtrain import resources, switches
+from dtrain.allocation import tasks_on_node
 from dtrain.errors import RankError
 from dtrain.layout import RunLayout, Workspace
 from dtrain.roles import Task
@@ -48,7 +49,8 @@ VOCABULARIES: dict[str, _Vocabulary] = {
     "slurm": _Vocabulary("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 }
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+LOST_PEER = {"openmpi": 14}
+"""The exit code of ranks that an MPI ends because they lost their connection to another one (MPI_ERR_UNKNOWN)."""
 
 CLUSTER_VOCABULARY = "tf_config"
 
@@ -60,6 +62,9 @@ _SUPERVISED = "DTRAIN_SUPERVISED"
 _CONTROL = "DTRAIN_CONTROL"
 _WORKSPACE = "DTRAIN_WORKSPACE"
 _MPIRUN = "DTRAIN_MPIRUN"
+_SECRETS = "DTRAIN_SECRETS"
+LAST = "DTRAIN_LAST"
+"""Means nothing; the last of mpirun's own variables, where that one is not passed on."""
 
 _TENSORFLOW_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
@@ -78,9 +83,13 @@ _OF_ONE_RUN = (
     _SUPERVISED,
     _CONTROL,
     *switches.OF_ONE_RUN,
+    _SECRETS,
+    *resources.OWN_VARIABLES,
+    LAST,
 )
-# What a process on another host needs before it can be told the rest, to find the same Python and its libraries.
-_TO_START = re.compile(r"PATH|PYTHON\w*|VIRTUAL_ENV|LD_\w+|LANG|LC_\w+|MALLOC_\w+|GLIBC_TUNABLES")
+# What a process on another host needs before it can be told the rest, to find the same Python and its libraries. It stands on a
+# command line: a PYTHON_API_KEY is not to be among it.
+_TO_START = re.compile(r"PATH|DTRAIN_MPIRUN|PYTHON[A-Z]*|VIRTUAL_ENV|LD_\w+|LANG|LC_\w+|MALLOC_\w+|GLIBC_TUNABLES")
 # What is about this host, this terminal or this login, and would mislead a process on another host.
 _OF_ONE_HOST = re.compile(
     r"(HOME|HOSTNAME|USER|LOGNAME|SHELL|PWD|OLDPWD|SHLVL|TERM|TERM_.*|DISPLAY|XAUTHORITY|MAIL|_|TMPDIR|TMP|TEMP"
@@ -95,7 +104,7 @@ class RankEnv:
     ``vocabulary`` is a key of :data:`VOCABULARIES`, ``tf_config``, or ``alone`` when nobody launched the process. ``task`` is
     the process's role and index where ranks have roles (``tf_config``), else None. ``run_dir`` is None when the run folder is
     still to be made. ``supervised`` is true when a ``dtrain run`` reads the rank's files as they grow, ``controlled`` when one on
-    another host says on standard input what is to be done.
+    another host says on standard input what is to be done, ``ordered`` when it does so in a file of the run folder.
     """
 
     rank: int = 0
@@ -108,6 +117,7 @@ class RankEnv:
     attempt: int = 0
     supervised: bool = False
     controlled: bool = False
+    ordered: bool = False
     task: Task | None = None
 
     @property
@@ -157,8 +167,9 @@ class RankEnv:
             run_dir=_path(environ, RUN_DIR),
             resume_from=_path(environ, _RESUME),
             attempt=_number(environ, _ATTEMPT) or 0,
-            supervised=_SUPERVISED in environ,
+            supervised=bool(environ.get(_SUPERVISED)),
             controlled=environ.get(_CONTROL) == "stdin",
+            ordered=environ.get(_CONTROL) == "file",
             task=member.task if member is not None and vocabulary == CLUSTER_VOCABULARY else None,
         )
 
@@ -186,6 +197,11 @@ def _check_launched(expected: str, found: Mapping[str, tuple[int, int, int, int]
 
 def other_world(expected: int, found: int, library: str) -> RankError:
     """The error of a rank whose communication ``library`` sees another number of ranks than its launcher started."""
+    if os.environ.get(_RUN_VOCABULARY) == "slurm":
+        return RankError(
+            f"srun started {expected} ranks, but {library} sees a world of {found}, and each rank would train alone: srun and "
+            "this MPI do not speak the same; try --slurm-start pmix or pmi2 (`srun --mpi=list` shows what there is), or mpirun"
+        )
     beside = Path(sys.executable).with_name("mpirun")
     start = f"start with {beside}, the mpirun of this Python" if beside.exists() else "start with the mpirun that belongs to it"
     return RankError(
@@ -203,7 +219,6 @@ def _number(environ: Mapping[str, str], name: str) -> int | None:
     text = environ.get(name)
     if text is None or text == "":
         return None
-    # Slurm writes tasks a node as '2(x3),1'; the first number is that of this job's first node.
     match = re.match(r"\d+", text)
     if match is None:
         raise RankError(f"{name}={text!r} is not a number")
@@ -227,6 +242,8 @@ def _read_vocabulary(name: str, environ: Mapping[str, str]) -> tuple[int, int, i
         raise RankError(f"{names.rank}={rank} is not in 0 to {size - 1} ({names.size}={size})")
     local_rank = _number(environ, names.local_rank)
     local_size = _number(environ, names.local_size)
+    if name == "slurm":
+        local_size = tasks_on_node(environ.get(names.local_size, ""), _number(environ, "SLURM_NODEID") or 0)
     return rank, size, rank if local_rank is None else local_rank, size if local_size is None else local_size
 
 
@@ -272,9 +289,30 @@ def supervised_variables(attempt: int) -> dict[str, str]:
     return {_SUPERVISED: "1", _ATTEMPT: str(attempt)}
 
 
+def unsupervised_variables() -> dict[str, str]:
+    """The same variables as long as nobody supervises: a launcher that passes variables on by name wants them to be there."""
+    return {_SUPERVISED: "", _ATTEMPT: ""}
+
+
 def control_variables() -> dict[str, str]:
     """Tells a rank on another host that its life hangs on its standard input."""
     return {_CONTROL: "stdin"}
+
+
+def secret_variables(secrets: Mapping[str, str]) -> dict[str, str]:
+    """The secrets themselves, and which they are. For environments only: never for a command line, which others can read."""
+    return {**secrets, _SECRETS: ",".join(secrets)} if secrets else {}
+
+
+def given_secrets(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """In a rank: the variables that :func:`secret_variables` named, with their values."""
+    environ = os.environ if environ is None else environ
+    return {name: environ[name] for name in environ.get(_SECRETS, "").split(",") if environ.get(name)}
+
+
+def order_variables() -> dict[str, str]:
+    """Tells a rank that may be on another host to look in its folder for what it is told."""
+    return {_CONTROL: "file"}
 
 
 def starting_variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -286,16 +324,6 @@ def starting_variables(environ: Mapping[str, str] | None = None) -> dict[str, st
 def sent_variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """What of :func:`inherited` a process on another host is given: all but what is about this host."""
     return {name: value for name, value in inherited(environ).items() if not _OF_ONE_HOST.fullmatch(name)}
-
-
-def thread_variables(cores: int, local_ranks: int, environ: Mapping[str, str]) -> dict[str, str]:
-    """Thread counts that share the host's ``cores`` among its ranks; what the user set stays.
-
-    Left alone, every rank starts a thread a core: two ranks on two cores then need 27 ms instead of 14 for a step of a
-    small MLP.
-    """
-    threads = str(max(1, cores // local_ranks))
-    return {name: threads for name in THREAD_VARIABLES if name not in environ}
 
 
 def escape_arguments(arguments: Sequence[str]) -> tuple[str, ...]:

@@ -17,7 +17,6 @@ A message says what was asked, what is allowed, and what to do.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -63,5 +62,7 @@ class RegistryError(DtrainError):
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """`` (did you mean X?)`` for a message, or nothing when no allowed word is near."""
+    import difflib  # for those who err only
+
     close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
     return f" (did you mean {close[0]}?)" if close else ""

@@ -9,18 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import shutil
-import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
-
-import orjson
 
 from dtrain.errors import UsageError, WorkspaceError
+from dtrain.files import fsync_folder
 
 _STAMP_PATTERN = re.compile(r"-(\d{8}T\d{6}Z)-")
 _STEP_PATTERN = re.compile(r"step-(\d{9,})")
@@ -34,73 +29,6 @@ def check_name(kind: str, name: str) -> str:
             f"{kind} name {name!r} is not allowed; use 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit"
         )
     return name
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make the folder's own entries (a rename, a new file) durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path, staging: Path | None = None) -> Iterator[IO[bytes]]:
-    """A file to write that replaces ``path`` when the block ends, whole and durable: a reader sees the old file or the new one.
-
-    When the block raises, or the file cannot be written (OSError: disk full, no permission), the old file is untouched and no
-    temporary file is left. ``staging`` is a folder of the same file system to write it in; None: beside ``path``.
-    """
-    descriptor, name = tempfile.mkstemp(dir=staging or path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):  # gone with its folder
-            os.unlink(name)
-        raise
-    fsync_folder(path.parent)
-
-
-def atomic_write(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` as :func:`atomic_file` does."""
-    with atomic_file(path) as file:
-        file.write(data)
-
-
-def _umask() -> int:
-    # mkstemp makes files private (0600); a run folder is as open as any other file of its user. Asking os.umask would set it for
-    # a moment, for all threads.
-    with contextlib.suppress(OSError), open("/proc/self/status") as status:
-        for line in status:
-            if line.startswith("Umask:"):
-                return int(line.split()[1], 8)
-    return 0o022
-
-
-def write_json(path: Path, value: Any, staging: Path | None = None) -> None:
-    """Write ``value`` (of JSON's types, and NumPy scalars and paths) to ``path`` as :func:`atomic_file` does; raises OSError."""
-    with atomic_file(path, staging) as file:
-        file.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY, default=str) + b"\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read a file that :func:`write_json` wrote.
-
-    Raises FileNotFoundError when it is absent (the one thing that readers forgive) and WorkspaceError when it is damaged.
-    """
-    data = path.read_bytes()
-    try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise WorkspaceError(
-            f"{path} is damaged ({error}); dtrain writes it in one piece, so something else changed it"
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -143,6 +71,11 @@ class RankLayout:
         which it was asked before, unless its folder is opened anew (nfs(5), acdirmin)."""
         with contextlib.suppress(OSError):
             os.listdir(self.root)
+
+    @property
+    def orders(self) -> Path:
+        """What a supervisor on another host tells the rank, a word a line."""
+        return self.root / "orders"
 
     @property
     def done(self) -> Path:
@@ -225,6 +158,16 @@ class RunLayout:
         return self.root / "status.json"
 
     @property
+    def slurm_job(self) -> Path:
+        """The Slurm job that the run was submitted as; absent for any other."""
+        return self.root / "slurm.json"
+
+    @property
+    def slurm_log(self) -> Path:
+        """What dtrain and Slurm themselves said while that job ran."""
+        return self.root / "slurm.log"
+
+    @property
     def tags(self) -> Path:
         return self.root / "tags.json"
 
@@ -260,16 +203,12 @@ class RunLayout:
 
     @property
     def ranks(self) -> Path:
-        return self.root / "ranks" if self.attempt is None else self._attempt
-
-    @property
-    def _attempt(self) -> Path:
-        return self.root / "attempts" / str(self.attempt or 0)
+        return self.root / "ranks" if self.attempt is None else self.root / "attempts" / str(self.attempt)
 
     @property
     def attempt_status(self) -> Path:
         """How one attempt ended; the run's own status is that of the last."""
-        return self._attempt / "status.json"
+        return self.root / "attempts" / str(self.attempt or 0) / "status.json"
 
     @property
     def staging(self) -> Path:
@@ -306,6 +245,14 @@ class RunLayout:
             if not link.is_symlink():
                 link.symlink_to(Path("..") / name)
         self.begin_attempt(0, size)
+
+    def settle(self) -> None:
+        """Make durable what the run began with, written without that: its ranks start meanwhile. What cannot be is left."""
+        for path in (self.spec, self.status):
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                os.fsync(file.fileno())
+        with contextlib.suppress(OSError):
+            fsync_folder(self.root)
 
     def begin_attempt(self, number: int, size: int) -> RunLayout:
         """Make the folders of an attempt of ``size`` ranks, lead ``ranks`` to them, and return this run with its number."""
@@ -353,7 +300,7 @@ class Workspace:
         check_name("experiment", experiment)
         while True:
             stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-            run = RunLayout((self.runs / f"{experiment}-{stamp}-{secrets.token_hex(2)}").absolute())
+            run = RunLayout((self.runs / f"{experiment}-{stamp}-{os.urandom(2).hex()}").absolute())
             try:
                 self.runs.mkdir(parents=True, exist_ok=True)
                 run.root.mkdir()

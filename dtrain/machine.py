@@ -12,9 +12,9 @@ from typing import Any
 
 from dtrain import __version__, install
 from dtrain.errors import NotRunnable
-from dtrain.launch.mpi import find_mpi
+from dtrain.job_options import available_cores
+from dtrain.launch.mpi_families import find_mpi
 from dtrain.layout import Workspace
-from dtrain.spec import available_cores
 
 # Distribution → what it is for, and the command that installs it. Of several in one entry any one will do.
 _PACKAGES: dict[tuple[str, ...], tuple[str, str]] = {

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
-import socket
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import psutil
+if TYPE_CHECKING:
+    import psutil
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -36,33 +40,64 @@ class ProcessRecord:
 
     @staticmethod
     def of(pid: int) -> ProcessRecord:
-        return ProcessRecord(host=socket.gethostname(), pid=pid, started=_started(psutil.Process(pid)))
+        return ProcessRecord(host=os.uname().nodename, pid=pid, started=_started(pid))
 
     def find(self) -> psutil.Process | None:
         """The process, when it is on this host, lives, and is still the same one."""
-        if self.host != socket.gethostname():
+        if self.host != os.uname().nodename:
             return None
+        import psutil  # late: every rank begins with this module, and does not need it
+
         try:
             process = psutil.Process(self.pid)
             # The tolerance covers the clock tick of 10 ms in which the kernel counts starts.
-            same = abs(_started(process) - self.started) < 0.05
+            same = abs(_started(self.pid) - self.started) < 0.05
             return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-        except psutil.Error:
+        except (OSError, psutil.Error):
             return None
 
     def vanished(self) -> bool:
         """True when the process is known to be gone; of a process on another host that is not known."""
-        return self.host == socket.gethostname() and self.find() is None
+        return self.host == os.uname().nodename and self.find() is None
 
 
-def _started(process: psutil.Process) -> float:
-    return float(process.create_time() - psutil.boot_time())
+def _started(pid: int) -> float:
+    """Seconds after the boot at which a process started (proc(5), field 22 of stat). Raises OSError when there is none."""
+    # The name in brackets, field 2, may hold anything.
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def die_with_parent(number: int) -> None:
     """Have the kernel send this process the signal when its parent is gone, however that ended. Linux only; else nothing."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
+def end_group_with_me(leader: int) -> Callable[[], None]:
+    """Have the process group of ``leader``, a child, killed when this process ends, unless what this returns was called before.
+
+    A process of its own waits for that: who is killed can do nothing any more. To be called before any thread is started.
+    """
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.setsid()  # whoever signals this process with its group does not mean that one
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
+        for name in os.listdir("/proc/self/fd"):
+            if int(name) != read:
+                with contextlib.suppress(OSError):
+                    os.close(int(name))
+        if not os.read(read, 1):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(leader, signal.SIGKILL)
+        os._exit(0)
+    os.close(read)
+
+    def leave_alone() -> None:
+        os.write(write, b".")
+
+    return leave_alone
 
 
 def begin_group(number: int) -> None:

@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from dtrain.errors import WorkspaceError
-from dtrain.layout import RunLayout, StepFolder, read_json
+from dtrain.files import read_json
+from dtrain.layout import RunLayout, StepFolder
 from dtrain.metrics import Reduced, RunMetrics, Value, read_metrics
 from dtrain.status import read_process, read_status
 
@@ -23,7 +24,7 @@ from dtrain.status import read_process, read_status
 _COLUMNS = ("samples_per_s", "loss", "accuracy", "validation/loss", "validation/accuracy")
 # Told as the median of all that a rank logged, where of others the last value counts: the last step's time is any step's.
 _SPEED = "samples_per_s"
-_STATE_STYLES = {"completed": "green", "failed": "red", "canceled": "yellow", "running": "cyan"}
+_STATE_STYLES = {"completed": "green", "failed": "red", "canceled": "yellow", "running": "cyan", "queued": "cyan"}
 
 
 def run_to_json(run: RunLayout) -> dict[str, Any]:
@@ -134,6 +135,18 @@ def metric_rows(metrics: RunMetrics, *, by_rank: bool) -> Iterator[dict[str, Any
     else:
         for step, values in metrics.by_step().items():
             yield from ({"step": step, "name": name, **dataclasses.asdict(reduced)} for name, reduced in values.items())
+
+
+def checks_table(hosts: list[dict[str, Any]]) -> Table:
+    """What ``dtrain doctor`` found; ``hosts`` have ``host`` and ``checks``, each with ``name``, ``level`` and ``said``."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("host", "check", "", "found"):
+        table.add_column(column)
+    for each in hosts:
+        for check in each["checks"]:
+            level = Text(check["level"], style={"ok": "green", "warning": "yellow"}.get(check["level"], "red"))
+            table.add_row(Text(each["host"]), Text(check["name"]), level, Text(check["said"]))
+    return table
 
 
 def jsonable(value: Any) -> Any:

@@ -18,7 +18,8 @@ from dtrain.comm import create_communicator
 from dtrain.comm.base import Communicator
 from dtrain.env import RankEnv
 from dtrain.errors import DtrainError, UsageError, WorkspaceError
-from dtrain.layout import RunLayout, read_json, write_json
+from dtrain.files import read_json, write_json
+from dtrain.layout import RunLayout
 from dtrain.metrics import MetricWriter, read_metrics
 from dtrain.processes import ProcessRecord
 from dtrain.progress import PROGRESS
@@ -231,7 +232,7 @@ class Run:
                 self._counts[name] = self._next_step(name)
             step = self._counts[name]
             self._counts[name] = step + 1
-        self.log_row(step, **{name: value})
+        self._log(step, {name: value})
 
     def _next_step(self, name: str) -> int:
         """After the values that earlier attempts of this run have counted."""
@@ -242,6 +243,9 @@ class Run:
 
     def log_row(self, step: int, **values: Any) -> None:
         """Record several metrics of one step of this rank; as :meth:`log`. Names may hold any characters: ``**{"a/b": 1}``."""
+        self._log(step, values)
+
+    def _log(self, step: int, values: dict[str, Any]) -> None:
         self._metrics.write(step, values)
         PROGRESS.mark()
 

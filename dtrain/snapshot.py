@@ -7,11 +7,13 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import pathspec
+from typing import TYPE_CHECKING
 
 from dtrain.errors import UsageError
 from dtrain.layout import Workspace
+
+if TYPE_CHECKING:
+    import pathspec
 
 IGNORE_FILES = (".dtrainignore", ".amlignore", ".gitignore")
 MAX_BYTES = 300_000_000
@@ -41,7 +43,7 @@ def list_files(source: Path, *, excluded: Path | None = None) -> list[SnapshotFi
     """
     ignore_file = next((source / name for name in IGNORE_FILES if (source / name).is_file()), None)
     lines = ignore_file.read_text(errors="replace").splitlines() if ignore_file else []
-    spec = pathspec.GitIgnoreSpec.from_lines(lines)
+    spec = _patterns(lines) if lines else None
     files: list[SnapshotFile] = []
     # The workspace may be the source folder itself: then its parts are left out.
     parts = () if excluded is None else (excluded, Workspace(excluded).runs, Workspace(excluded).registry)
@@ -55,7 +57,13 @@ def list_files(source: Path, *, excluded: Path | None = None) -> list[SnapshotFi
     return sorted(files, key=lambda file: file.path)
 
 
-def _walk(folder: Path, source: Path, spec: pathspec.GitIgnoreSpec, excluded: frozenset[Path]) -> Iterator[SnapshotFile]:
+def _patterns(lines: list[str]) -> pathspec.GitIgnoreSpec:
+    import pathspec  # 10 ms, which a folder without an ignore file need not wait for
+
+    return pathspec.GitIgnoreSpec.from_lines(lines)
+
+
+def _walk(folder: Path, source: Path, spec: pathspec.GitIgnoreSpec | None, excluded: frozenset[Path]) -> Iterator[SnapshotFile]:
     try:
         entries = list(os.scandir(folder))
     except OSError as error:
@@ -64,7 +72,9 @@ def _walk(folder: Path, source: Path, spec: pathspec.GitIgnoreSpec, excluded: fr
         path = Path(entry.path)
         relative = path.relative_to(source).as_posix()
         is_folder = entry.is_dir(follow_symlinks=False)
-        if entry.name in _NEVER or relative in _OF_THE_RUN or spec.match_file(relative + "/" if is_folder else relative):
+        if entry.name in _NEVER or relative in _OF_THE_RUN:
+            continue
+        if spec is not None and spec.match_file(relative + "/" if is_folder else relative):
             continue
         if is_folder:
             if path.resolve() not in excluded and not (path / "pyvenv.cfg").exists() and not Workspace(path).list_runs():

@@ -3,130 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
+from dtrain.binding import BINDS, Bind
 from dtrain.errors import NotRunnable, UsageError, did_you_mean
 from dtrain.hosts import Host, place
+from dtrain.job_options import (
+    CLUSTER_LAUNCHERS,
+    LAUNCHERS,
+    MPI_LAUNCHERS,
+    ClusterOptions,
+    Hangs,
+    Launcher,
+    Restarts,
+    SlurmOptions,
+    check_seconds,
+    default_max_ranks,
+)
 from dtrain.layout import check_name
-from dtrain.roles import DIALECTS, Dialect, Task, cluster_tasks
-
-Launcher = Literal["local", "mpi", "horovod", "parameter_server", "multi_worker"]
-LAUNCHERS: tuple[Launcher, ...] = get_args(Launcher)
-CLUSTER_LAUNCHERS: tuple[Launcher, ...] = ("parameter_server", "multi_worker")
-
-
-def available_cores() -> int:
-    """Cores that this process may use (its affinity, not the machine's count)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-
-
-def default_max_ranks() -> int:
-    return max(16, 4 * available_cores())
-
-
-def _check_seconds(name: str, value: float | None) -> None:
-    if value is not None and not 0 < value < float("inf"):
-        raise UsageError(f"{name}={value:g} is not a number of seconds above 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterOptions:
-    """The options of the launchers ``parameter_server`` and ``multi_worker``, beside the number of workers.
-
-    ``servers`` None means 1 under ``parameter_server``. ``tf_config`` is the dialect of TF_CONFIG; None means ``chief`` with
-    ``chief``, else ``workers``. A task has to listen on its port ``start_timeout_s`` after its start. A worker that is killed
-    is started again up to ``max_worker_restarts`` times; None means 3 under ``parameter_server``.
-
-    Raises UsageError for what cannot be.
-    """
-
-    servers: int | None = None
-    chief: bool = False
-    evaluator: bool = False
-    tf_config: Dialect | None = None
-    start_timeout_s: float = 120.0
-    max_worker_restarts: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.servers is not None and self.servers < 0:
-            raise UsageError(f"--servers {self.servers} is not a number from 0")
-        if self.max_worker_restarts is not None and self.max_worker_restarts < 0:
-            raise UsageError(f"--max-worker-restarts {self.max_worker_restarts} is not a number from 0")
-        if self.tf_config is not None and self.tf_config not in DIALECTS:
-            raise UsageError(
-                f"unknown --tf-config {self.tf_config!r}{did_you_mean(self.tf_config, DIALECTS)}; there are {', '.join(DIALECTS)}"
-            )
-        if self.chief and self.tf_config not in (None, "chief"):
-            leader = "worker 0 leads" if self.tf_config == "workers" else "a master leads"
-            raise UsageError(f"--chief contradicts --tf-config {self.tf_config}, in which {leader}; leave one of them out")
-        if self.evaluator and self.dialect != "chief":
-            why = "a master evaluates by itself" if self.dialect == "master" else "a cluster that worker 0 leads knows none"
-            raise UsageError(f"--evaluator goes with --chief (or --tf-config chief): {why}")
-        _check_seconds("--start-timeout", self.start_timeout_s)
-
-    @property
-    def dialect(self) -> Dialect:
-        return self.tf_config or ("chief" if self.chief else "workers")
-
-    def resolved(self, launcher: Launcher) -> ClusterOptions:
-        """These options with the launcher's own values where they were left open; raises UsageError for what it does not have."""
-        if launcher == "parameter_server":
-            return dataclasses.replace(
-                self,
-                servers=1 if self.servers is None else self.servers,
-                max_worker_restarts=3 if self.max_worker_restarts is None else self.max_worker_restarts,
-            )
-        if self.servers:
-            raise UsageError(f"--launcher {launcher} has no servers; leave out --servers, or use --launcher parameter_server")
-        if self.dialect == "master":
-            raise UsageError(f"--launcher {launcher} knows no master; use --tf-config chief or workers")
-        if self.max_worker_restarts:
-            raise UsageError(
-                f"--launcher {launcher} cannot start one worker again: its workers compute each step together; "
-                "leave out --max-worker-restarts"
-            )
-        return dataclasses.replace(self, servers=0, max_worker_restarts=0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Restarts:
-    """How often the whole job is started again, from its newest whole checkpoint, and after which exit codes.
-
-    The codes that are set are those of being killed from outside: Ctrl-C of a rank (130), SIGKILL (137: also what a machine that
-    is out of memory sends), SIGTERM (143). A script's own failure (1, 2) would as a rule only repeat itself.
-    """
-
-    max_restarts: int = 0
-    restart_on: tuple[int, ...] = (130, 137, 143)
-
-    def __post_init__(self) -> None:
-        if self.max_restarts < 0:
-            raise UsageError(f"--max-restarts {self.max_restarts} is not a number from 0")
-        for code in self.restart_on:
-            if not 1 <= code <= 255:
-                raise UsageError(f"--restart-on {code} is not an exit code; use numbers from 1 to 255, as 137,143")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hangs:
-    """After how many seconds without progress a rank is taken to hang (None: never), and what is done then.
-
-    ``on_hang``: ``end`` the job, ``report`` and go on; ``auto`` ends it unless the rank told nothing through dtrain since
-    ``dtrain.init()``, or is a task of a TensorFlow cluster: they may work in silence, which looks the same.
-    """
-
-    hang_timeout_s: float | None = 600.0
-    on_hang: Literal["auto", "end", "report"] = "auto"
-
-    def __post_init__(self) -> None:
-        _check_seconds("--hang-timeout", self.hang_timeout_s)
-        if self.on_hang not in ("auto", "end", "report"):
-            raise UsageError(f"unknown --on-hang {self.on_hang!r}; there are auto, end, report")
+from dtrain.masking import MASK, SHORTEST, Masker
+from dtrain.roles import Task, cluster_tasks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +37,12 @@ class JobSpec:
 
     ``target`` is the path of a script, or a module's name when ``is_module``. ``source`` is the folder that is copied into the
     run folder and in which the ranks then work: by default the script's folder; the current folder for a module.
-    ``launcher`` None means ``local`` for one rank and ``mpi`` for more. ``cluster`` is for the launchers that have one.
-    ``hosts`` are filled with tasks by rank; none means this host, for as many as there are.
+    ``launcher`` None means ``local`` for one rank and ``mpi`` for more, or where there are ``hosts``. ``cluster`` is for the
+    launchers that have one, ``slurm`` for that launcher.
+    ``hosts`` are filled with tasks by rank; none means this host, for as many as there are. ``network`` is the one, as
+    10.0.0.0/24, by which their ranks talk; None: MPI chooses. Without ``preflight`` hosts are not asked before the start.
+    ``secrets`` are names of variables, of ``environment`` or of this process's, whose values nothing that dtrain writes shows.
+    ``bind`` gives each rank cores and a GPU of its own (see :func:`dtrain.binding.plan_binding`).
     ``resume_from`` is the folder of the run whose newest whole checkpoint the ranks start from.
 
     Raises UsageError for values that cannot be, NotRunnable when there is no such script.
@@ -151,8 +57,13 @@ class JobSpec:
     launcher: Launcher | None = None
     cluster: ClusterOptions | None = None
     hosts: tuple[Host, ...] = ()
+    network: str | None = None
+    preflight: bool = True
+    slurm: SlurmOptions | None = None
     experiment: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
+    bind: Bind = "none"
     timeout_s: float | None = None
     grace_s: float = 10.0
     resume_from: Path | None = None
@@ -172,28 +83,78 @@ class JobSpec:
                 f"not with {self.launcher_name}"
             )
         # Asking for the tasks also refuses options that this launcher does not have.
-        if self.size > self.max_ranks:
+        if self.slurm is not None and self.launcher != "slurm":
+            raise UsageError(
+                "--nodes, --tasks-per-node, --sbatch-arg and --slurm-start go with --launcher slurm, "
+                f"not with {self.launcher_name}"
+            )
+        if self.launcher == "slurm" and self.bind != "none":
+            raise UsageError(
+                "--bind does not go with --launcher slurm, which binds tasks itself; use --sbatch-arg=--cpus-per-task=N"
+            )
+        if self.size > self.max_ranks and self.launcher != "slurm":  # Slurm has limits of its own
             asked = f"-n {self.workers}" + (f" (with all tasks {self.size})" if self.size > self.workers else "")
             raise UsageError(f"{asked} exceeds --max-ranks {self.max_ranks}; lower -n, or raise --max-ranks if you mean it")
-        if self.hosts and self.launcher not in CLUSTER_LAUNCHERS:
-            raise UsageError(
-                f"-H and --hostfile go with --launcher {' or '.join(CLUSTER_LAUNCHERS)}; several hosts with --launcher "
-                f"{self.launcher_name} are not there yet"
-            )
-        if self.hosts and not self.tasks:
-            raise UsageError("one worker without servers runs where dtrain does; leave out -H and --hostfile, or add workers")
-        if self.hosts:
-            place(self.size, self.hosts)
+        self._check_hosts()
         if self.launcher == "local" and self.workers > 1:
             raise UsageError(f"launcher 'local' runs one rank, and -n {self.workers} asks for more; use --launcher mpi")
         if not 0 <= self.grace_s < float("inf"):
             raise UsageError(f"--grace {self.grace_s:g} is not a number of seconds from 0")
-        _check_seconds("--timeout", self.timeout_s)
+        check_seconds("--timeout", self.timeout_s)
         for name in self.environment:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise UsageError(f"--env {name!r} is not a variable's name; use --env NAME=VALUE")
+        if self.bind not in BINDS:
+            raise UsageError(f"unknown --bind {self.bind!r}{did_you_mean(self.bind, BINDS)}; there are {', '.join(BINDS)}")
+        self._check_secrets()
         check_name("experiment", self.experiment_name)
         self._check_target()
+
+    def _check_hosts(self) -> None:
+        if self.launcher_name in CLUSTER_LAUNCHERS:
+            if self.hosts and not self.tasks:
+                raise UsageError("one worker without servers runs where dtrain does; leave out -H and --hostfile, or add workers")
+            if not self.preflight:
+                raise UsageError(f"--launcher {self.launcher} has to ask its hosts for free ports; leave out --skip-preflight")
+        elif self.hosts and self.launcher_name not in MPI_LAUNCHERS:
+            raise UsageError(
+                f"-H and --hostfile go with --launcher {', '.join((*MPI_LAUNCHERS, *CLUSTER_LAUNCHERS))}, "
+                f"not with {self.launcher_name}"
+            )
+        elif v6 := [host.name for host in self.hosts if ":" in host.name]:
+            raise UsageError(f"mpirun takes no IPv6 address such as {v6[0]} for a host; give it a name, in /etc/hosts if need be")
+        if self.hosts:
+            place(self.size, self.hosts)
+        if self.network is not None:
+            if not self.hosts or self.launcher_name not in MPI_LAUNCHERS:
+                raise UsageError(f"--network goes with -H or --hostfile and --launcher {' or '.join(MPI_LAUNCHERS)}")
+            try:
+                ipaddress.ip_network(self.network)
+            except ValueError as error:
+                raise UsageError(f"--network {self.network}: {error}; give a network as 10.0.0.0/24") from None
+
+    def _check_secrets(self) -> None:
+        for name in self.secrets:
+            value = self.environment.get(name, os.environ.get(name))
+            if value is None:
+                raise UsageError(
+                    f"--secret {name}: there is no such variable; export it first ({name}=... dtrain run ...): "
+                    "--secret takes a variable's name, not its value"
+                )
+            if len(value) < SHORTEST:
+                raise UsageError(
+                    f"--secret {name}: its value is shorter than {SHORTEST} characters, which stand in many other words too and "
+                    "cannot be masked; use a longer secret, or leave out --secret"
+                )
+
+    def secret_values(self) -> dict[str, str]:
+        """The secrets by their names."""
+        return {name: self.environment.get(name, os.environ.get(name, "")) for name in self.secrets}
+
+    @property
+    def open_environment(self) -> dict[str, str]:
+        """``environment`` without the secrets: what everybody may see."""
+        return {name: value for name, value in self.environment.items() if name not in self.secrets}
 
     def _check_target(self) -> None:
         if self.is_module:
@@ -222,7 +183,7 @@ class JobSpec:
 
     @property
     def launcher_name(self) -> Launcher:
-        return self.launcher or ("local" if self.workers == 1 else "mpi")
+        return self.launcher or ("local" if self.workers == 1 and not self.hosts else "mpi")
 
     @property
     def cluster_options(self) -> ClusterOptions:
@@ -239,6 +200,10 @@ class JobSpec:
         return tasks if len(tasks) > 1 else ()
 
     @property
+    def slurm_options(self) -> SlurmOptions:
+        return self.slurm or SlurmOptions()
+
+    @property
     def size(self) -> int:
         """How many ranks the job has, tasks of all roles counted."""
         return len(self.tasks) or self.workers
@@ -248,14 +213,43 @@ class JobSpec:
         return experiment_from(self.target) if self.experiment is None else self.experiment
 
     def to_json(self) -> dict[str, Any]:
-        """The content of ``spec.json``."""
+        """The content of ``spec.json``, secrets masked."""
         values = dataclasses.asdict(self)
+        values["environment"] = {name: MASK if name in self.secrets else value for name, value in self.environment.items()}
         values.update(
-            launcher=self.launcher_name, experiment=self.experiment_name, source=self.source_folder, args=list(self.args)
+            launcher=self.launcher_name,
+            experiment=self.experiment_name,
+            source=self.source_folder,
+            script=self.script_in_source,
+            args=list(self.args),
         )
         if self.launcher_name in CLUSTER_LAUNCHERS:
             values["cluster"] = dataclasses.asdict(self.cluster_options)
-        return values
+        masked: dict[str, Any] = Masker(self.secret_values().values()).value(values)
+        return masked
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any], code: Path) -> JobSpec:
+        """The job whose :meth:`to_json` this is, of the copy of its source in ``code``: for who runs it later, elsewhere.
+
+        For ranks without roles, on hosts that are not named. Its secrets are taken from this process's environment.
+        """
+        script = values["script"]
+        given = {
+            **{name: value for name, value in values.items() if name != "script"},
+            "target": script if values["is_module"] else str(code / script),
+            "source": code,
+            "args": tuple(values["args"]),
+            "hosts": (),
+            "environment": {name: value for name, value in values["environment"].items() if name not in values["secrets"]},
+            "secrets": tuple(values["secrets"]),
+            "resume_from": Path(values["resume_from"]) if values["resume_from"] is not None else None,
+            "restarts": Restarts(**{**values["restarts"], "restart_on": tuple(values["restarts"]["restart_on"])}),
+            "hangs": Hangs(**values["hangs"]),
+        }
+        if values["slurm"] is not None:
+            given["slurm"] = SlurmOptions(**{**values["slurm"], "sbatch_args": tuple(values["slurm"]["sbatch_args"])})
+        return JobSpec(**given)
 
 
 def _beside_itself(script: Path) -> Path:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,15 +19,19 @@ from typing import Any, Literal, TypeVar
 import orjson
 
 from dtrain.errors import WorkspaceError
-from dtrain.layout import RunLayout, read_json, write_json
+from dtrain.files import read_json, write_json
+from dtrain.layout import RunLayout
 from dtrain.processes import ProcessRecord
 
 Kind = Literal["exception", "exit", "signal", "ended", "consequence"]
-State = Literal["running", "completed", "failed", "canceled"]
+State = Literal["queued", "running", "completed", "failed", "canceled"]
 T = TypeVar("T")
 
 # A line with this beginning on a rank's own stderr carries its error record when its files cannot be written (disk full).
 ERROR_LINE = "dtrain-rank-error "
+
+ORPHANED = "ended because what launched it was gone"
+"""What a rank's guard says of a rank whose mpirun, or mpirun's daemon on that host, has died."""
 
 _KILLED = (128 + signal.SIGKILL, 128 + signal.SIGTERM)  # what comes from outside; SIGABRT may follow from another's failure
 _KILL_NOTICED_S = 1.0
@@ -60,7 +64,7 @@ class RankFailure:
         return RankFailure(
             rank=rank,
             task=task,
-            host=socket.gethostname(),
+            host=os.uname().nodename,
             time=time.time(),
             exit_code=exit_code,
             kind=kind,
@@ -93,6 +97,10 @@ class RunStatus:
     earlier: list[str] = field(default_factory=list)
 
     @property
+    def is_over(self) -> bool:
+        return self.state not in ("queued", "running")
+
+    @property
     def duration_s(self) -> float | None:
         return None if self.ended is None else self.ended - self.started
 
@@ -110,9 +118,9 @@ def _encodable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def write_record(path: Path, record: Any) -> None:
+def write_record(path: Path, record: Any, *, durable: bool = True) -> None:
     """Write one of this module's records atomically; raises OSError."""
-    write_json(path, dataclasses.asdict(record))
+    write_json(path, dataclasses.asdict(record), durable=durable)
 
 
 def failure_to_line(failure: RankFailure) -> str:

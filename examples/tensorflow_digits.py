@@ -1,7 +1,8 @@
 """Train a small network on handwritten digits with Keras and Horovod, on one rank or many; the script is the same.
 
-``python tensorflow_digits.py``, or ``mpirun -np 2 python tensorflow_digits.py``, or ``horovodrun -np 2 python
-tensorflow_digits.py``, or ``dtrain run -n 2 --launcher horovod tensorflow_digits.py``.
+``python tensorflow_digits.py``, or ``mpirun -np 2 python tensorflow_digits.py``, or ``horovodrun --gloo -np 2 python
+tensorflow_digits.py`` (with Open MPI 5 it needs ``--gloo``, or ``--binding-args="--bind-to none --map-by slot"``), or
+``dtrain run -n 2 --launcher horovod tensorflow_digits.py``.
 """
 
 import argparse

@@ -34,6 +34,11 @@ def _netcluster() -> bool:
     return os.geteuid() == 0 and subprocess.run([HOSTS, "probe"], capture_output=True, check=False).returncode == 0
 
 
+def _slurm() -> bool:
+    """The same hosts, and Slurm's daemons for them."""
+    return os.geteuid() == 0 and subprocess.run([SLURM, "probe"], capture_output=True, check=False).returncode == 0
+
+
 BIN = str(Path(sys.executable).parent)
 
 # What a test may need, and how it is seen to be there.
@@ -47,10 +52,12 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "sklearn": lambda: _installed("sklearn"),
     "gpu": _gpu,
     "netcluster": _netcluster,
+    "slurm": _slurm,
 }
 
 ROOT = Path(__file__).parents[1]
 HOSTS = ROOT / "tests" / "testbed" / "hosts.sh"
+SLURM = HOSTS.with_name("slurm.sh")
 
 DEFAULT_LANE = "keras3"
 # What another lane has other versions of, beside NumPy; and the folders whose tests are about arrays.

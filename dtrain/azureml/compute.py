@@ -13,10 +13,10 @@ from dtrain.azureml.console import say
 from dtrain.azureml.errors import ComputeTargetException, Named, take_options
 from dtrain.azureml.workspace import Workspace
 from dtrain.errors import did_you_mean
+from dtrain.files import read_json, write_json
 from dtrain.hosts import Host, parse_hosts
+from dtrain.job_options import available_cores
 from dtrain.layout import Workspace as WorkspaceFolder
-from dtrain.layout import read_json, write_json
-from dtrain.spec import available_cores
 
 logger = logging.getLogger(__name__)
 

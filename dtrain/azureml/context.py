@@ -17,7 +17,8 @@ from dtrain.azureml.logged import Logged
 from dtrain.azureml.run import Run
 from dtrain.comm.local import LocalCommunicator
 from dtrain.env import RankEnv
-from dtrain.layout import RunLayout, read_json
+from dtrain.files import read_json
+from dtrain.layout import RunLayout
 from dtrain.status import RankFailure, write_record
 
 _offline: _OfflineRun | None = None

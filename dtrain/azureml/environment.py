@@ -11,7 +11,8 @@ from dtrain.azureml.console import warn
 from dtrain.azureml.errors import Settings, UserErrorException
 from dtrain.azureml.workspace import Workspace
 from dtrain.errors import did_you_mean
-from dtrain.layout import check_name, read_json, write_json
+from dtrain.files import read_json, write_json
+from dtrain.layout import check_name
 
 DEFAULT_CPU_IMAGE = "dtrain/this-python"
 DEFAULT_GPU_IMAGE = "dtrain/this-python"

@@ -8,7 +8,8 @@ import time
 from typing import Literal
 
 from dtrain.azureml.records import Submitted, write_submitted
-from dtrain.layout import RunLayout, Workspace, write_json
+from dtrain.files import write_json
+from dtrain.layout import RunLayout, Workspace
 from dtrain.processes import ProcessRecord
 from dtrain.status import RunStatus, write_record
 

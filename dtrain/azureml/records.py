@@ -15,7 +15,8 @@ from typing import Any, Literal
 import orjson
 
 from dtrain.azureml.errors import UserErrorException
-from dtrain.layout import RunLayout, read_json, write_json
+from dtrain.files import read_json, write_json
+from dtrain.layout import RunLayout
 
 EventKind = Literal["tag", "property", "cancel", "fail", "warning", "status"]
 

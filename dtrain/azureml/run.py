@@ -13,7 +13,8 @@ from dtrain.azureml.interactive import new_run
 from dtrain.azureml.logged import Logged
 from dtrain.azureml.streaming import wait
 from dtrain.errors import DtrainError, WorkspaceError
-from dtrain.layout import RunLayout, read_json
+from dtrain.files import read_json
+from dtrain.layout import RunLayout
 from dtrain.layout import Workspace as WorkspaceFolder
 
 if TYPE_CHECKING:

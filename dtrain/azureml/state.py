@@ -9,7 +9,8 @@ import time
 from dtrain.azureml import records
 from dtrain.azureml.errors import UserErrorException
 from dtrain.errors import WorkspaceError
-from dtrain.layout import RunLayout, write_json
+from dtrain.files import write_json
+from dtrain.layout import RunLayout
 from dtrain.status import RankFailure, RunStatus, read_process, read_status, write_record
 
 ENDED = ("Completed", "Failed", "Canceled")
@@ -37,6 +38,8 @@ def azure_status(run: RunLayout) -> str:
         if run.spec.is_file() and not run.status.exists():
             return "Preparing"
         raise
+    if status.state == "queued":
+        return "Queued"
     if status.state != "running":
         supervisor = status.supervisor
         return "Finalizing" if supervisor is not None and supervisor.find() is not None else _WORDS[status.state]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dtrain import env
 from dtrain.azureml.console import say
 from dtrain.azureml.errors import Named, UserErrorException, WorkspaceException, take_options
+from dtrain.files import read_json, write_json
 from dtrain.layout import Workspace as WorkspaceFolder
-from dtrain.layout import read_json, write_json
 
 if TYPE_CHECKING:
     from dtrain.azureml.compute import ComputeTarget

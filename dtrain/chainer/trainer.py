@@ -20,7 +20,7 @@ from dtrain.chainer.iterator import GlobalBatchIterator
 from dtrain.chainer.random_state import seed_random
 from dtrain.chainer.updater import Exchange, GlobalBatchUpdater, _call, average_statistics_, persistent_arrays
 from dtrain.errors import UsageError, WorkspaceError, did_you_mean
-from dtrain.layout import atomic_file
+from dtrain.files import atomic_file
 
 if TYPE_CHECKING:
     from dtrain.run import Run

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import orjson
 
 from dtrain import __version__, env
 from dtrain.errors import DtrainError
+from dtrain.files import to_json
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_VERBS = ("run", "runs", "show", "logs", "stacks", "metrics", "register", "models", "pull", "verify", "azureml", "compute", "env")
+_VERBS = (
+    *("run", "runs", "show", "logs", "stacks", "stop", "metrics", "register", "models", "pull", "verify"),
+    *("azureml", "compute", "env", "doctor"),
+)
 """In the order of the path of a run, as the help shows them."""
 
 
@@ -75,7 +78,7 @@ def pairs(_context: click.Context, parameter: click.Parameter, values: tuple[str
 def print_json(value: Any) -> None:
     from dtrain.report import jsonable
 
-    click.echo(orjson.dumps(jsonable(value), option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY, default=str).decode())
+    click.echo(to_json(jsonable(value)).decode())
 
 
 def print_table(table: Any) -> None:

@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
+import functools
+import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dtrain import switches
+from dtrain.allocation import Allocation
+from dtrain.binding import BINDS
 from dtrain.cli import options
 from dtrain.cli._main import json_option, main, pairs, print_json, workspace_option
 from dtrain.errors import UsageError
-from dtrain.layout import Workspace
-from dtrain.spec import LAUNCHERS, JobSpec
+from dtrain.files import read_json
+from dtrain.job_options import LAUNCHERS
+from dtrain.layout import RunLayout, Workspace
+from dtrain.masking import Masker
+from dtrain.spec import JobSpec
+from dtrain.status import read_status
+
+if TYPE_CHECKING:
+    from dtrain.launch.console import Console
 
 
 @main.command(context_settings={"allow_interspersed_args": False})
 @workspace_option
 @click.option(
-    "-n", "--workers", type=int, default=1, show_default=True, metavar="N", help="Number of ranks; of workers, in a cluster."
+    "-n",
+    "--workers",
+    type=int,
+    metavar="N",
+    help="Number of ranks; of workers, in a cluster. [default: 1, or the slots of MPI's hosts, or what Slurm gave]",
 )
 @click.option(
-    "--launcher", metavar="|".join(LAUNCHERS), help="How ranks are started. [default: local for one rank, mpi for more]"
+    "--launcher",
+    metavar="|".join(LAUNCHERS),
+    help="How ranks are started. [default: local for one rank, mpi for more; slurm within a Slurm job]",
 )
 @options.cluster
 @options.hosts
+@options.slurm
 @options.restarts
 @options.hangs
 @click.option("--experiment", metavar="NAME", help="Name that the run's begins with. [default: the script's]")
@@ -38,6 +56,20 @@ from dtrain.spec import LAUNCHERS, JobSpec
 @click.option(
     "--env", "environment", metavar="K=V", multiple=True, callback=pairs, help="Variable for the ranks; may be repeated."
 )
+@click.option(
+    "--secret",
+    "secrets",
+    metavar="NAME",
+    multiple=True,
+    help="Variable of yours whose value no output, log or record may show; may be repeated.",
+)
+@click.option(
+    "--bind",
+    metavar="|".join(BINDS),
+    default=JobSpec.bind,
+    show_default=True,
+    help="Give each rank cores of its own, or the cores of its NUMA node; and its own GPU.",
+)
 @click.option("--azureml", "with_azureml", is_flag=True, help="`import azureml.core` in the ranks is dtrain's (docs/azureml.md).")
 @click.option("--legacy-numpy", is_flag=True, help="SCRIPT may use NumPy's dropped names (np.float); each use is named.")
 @click.option("--tf1", is_flag=True, help="`import tensorflow` in SCRIPT gives TensorFlow 1's names, with v2 behaviour off.")
@@ -45,11 +77,14 @@ from dtrain.spec import LAUNCHERS, JobSpec
 @click.option(
     "--resume", metavar="RUN", help="Start from the newest whole checkpoint of this run (an id, its beginning, or `latest`)."
 )
+@click.option(
+    "--show", metavar="RANKS", default="all", show_default=True, help="Whose output the console shows: 0,2-3, none, or roles."
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be started, as lines for a shell, and start nothing.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: print the plan as JSON.")
 @click.option("-m", "is_module", is_flag=True, help="The first argument is a module, as in `python -m`.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True, metavar="SCRIPT [ARGS]...")
-def run(workspace: Workspace, command: tuple[str, ...], resume: str | None, dry_run: bool, as_json: bool, **given: Any) -> None:
+def run(workspace: Workspace, command: tuple[str, ...], dry_run: bool, as_json: bool, **given: Any) -> None:
     """Run SCRIPT on N ranks, show what they print, and keep what comes out of it in a new run folder.
 
     Whatever follows SCRIPT is the script's. The exit code is 0 when every rank completed; else that of the rank that failed first
@@ -60,28 +95,59 @@ def run(workspace: Workspace, command: tuple[str, ...], resume: str | None, dry_
       dtrain run -n 2 --experiment digits train.py --epochs 10
       dtrain run -n 4 -m mypackage.train --epochs 10
       dtrain run --launcher parameter_server --workers 2 --servers 1 --chief -H node1:2,node2:2 train.py
+      dtrain run --launcher slurm --nodes 2 --tasks-per-node 4 --sbatch-arg=--time=8:00:00 train.py
     """
     from dtrain.launch import job
     from dtrain.launch.console import Console
+    from dtrain.launch.show import parse_show
 
     if as_json and not dry_run:
         raise UsageError("--json goes with --dry-run; the finished run as JSON is `dtrain show latest --json`")
-    console = Console()
-    resume_from = job.resume_folder(resume, workspace, console) if resume is not None else None
+    resume, show, detach = given.pop("resume"), given.pop("show"), given.pop("detach")
+    resume_from = job.resume_folder(resume, workspace, Console()) if resume is not None else None
     given["environment"] |= switches.legacy_switch(numpy=given.pop("legacy_numpy"), tf1=given.pop("tf1"))
     if given.pop("with_azureml"):
         given["environment"] |= switches.azureml_switch()
     parts = options.take_parts(given)
     spec = JobSpec(target=command[0], args=command[1:], resume_from=resume_from, **parts, **given)
+    shown = parse_show(show, spec)
+    submits = spec.launcher_name == "slurm" and Allocation.read() is None
+    if (detach or spec.slurm_options.sbatch_args) and not submits:
+        raise UsageError("--detach and --sbatch-arg go with --launcher slurm outside of a Slurm job: nothing is submitted here")
     if dry_run:
         plan = job.dry_run(spec, workspace)
         if as_json:
             print_json(plan.to_json())
         else:
-            click.echo("\n".join(process.shell_line() for process in plan.processes))
+            click.echo("\n".join(plan.shell_lines()))
+            for rank, bound in enumerate(plan.binding):
+                click.echo(f"dtrain: rank {rank} is bound to {bound}", err=True)
         return
+    console = Console(ranks=shown, masker=Masker(spec.secret_values().values()))
+    if submits:
+        from dtrain.launch.follow import come_back, submit_job
+
+        submitted = submit_job(spec, workspace, console)
+        if detach:
+            console.say(come_back(submitted))
+            return
+        sys.exit(_follow(submitted, console))
     _, status = job.run_job(spec, workspace, console)
     sys.exit(status.exit_code)
+
+
+def _follow(run: RunLayout, console: Console, rank: int | None = None) -> int:
+    """Follow a submitted run; its exit code. Ctrl-C leaves it to itself."""
+    from dtrain.launch.follow import come_back, follow_job
+    from dtrain.launch.sbatch import SlurmJob
+
+    job = SlurmJob.of(run)
+    assert job is not None
+    try:
+        return follow_job(run, job, console, rank=rank).exit_code or 0
+    except KeyboardInterrupt:
+        console.say(f"\n{come_back(run)}")
+        return 128 + signal.SIGINT
 
 
 @main.command()
@@ -97,9 +163,33 @@ def logs(workspace: Workspace, reference: str, rank: int | None, attempt: int | 
     Example:
       dtrain logs latest --rank 0 --follow
     """
+    from dtrain.launch.console import Console
     from dtrain.launch.logs import print_logs
+    from dtrain.launch.sbatch import SlurmJob
 
-    print_logs(workspace.find_run(reference), rank=rank, attempt=attempt, follow=follow)
+    found = workspace.find_run(reference)
+    if follow and attempt is None and SlurmJob.of(found) is not None and not read_status(found).is_over:
+        _follow(found, Console(), rank)
+    else:
+        print_logs(found, rank=rank, attempt=attempt, follow=follow)
+
+
+@main.command()
+@workspace_option
+@click.argument("reference", metavar="RUN")
+def stop(workspace: Workspace, reference: str) -> None:
+    """End a run that waits in a queue or goes on. Its ranks are told, and have their grace time.
+
+    \b
+    Example:
+      dtrain stop latest
+    """
+    from dtrain.launch.console import Console
+    from dtrain.launch.stop import stop_run
+
+    found = workspace.find_run(reference)
+    status = stop_run(found, Console())
+    click.echo(f"{found.id}  {status.state}  {status.cause}".rstrip())
 
 
 @main.command()
@@ -114,6 +204,7 @@ def stacks(workspace: Workspace, reference: str, rank: int | None, as_json: bool
     Example:
       dtrain stacks latest
     """
+    from dtrain.launch.crew import order
     from dtrain.launch.stacks import collect_stacks, read_beat
     from dtrain.status import read_status
 
@@ -121,7 +212,8 @@ def stacks(workspace: Workspace, reference: str, rank: int | None, as_json: bool
     size = read_status(found).size
     if rank is not None and not 0 <= rank < size:
         raise UsageError(f"--rank {rank}: run {found.id} has ranks 0 to {size - 1}")
-    answers = collect_stacks(found, range(size) if rank is None else [rank])
+    tell = functools.partial(order, found) if read_json(found.spec)["launcher"] == "slurm" else None
+    answers = collect_stacks(found, range(size) if rank is None else [rank], tell)
     beats = {each: read_beat(found, each) for each in answers}
     if as_json:
         print_json([{"rank": each, "collective": beats[each].collective, "stacks": text} for each, text in answers.items()])

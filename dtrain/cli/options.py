@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
+from dtrain.allocation import Allocation
 from dtrain.errors import UsageError
 from dtrain.hosts import Host, parse_hosts, read_hostfile
+from dtrain.job_options import MPI_LAUNCHERS, ClusterOptions, Hangs, Restarts, SlurmOptions, SlurmStart, default_max_ranks
 from dtrain.roles import DIALECTS
-from dtrain.spec import ClusterOptions, Hangs, JobSpec, Restarts, default_max_ranks
+from dtrain.spec import JobSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -77,15 +79,15 @@ def _take_cluster(given: dict[str, Any]) -> ClusterOptions | None:
     return ClusterOptions(**values) if values else None
 
 
-def hosts(command: F) -> F:
-    """The hosts of JobSpec."""
+def host_names(command: F) -> F:
+    """Which hosts; :func:`take_hosts` reads them."""
     options = (
         click.option(
             "-H",
             "--host",
             "hosts",
             metavar="NAME:SLOTS,...",
-            help="Start tasks on these hosts, by ssh; they share the workspace and this Python. [default: this host]",
+            help="Start ranks on these hosts, by ssh; they share the workspace and this Python. [default: this host]",
         ),
         click.option(
             "--hostfile",
@@ -97,7 +99,23 @@ def hosts(command: F) -> F:
     return _with(command, options)
 
 
-def _take_hosts(given: dict[str, Any]) -> tuple[Host, ...]:
+def hosts(command: F) -> F:
+    """The hosts of JobSpec, and what belongs to them."""
+    options = (
+        host_names,
+        click.option(
+            "--network",
+            metavar="CIDR",
+            help="Network by which ranks of several hosts talk, as 10.0.0.0/24. [default: MPI's choice]",
+        ),
+        click.option(
+            "--skip-preflight", "preflight", flag_value=False, default=True, help="Start without asking the hosts first."
+        ),
+    )
+    return _with(command, options)
+
+
+def take_hosts(given: dict[str, Any]) -> tuple[Host, ...]:
     """Take the hosts' options out of ``given``."""
     text, path = given.pop("hosts"), given.pop("hostfile")
     if text is not None and path is not None:
@@ -105,6 +123,43 @@ def _take_hosts(given: dict[str, Any]) -> tuple[Host, ...]:
     if path is not None:
         return read_hostfile(path)
     return parse_hosts(text) if text is not None else ()
+
+
+def slurm(command: F) -> F:
+    """The fields of SlurmOptions; None where one was not given, so that one without Slurm can be refused."""
+    options = (
+        click.option("--nodes", type=int, metavar="N", help="Slurm: nodes of the job."),
+        click.option("--tasks-per-node", type=int, metavar="N", help="Slurm: ranks on each node."),
+        click.option(
+            "--sbatch-arg", "sbatch_args", metavar="ARG", multiple=True, help="Slurm: an option for sbatch, as --time=1:00:00."
+        ),
+        click.option(
+            "--slurm-start",
+            "start",
+            metavar="|".join(get_args(SlurmStart)),
+            help="Slurm: ranks by srun with this plugin, or by mpirun. [default: by srun where that works]",
+        ),
+        click.option("--detach", is_flag=True, help="Slurm: submit, and do not wait for the end."),
+    )
+    return _with(command, options)
+
+
+def _take_slurm(given: dict[str, Any], hosts: tuple[Host, ...]) -> dict[str, Any]:
+    """Take Slurm's options out of ``given``, and the launcher and the number of ranks, which depend on them.
+
+    Within an allocation Slurm is the launcher that nobody has to name. Of MPI's hosts there are as many ranks as they have slots.
+    """
+    values = {field.name: value for field in fields(SlurmOptions) if (value := given.pop(field.name))}
+    options = SlurmOptions(**values) if values else None
+    launcher, workers = given.pop("launcher"), given.pop("workers")
+    if launcher == "slurm" or (launcher is None and not hosts):
+        allocation = Allocation.read()
+        launcher = "slurm" if allocation is not None else launcher
+        if launcher == "slurm":
+            workers = (options or SlurmOptions()).ranks(workers, allocation.tasks if allocation is not None else None)
+    if workers is None:
+        workers = sum(host.slots for host in hosts) if hosts and launcher in (None, *MPI_LAUNCHERS) else 1
+    return {"slurm": options, "launcher": launcher, "workers": workers}
 
 
 def restarts(command: F) -> F:
@@ -146,6 +201,14 @@ def hangs(command: F) -> F:
             help=f"Seconds without progress after which a rank hangs; 0: never. [default: {Hangs.hang_timeout_s:g}]",
         ),
         click.option(
+            "--heartbeat-timeout",
+            metavar="S",
+            type=float,
+            default=Hangs.heartbeat_timeout_s,
+            show_default=True,
+            help="Seconds without a sign of life after which a rank or a host is lost; 0: never.",
+        ),
+        click.option(
             "--on-hang",
             metavar="auto|end|report",
             help="What is done then; auto only reports who told dtrain nothing. [default: end with --hang-timeout, else auto]",
@@ -156,19 +219,20 @@ def hangs(command: F) -> F:
 
 def _take_hangs(given: dict[str, Any]) -> Hangs:
     """Take the hangs' options out of ``given``."""
-    timeout_s, on_hang = given.pop("hang_timeout"), given.pop("on_hang")
+    timeout_s, on_hang, heartbeat_s = given.pop("hang_timeout"), given.pop("on_hang"), given.pop("heartbeat_timeout")
     if on_hang is None:
         on_hang = Hangs.on_hang if timeout_s is None else "end"
-    if timeout_s == 0:
-        return Hangs(hang_timeout_s=None, on_hang=on_hang)
-    return Hangs(hang_timeout_s=Hangs.hang_timeout_s if timeout_s is None else timeout_s, on_hang=on_hang)
+    timeout_s = Hangs.hang_timeout_s if timeout_s is None else timeout_s
+    return Hangs(hang_timeout_s=timeout_s or None, on_hang=on_hang, heartbeat_timeout_s=heartbeat_s or None)
 
 
 def take_parts(given: dict[str, Any]) -> dict[str, Any]:
     """Take the options of all groups out of ``given``, as the fields of JobSpec that they fill."""
+    hosts = take_hosts(given)
     return {
+        **_take_slurm(given, hosts),
         "cluster": _take_cluster(given),
-        "hosts": _take_hosts(given),
+        "hosts": hosts,
         "restarts": _take_restarts(given),
         "hangs": _take_hangs(given),
     }

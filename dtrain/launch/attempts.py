@@ -12,13 +12,14 @@ from pathlib import Path
 from types import FrameType
 
 from dtrain.errors import NotRunnable, WorkspaceError
+from dtrain.files import write_json
+from dtrain.job_options import Restarts
 from dtrain.launch.console import Console
 from dtrain.launch.plan import LaunchPlan
-from dtrain.launch.supervise import Limits, Supervisor
+from dtrain.launch.supervise import Limits, Signals, Supervisor
 from dtrain.layout import RunLayout, StepFolder
 from dtrain.processes import ProcessRecord
-from dtrain.spec import Restarts
-from dtrain.status import RunStatus, write_record
+from dtrain.status import RunStatus, read_status
 
 
 def run_attempts(
@@ -29,7 +30,8 @@ def run_attempts(
     ``replan`` gives the plan of a further attempt, which may have to have other ports.
 
     SIGINT and SIGTERM to this process end the job as canceled; a second one does not wait for the grace time. Each attempt keeps
-    its ranks' files, metrics and outcome; the run's outcome is the last one's. The time limit is that of all attempts together.
+    its ranks' files, metrics and outcome; the run's outcome is the last one's. The time limit is that of all attempts together. A
+    run that was begun before (Slurm started its job again) goes on with a further attempt, and limits count from there.
 
     Raises NotRunnable when a command of the plan cannot be started, WorkspaceError when the run folder cannot be written.
     """
@@ -41,10 +43,12 @@ def run_attempts(
         tasks=plan.task_names(),
     )
     limits = dataclasses.replace(limits, began=running.started)
+    running = _after_earlier(run, running, console)
+    first = len(running.earlier)
     with _catching_signals() as signals:
         while True:
             number = len(running.earlier)
-            attempt = _begin(run, number, running)
+            attempt = _begin(run, number, running, console)
             closed = False
             try:
                 ended = Supervisor(plan, attempt, limits, console, signals).run()
@@ -56,13 +60,13 @@ def run_attempts(
                 closed = _close(attempt, console)
             ended = dataclasses.replace(ended, started=running.started, earlier=running.earlier)
             ended = dataclasses.replace(ended, restarts=ended.restarts + running.restarts)
-            again = ended.state == "failed" and ended.exit_code in restarts.restart_on and number < restarts.max_restarts
-            if not again or signals or _is_over(limits, running) or not closed:
+            again = ended.state == "failed" and ended.exit_code in restarts.restart_on and number - first < restarts.max_restarts
+            if not again or signals.to_end or _is_over(limits) or not closed:
                 break
             if not _record(attempt.attempt_status, ended, console):
                 break
             running = dataclasses.replace(running, earlier=[*running.earlier, ended.cause], restarts=ended.restarts)
-            _say_again(run, ended, restarts, console)
+            _say_again(run, ended, f"restart {number - first + 1} of {restarts.max_restarts}", console)
             plan = replan()
     _record(run.status, dataclasses.replace(ended, supervisor=running.supervisor), console)
     return ended
@@ -70,7 +74,7 @@ def run_attempts(
 
 def _record(path: Path, status: RunStatus, console: Console) -> bool:
     try:
-        write_record(path, status)
+        write_json(path, console.masker.value(dataclasses.asdict(status)))
     except OSError as error:
         console.say(f"dtrain: the outcome cannot be recorded in {path}: {error.strerror}", bad=True)
         return False
@@ -87,37 +91,55 @@ def _close(attempt: RunLayout, console: Console) -> bool:
     return True
 
 
-def _begin(run: RunLayout, number: int, running: RunStatus) -> RunLayout:
+def _begin(run: RunLayout, number: int, running: RunStatus, console: Console) -> RunLayout:
     try:
         attempt = run.begin_attempt(number, running.size)
-        write_record(run.status, running)
+        write_json(run.status, console.masker.value(dataclasses.asdict(running)), durable=False)
     except OSError as error:
         raise WorkspaceError(f"run folder {run.root} cannot be written: {error}") from error
     return attempt
 
 
-def _is_over(limits: Limits, running: RunStatus) -> bool:
-    return limits.timeout_s is not None and time.time() - running.started >= limits.timeout_s
+def _is_over(limits: Limits) -> bool:
+    return limits.timeout_s is not None and limits.began is not None and time.time() - limits.began >= limits.timeout_s
 
 
-def _say_again(run: RunLayout, ended: RunStatus, restarts: Restarts, console: Console) -> None:
+def _after_earlier(run: RunLayout, running: RunStatus, console: Console) -> RunStatus:
+    """``running`` as the status of the next attempt, where the run has had some; their last one is closed and recorded."""
+    if not run.status.is_file() or (before := read_status(run)).state == "queued":
+        return running
+    last = RunLayout(run.root, len(before.earlier))
+    ended = dataclasses.replace(
+        before, ended=before.ended or time.time(), cause=before.cause or "its host was lost, or it was killed"
+    )
+    if not before.is_over:
+        ended = dataclasses.replace(ended, state="failed", exit_code=1)
+    if not _close(last, console) or not _record(last.attempt_status, ended, console):
+        raise WorkspaceError(f"attempt {last.attempt} of run {run.id} cannot be closed; another would not be safe from it")
+    _say_again(run, ended, "Slurm started its job again", console)
+    return dataclasses.replace(running, started=before.started, restarts=before.restarts, earlier=[*before.earlier, ended.cause])
+
+
+def _say_again(run: RunLayout, ended: RunStatus, why: str, console: Console) -> None:
     number = len(ended.earlier)
     steps = StepFolder.committed(run.checkpoints)
     begin = f"from the checkpoint of step {max(steps)}" if steps else "(this run has no checkpoint of dtrain's yet)"
-    console.say(f"dtrain: attempt {number} failed with exit code {ended.exit_code}: {ended.cause}", bad=True)
+    state = "was canceled" if ended.state == "canceled" else "failed"
+    console.say(f"dtrain: attempt {number} {state} with exit code {ended.exit_code}: {ended.cause}", bad=True)
     console.say(f"dtrain: its output is in {RunLayout(run.root, number).ranks}")
-    console.say(f"dtrain: starting the job again {begin} (restart {number + 1} of {restarts.max_restarts})")
+    console.say(f"dtrain: starting the job again {begin} ({why})")
 
 
 @contextlib.contextmanager
-def _catching_signals() -> Iterator[list[int]]:
-    """The signals that ask this process to end, in the order in which they come."""
-    came: list[int] = []
+def _catching_signals() -> Iterator[Signals]:
+    """The signals that come to this process while a job runs."""
+    came = Signals()
 
     def note(number: int, _frame: FrameType | None) -> None:
-        came.append(number)
+        (came.to_pass_on if number in passed_on else came.to_end).append(number)
 
-    asking = [signal.SIGINT, signal.SIGTERM]
+    passed_on = [signal.SIGUSR1, signal.SIGUSR2]
+    asking = [*passed_on, signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else it is to outlive its terminal: `nohup dtrain run ... &`
         asking.append(signal.SIGHUP)
     before = {number: signal.signal(number, note) for number in asking}

@@ -5,12 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import sys
+import time
+from collections.abc import Container
 from pathlib import Path
 from typing import TextIO
 
+from dtrain.masking import Masker
+
 # Colours of rank prefixes, of the 16 that every terminal has: cyan, green, magenta, yellow, blue, and their bright ones.
 _COLOURS = (36, 32, 35, 33, 34, 96, 92, 95, 93, 94)
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+# On a terminal, unfinished progress bars stand below all else, and are drawn anew this often.
+_BARS_EVERY_S = 0.2
+_MOST_BARS = 16
 
 # What moves the cursor or erases (Chainer's PrintReport does) would take away other ranks' lines; colours may pass.
 _MOVES = re.compile(r"\x1b\[[0-9;?]*[A-HJKSTfhlsu]")
@@ -34,6 +45,8 @@ class LineReader:
         if self._descriptor is not None:
             os.set_blocking(self._descriptor, False)
         self._rest = b""
+        self._redraws = False
+        """The unfinished line has been overwritten: it is a progress bar."""
 
     def read(self, *, max_chunks: int | None = None) -> bytes:
         """The bytes that came since the last call; at most ``max_chunks`` MiB: a flood must not hold up the others."""
@@ -53,15 +66,25 @@ class LineReader:
         """The whole lines that end in ``data``, without their ends; with ``final`` also a last one that has no end."""
         if not data and not final:
             return []
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        whole, end, rest = (self._rest + data).rpartition(b"\n")
+        if final and rest:
+            whole, end, rest = whole + end + rest, b"\n", b""
+        self._redraws = b"\r" in rest or (self._redraws and not end)
         # Of a bar that is still being drawn only its last state can matter; all of them would be read again and again.
-        self._rest = self._rest[self._rest.rfind(b"\r", 0, max(0, len(self._rest) - 1)) + 1 :]
-        if final and self._rest:
-            lines.append(self._rest)
-            self._rest = b""
-        # A progress bar overwrites its line by carriage returns: what counts is what stands there in the end.
-        shown = (line.removesuffix(b"\r").rpartition(b"\r")[2].decode(errors="replace") for line in lines)
-        return [_MOVES.sub("", line) for line in shown]
+        self._rest = rest[rest.rfind(b"\r", 0, max(0, len(rest) - 1)) + 1 :]
+        return self._shown(whole).split("\n") if end else []
+
+    def bar(self) -> str:
+        """The last state of a progress bar that has not ended its line yet; else nothing."""
+        return self._shown(self._rest) if self._redraws else ""
+
+    @staticmethod
+    def _shown(data: bytes) -> str:
+        """Whole lines as they stand there in the end: a progress bar overwrites its own by carriage returns."""
+        text = data.decode(errors="replace")
+        if "\r" in text:
+            text = "\n".join(line.removesuffix("\r").rpartition("\r")[2] for line in text.split("\n"))
+        return _MOVES.sub("", text) if "\x1b" in text else text
 
     def close(self) -> None:
         if self._descriptor is not None:
@@ -70,30 +93,73 @@ class LineReader:
 
 
 class Console:
-    """Shows ranks' lines on standard output and dtrain's own words on standard error."""
+    """Shows ranks' lines on standard output and dtrain's own words on standard error.
 
-    def __init__(self, out: TextIO | None = None, err: TextIO | None = None) -> None:
+    On a terminal also progress bars that are being drawn, a line a rank below all else. Only ``ranks`` are shown, None: all.
+    ``masker`` keeps secrets out of everything.
+    """
+
+    def __init__(
+        self,
+        out: TextIO | None = None,
+        err: TextIO | None = None,
+        *,
+        ranks: Container[int] | None = None,
+        masker: Masker | None = None,
+    ) -> None:
         self._out = sys.stdout if out is None else out
         self._err = sys.stderr if err is None else err
         self._colour = has_colour(self._out)
         self._colour_err = has_colour(self._err)
+        self._ranks = ranks
+        self.masker = masker or Masker()
+        self._draws = self._out.isatty() and os.environ.get("TERM") != "dumb"
+        self._bars: list[str] = []
+        self._next_bars = 0.0
+
+    def shows(self, rank: int) -> bool:
+        """Whether lines of this rank are wanted."""
+        return self._ranks is None or rank in self._ranks
 
     def rank_lines(self, host: str, rank: int | str, lines: list[str], *, label: str = "") -> None:
         """Show whole lines of one rank (or of the launcher, by its name); ``label`` names a rank that has a role."""
         if not lines:
             return
+        prefix = self._prefix(host, rank, label)
+        self._write(self._out, f"{prefix} " + f"\n{prefix} ".join(lines) + "\n")
+
+    def rank_bars(self, bars: dict[int, tuple[str, str, str]], *, final: bool = False) -> None:
+        """Show the unfinished lines of ranks (host, label and text of each), in place of those shown before; in the end none."""
+        if not self._draws or (not final and time.monotonic() < self._next_bars):
+            return
+        self._next_bars = time.monotonic() + _BARS_EVERY_S
+        size = shutil.get_terminal_size()
+        drawn = []
+        for rank, (host, label, text) in list(bars.items())[: min(_MOST_BARS, size.lines - 1)]:
+            room = size.columns - len(f"[{host}:{label or rank}] ")
+            drawn.append(f"{self._prefix(host, rank, label)} {_COLOUR.sub('', text)[: max(0, room)]}\n")
+        if drawn != self._bars:
+            self._write(self._out, "")
+            self._bars = drawn
+            self._write(self._out, "".join(drawn), bars=True)
+
+    def _prefix(self, host: str, rank: int | str, label: str) -> str:
         prefix = f"[{host}:{label or rank}]"
-        if self._colour:
-            number = _COLOURS[rank % len(_COLOURS)] if isinstance(rank, int) else 2
-            prefix = f"\x1b[{number}m{prefix}\x1b[0m"
-        self._write(self._out, "".join(f"{prefix} {line}\n" for line in lines))
+        if not self._colour:
+            return prefix
+        number = _COLOURS[rank % len(_COLOURS)] if isinstance(rank, int) else 2
+        return f"\x1b[{number}m{prefix}\x1b[0m"
 
     def say(self, text: str, *, bad: bool = False) -> None:
         """Show words of dtrain's own."""
         self._write(self._err, f"\x1b[31m{text}\x1b[0m\n" if self._colour_err and bad else f"{text}\n")
 
-    def _write(self, stream: TextIO, text: str) -> None:
+    def _write(self, stream: TextIO, text: str, *, bars: bool = False) -> None:
         # Who reads us may go away (`dtrain run ... | head`); the job goes on, and its output is in its files.
         with contextlib.suppress(BrokenPipeError):
-            stream.write(text)
+            if self._bars and not bars:  # what comes now stands where they stood
+                self._out.write(f"\x1b[{len(self._bars)}A\x1b[J")
+                self._out.flush()
+                self._bars = []
+            stream.write(self.masker.text(text))
             stream.flush()

@@ -17,6 +17,7 @@ from dtrain import env
 from dtrain.errors import NotRunnable
 from dtrain.hosts import Host
 from dtrain.launch import ssh
+from dtrain.launch.agent import Agents
 from dtrain.launch.plan import LaunchPlan, PlannedProcess, PlannedTask
 from dtrain.launch.ssh import Connection
 from dtrain.layout import RunLayout
@@ -62,11 +63,15 @@ class Crew:
     """All processes of one plan. Used by the supervisor, which calls :meth:`step` again and again until the job is over."""
 
     def __init__(
-        self, plan: LaunchPlan, run: RunLayout, *, output: int, start_timeout_s: float, say: Callable[[str], None]
+        self, plan: LaunchPlan, run: RunLayout, agents: Agents, *, output: int, start_timeout_s: float, say: Callable[[str], None]
     ) -> None:
-        """``output`` is the descriptor that all processes write to; ``say`` shows words of dtrain's own."""
+        """``agents`` are on the plan's other hosts; ``output`` is the descriptor that all processes write to; ``say`` shows words
+        of dtrain's own."""
+        self.agents = agents
         self._run, self._output, self._start_timeout_s, self._say = run, output, start_timeout_s, say
+        self._secrets = env.secret_variables(plan.secrets)
         self._members = [Member(planned) for planned in plan.processes]
+        self._ordered = plan.ordered
         self._failed = False
         """Nothing is started any more."""
 
@@ -103,11 +108,17 @@ class Crew:
             if member.connection is not None and member.planned.task is not None and member.planned.task.rank == rank:
                 member.connection.tell(word)
                 return True
-        return False
+        return self.agents.tell(rank, word) or (self._ordered and order(self._run, rank, word))
+
+    def pass_on(self, number: int) -> None:
+        """Send a signal to what was started here; mpirun and srun pass SIGUSR1 and SIGUSR2 on to their ranks."""
+        for member in self._members:
+            if member.process is not None and member.connection is None:
+                member.process.send_signal(number)
 
     def has_left(self, rank: int) -> bool:
         """True when there is no connection any more to a rank on another host."""
-        return any(
+        return self.agents.has_left(rank) or any(
             not member.alive
             for member in self._members
             if member.connection is not None and member.planned.task is not None and member.planned.task.rank == rank
@@ -128,16 +139,18 @@ class Crew:
         for member in self._members:
             if member.connection is not None:
                 member.connection.close()
+        self.agents.close()
 
     def remote_alive(self) -> bool:
         """True while a connection to another host is open."""
-        return any(member.alive for member in self._members if member.connection is not None)
+        return self.agents.alive() or any(member.alive for member in self._members if member.connection is not None)
 
     def release(self) -> None:
         """When all have ended: give their descriptors back."""
         for member in self._members:
             if member.connection is not None:
                 member.connection.release()
+        self.agents.release()
 
     def step(self) -> list[RankFailure]:
         """Look at every process, start what may start now, and return the failures that end the job.
@@ -145,6 +158,7 @@ class Crew:
         Raises NotRunnable when a command cannot be started.
         """
         failures = [failure for member in self._members if (failure := self._look_at(member)) is not None]
+        failures += self.agents.look()
         self._failed = self._failed or bool(failures)
         if self._failed:
             return failures
@@ -252,6 +266,8 @@ class Crew:
         supervised = env.supervised_variables(self._run.attempt or 0)
         prepare = functools.partial(begin_group, signal.SIGTERM)  # which comes when this process is killed
         try:
+            if task is None:
+                self.agents.start(prepare)
             if planned.over_ssh:
                 member.connection = self._connect(planned, supervised, prepare)
                 member.process = member.connection.process
@@ -259,7 +275,7 @@ class Crew:
                 member.process = subprocess.Popen(
                     planned.argv,
                     cwd=planned.cwd,
-                    env={**env.inherited(), **planned.environment, **supervised},
+                    env={**env.inherited(), **self._secrets, **planned.environment, **supervised},
                     stdin=subprocess.DEVNULL,
                     stdout=self._output,
                     stderr=self._output,
@@ -276,7 +292,8 @@ class Crew:
         environment = {**planned.environment, **supervised, **env.control_variables()}
         argv = ssh.command(planned.host, planned.cwd, environment, planned.argv)
         connection = ssh.connect(argv, planned.cwd, {env.RUN_DIR: str(self._run.root)}, prepare)
-        connection.introduce({name: value for name, value in env.sent_variables().items() if name not in environment})
+        others = {name: value for name, value in env.sent_variables().items() if name not in environment}
+        connection.introduce({**others, **self._secrets})
         return connection
 
     def _start_again(self, member: Member, task: PlannedTask, failure: RankFailure) -> RankFailure | None:
@@ -307,6 +324,17 @@ class Crew:
         deadline = time.monotonic() + _PORT_FREE_S
         while task.address is not None and _somebody_listens(task.address) and time.monotonic() < deadline:
             time.sleep(_PROBE_S)
+
+
+def order(run: RunLayout, rank: int, word: str) -> bool:
+    """Say a word (see dtrain._control) to a rank on another host by a file; False for one of this host, or that has not begun."""
+    record = read_process(run, rank)
+    if record is None or record.host == socket.gethostname():
+        return False
+    with contextlib.suppress(OSError), open(run.rank(rank).orders, "ab") as file:
+        file.write(f"{word}\n".encode())
+        return True
+    return False
 
 
 def _failure(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from dtrain.job_options import Hangs
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.stacks import collect_stacks, place, read_beat
 from dtrain.layout import RunLayout
-from dtrain.spec import Hangs
 from dtrain.status import read_process
 
 HANG = 123

@@ -6,24 +6,25 @@ import importlib.machinery
 import mmap
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dtrain import install
+from dtrain import install, resources
 from dtrain.errors import MissingDependency, UsageError
 from dtrain.launch import mpi
-from dtrain.launch.mpi import MpiInstallation
+from dtrain.launch.mpi_families import MpiInstallation, find_mpi
+from dtrain.launch.places import Place
 from dtrain.launch.plan import LaunchPlan
 from dtrain.layout import RunLayout
-from dtrain.spec import JobSpec, available_cores
+from dtrain.spec import JobSpec
 
 # Left alone, Horovod waits for a missing rank for ever and only warns. The first is when it begins to complain, the second when
 # it ends the job; long enough for a rank that traces a large graph or validates alone. Cycle time, fusion and autotuning stay as
 # they are: a shorter cycle burns a core, and training steps on CPU ranks got slower.
 STALL_VARIABLES = {"HOROVOD_STALL_CHECK_TIME_SECONDS": "60", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "600"}
 
-# TensorFlow's own two pools heed none of the other libraries' variables (env.THREAD_VARIABLES); left alone, each rank has threads
+# TensorFlow's own two pools heed none of the other libraries' variables (of resources.py); left alone, each rank has threads
 # for the whole host: with all of them set to its share, two ranks on two cores made 204 steps/s of a small MLP instead of 187
 # (bench_tensorflow.py). Horovod waits in no thread of these pools: one is enough. A task of a cluster may, and is left its own.
 THREAD_VARIABLES = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
@@ -60,7 +61,7 @@ def find_horovod(spec: JobSpec, path: list[str] | None = None) -> HorovodInstall
         raise MissingDependency(
             f"the Horovod in {folder} is built without MPI, by which its ranks are started; build it anew: {install.HOROVOD}"
         )
-    return HorovodInstallation(folder=folder, mpi=mpi.find_mpi())
+    return HorovodInstallation(folder=folder, mpi=find_mpi())
 
 
 def _is_importable(path: Path) -> bool:
@@ -73,15 +74,12 @@ def _mentions(library: Path, name: bytes) -> bool:
         return content.find(name) >= 0
 
 
-def plan(spec: JobSpec, run: RunLayout, cwd: Path, horovod: HorovodInstallation) -> LaunchPlan:
+def plan(spec: JobSpec, run: RunLayout, cwd: Path, horovod: HorovodInstallation, places: Sequence[Place] = ()) -> LaunchPlan:
     """The plan of launcher ``mpi``, with Horovod's variables. Pure; ``cwd`` is the folder in which the ranks will work."""
-    planned = mpi.plan(spec, run, cwd, horovod.mpi)
-    (process,) = planned.processes
     environ = {**os.environ, **spec.environment}
-    share = str(max(1, available_cores() // spec.workers))
-    threads = {name: share for name in THREAD_VARIABLES if name not in environ}
-    environment = {**horovod_variables(environ), **threads, **process.environment}
-    return replace(planned, launcher="horovod", processes=(replace(process, environment=environment),))
+    given = replace(spec, environment={**horovod_variables(environ), **spec.environment})
+    planned = mpi.plan(given, run, cwd, horovod.mpi, places, (*resources.THREAD_VARIABLES, *THREAD_VARIABLES))
+    return replace(planned, launcher="horovod")
 
 
 def horovod_variables(environ: Mapping[str, str]) -> dict[str, str]:

@@ -5,39 +5,92 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from dtrain import resources
+from dtrain.allocation import Allocation
+from dtrain.binding import HostTopology, plan_binding
 from dtrain.errors import UsageError, WorkspaceError
-from dtrain.launch import horovod, local, mpi, parameter_server
+from dtrain.files import read_json, write_json
+from dtrain.job_options import CLUSTER_LAUNCHERS
 from dtrain.launch.attempts import run_attempts
-from dtrain.launch.console import Console
-from dtrain.launch.places import find_places
+from dtrain.launch.console import Console, LineReader
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.supervise import Limits
-from dtrain.layout import RunLayout, StepFolder, Workspace, read_json, write_json
+from dtrain.layout import RunLayout, StepFolder, Workspace
 from dtrain.snapshot import take_snapshot
-from dtrain.spec import CLUSTER_LAUNCHERS, JobSpec
+from dtrain.spec import JobSpec
 from dtrain.status import RunStatus
 
 _SHOWN_LINES = 20
 
 
-def planner(spec: JobSpec, workspace: Workspace | None) -> Callable[[RunLayout, Path], LaunchPlan]:
+def planner(
+    spec: JobSpec, workspace: Workspace | None, say: Callable[[str], None] | None = None
+) -> Callable[[RunLayout, Path], LaunchPlan]:
     """Ask the machine, once, for what the launcher of ``spec`` needs to know (which MPI); planning itself is then pure.
 
-    ``workspace`` is what other hosts have to see as well; None when nothing is to be written.
+    ``workspace`` is what other hosts have to see as well; None when nothing is to be written. ``say`` shows what is wrong with
+    hosts and does not keep the job from running.
 
-    Raises MissingDependency and NotRunnable when the launcher cannot run here.
+    Raises MissingDependency and NotRunnable when the launcher cannot run here, UsageError for ranks that cannot be bound.
     """
+    plan, secrets = _launcher(spec, workspace, say), spec.secret_values()
+    binding = [] if spec.bind == "none" or spec.hosts else plan_binding(spec.bind, spec.size, HostTopology.read())
+    return lambda run, cwd: dataclasses.replace(_bound(plan(run, cwd), spec), secrets=secrets, binding=tuple(binding))
+
+
+def _bound(plan: LaunchPlan, spec: JobSpec) -> LaunchPlan:
+    """A plan whose ranks are bound where that is asked for: their guards then also say how many threads there shall be."""
+    if spec.bind == "none":
+        return plan
+    planned = set(resources.THREAD_VARIABLES) - {*os.environ, *spec.environment}
+    added = resources.bind_variables(spec.bind)
+    processes = (
+        dataclasses.replace(p, environment={**{n: v for n, v in p.environment.items() if n not in planned}, **added})
+        for p in plan.processes
+    )
+    return dataclasses.replace(plan, processes=tuple(processes))
+
+
+def _launcher(
+    spec: JobSpec, workspace: Workspace | None, say: Callable[[str], None] | None
+) -> Callable[[RunLayout, Path], LaunchPlan]:
+    # A launcher is imported when it is chosen: every start waits for what is imported here.
     if spec.tasks:
-        return functools.partial(parameter_server.plan, spec, places=find_places(spec, workspace))
+        from dtrain.launch import parameter_server
+        from dtrain.launch.places import find_places
+
+        return functools.partial(parameter_server.plan, spec, places=find_places(spec, workspace, say))
     if spec.launcher_name == "local" or spec.launcher_name in CLUSTER_LAUNCHERS:  # a cluster of one worker is a rank
+        from dtrain.launch import local
+
         return functools.partial(local.plan, spec)
+    if spec.launcher_name == "slurm":
+        from dtrain.launch import slurm
+
+        allocation = Allocation.read()
+        if allocation is None:
+            return functools.partial(slurm.submission, spec)
+        start = slurm.find_start(spec, allocation, tried=workspace is not None)
+        return functools.partial(slurm.plan, spec, allocation=allocation, start=start)
+    if spec.hosts:
+        from dtrain.launch.places import find_places
+
+        places = find_places(spec, workspace, say)
+    else:
+        places = []
     if spec.launcher_name == "horovod":
-        return functools.partial(horovod.plan, spec, horovod=horovod.find_horovod(spec))
-    return functools.partial(mpi.plan, spec, mpi=mpi.find_mpi())
+        from dtrain.launch import horovod
+
+        return functools.partial(horovod.plan, spec, horovod=horovod.find_horovod(spec), places=places)
+    from dtrain.launch import mpi
+    from dtrain.launch.mpi_families import find_mpi
+
+    return functools.partial(mpi.plan, spec, mpi=find_mpi(), places=places)
 
 
 def dry_run(spec: JobSpec, workspace: Workspace) -> LaunchPlan:
@@ -51,10 +104,18 @@ def run_job(spec: JobSpec, workspace: Workspace, console: Console) -> tuple[RunL
     Blocks. Raises UsageError and NotRunnable for what cannot be started, WorkspaceError when the run folder cannot be written;
     no run folder is left of a job that was not started.
     """
-    plan_for = planner(spec, workspace)
+    plan_for = planner(spec, workspace, console.say)
+    run = make_run(spec, workspace)
+    plan = plan_for(run, run.code)
+    announce(run, plan, console)
+    return run, supervise_run(run, spec, plan, console)
+
+
+def make_run(spec: JobSpec, workspace: Workspace) -> RunLayout:
+    """Make the run folder of a job, with the copy of its source. Raises UsageError and WorkspaceError, and leaves none then."""
     run = workspace.create_run(spec.experiment_name)
     fill_run(run, spec, workspace)
-    return run, run_filled(run, spec, workspace, console, plan_for)
+    return run
 
 
 def fill_run(run: RunLayout, spec: JobSpec, workspace: Workspace) -> None:
@@ -71,24 +132,29 @@ def fill_run(run: RunLayout, spec: JobSpec, workspace: Workspace) -> None:
         raise
 
 
-def run_filled(
+def announce(run: RunLayout, plan: LaunchPlan, console: Console) -> None:
+    console.say(f"dtrain: run {run.id} · {_ranks(plan)} · launcher {plan.launcher} · {run.root}")
+
+
+def supervise_run(
     run: RunLayout,
     spec: JobSpec,
-    workspace: Workspace,
+    plan: LaunchPlan,
     console: Console,
-    plan_for: Callable[[RunLayout, Path], LaunchPlan] | None = None,
+    explain: Callable[[RunStatus], RunStatus] | None = None,
 ) -> RunStatus:
-    """Run the job of a folder that :func:`fill_run` made to its end, as :func:`run_job`; blocks, and raises what that does.
+    """Run the job of a run folder to its end, say how it ended, and return its status. Blocks.
 
-    ``plan_for`` None: ask the machine now (:func:`planner`).
+    ``explain`` gives a status back that tells more of the end, if it knows more.
     """
-    plan = (plan_for or planner(spec, workspace))(run, run.code)
-    console.say(f"dtrain: run {run.id} · {_ranks(plan)} · launcher {plan.launcher} · {run.root}")
     limits = Limits(timeout_s=spec.timeout_s, grace_s=spec.grace_s, hangs=spec.hangs)
     if spec.tasks:
         limits = dataclasses.replace(limits, start_timeout_s=spec.cluster_options.start_timeout_s)
-    status = run_attempts(plan, lambda: planner(spec, workspace)(run, run.code), run, limits, spec.restarts, console)
-    _report(run, status, console)
+    replan = functools.partial(planner, spec, run.workspace, console.say)
+    status = run_attempts(plan, lambda: replan()(run, run.code), run, limits, spec.restarts, console)
+    if explain is not None:
+        status = explain(status)
+    report_end(run, status, console)
     return status
 
 
@@ -107,10 +173,10 @@ def _fill(run: RunLayout, spec: JobSpec, workspace: Workspace) -> None:
         raise UsageError(
             f"script {spec.target} is not in the copy of {spec.source_folder}: an ignore file, or its folder's name, keeps it out"
         )
-    write_json(run.spec, spec.to_json())
+    write_json(run.spec, spec.to_json(), durable=False)
 
 
-def _report(run: RunLayout, status: RunStatus, console: Console) -> None:
+def report_end(run: RunLayout, status: RunStatus, console: Console) -> None:
     """Say how the run ended; of a failed one the cause comes last, where it is looked for."""
     duration = f"{status.duration_s:.1f} s"
     if status.state == "completed":
@@ -127,21 +193,36 @@ def _report(run: RunLayout, status: RunStatus, console: Console) -> None:
         others = f"1 other {kind} was" if status.size == 2 else f"{status.size - 1} other {kind}s were"
         console.say(f"dtrain: {others} ended because of it, or failed after it")
     console.say(f"dtrain: first to fail was {failure.describe()}", bad=True)
-    detail = failure.traceback.rstrip().splitlines()
-    if not detail and (detail := _last_lines(log)):
-        console.say("dtrain: the last it printed:")
-    for line in detail:
+    trace = failure.traceback.rstrip().splitlines()
+    if printed := _last_lines(log, trace):
+        console.say("dtrain: the last it printed before:" if trace else "dtrain: the last it printed:")
+    for line in printed:
+        console.say(f"    {line}")
+    if printed and trace:
+        console.say("dtrain: and where it failed:")
+    for line in trace:
         console.say(f"    {line}")
     console.say(f"dtrain: its whole output is in {log}")
 
 
-def _last_lines(log: Path) -> list[str]:
+def _last_lines(log: Path, trace: list[str]) -> list[str]:
+    """The last lines of a rank's output, as the console shows them, without the traceback that is told apart."""
     try:
         with open(log, "rb") as file:
             file.seek(max(0, log.stat().st_size - 64_000))
-            return file.read().decode(errors="replace").splitlines()[-_SHOWN_LINES:]
+            lines = LineReader(log).lines(file.read(), final=True)
     except FileNotFoundError:
         return []
+    printed = [n for n in range(len(lines)) if trace and lines[n] == trace[0]]
+    whole = next((n for n in printed if lines[n : n + len(trace)] == trace), None)
+    if whole is not None:
+        del lines[whole : whole + len(trace)]
+    elif printed:  # a longer one than what is told of it, with its causes
+        first = printed.pop()
+        while printed and lines[first - 2].startswith(("The above exception was", "During handling of the above")):
+            first = printed.pop()
+        del lines[first:]
+    return lines[-_SHOWN_LINES:]
 
 
 def resume_folder(reference: str, workspace: Workspace, console: Console) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 
 from dtrain.errors import UsageError, WorkspaceError
 from dtrain.launch.console import Console, LineReader
@@ -13,39 +14,53 @@ from dtrain.status import read_process, read_status
 _POLL_S = 0.1
 
 
-def print_logs(run: RunLayout, *, rank: int | None, attempt: int | None, follow: bool) -> None:
+def print_logs(
+    run: RunLayout,
+    *,
+    rank: int | None,
+    attempt: int | None,
+    follow: bool,
+    is_over: Callable[[], bool] | None = None,
+    console: Console | None = None,
+) -> None:
     """Print the output of one rank, raw, or of all, each line with its host and rank in front.
 
-    ``attempt`` None means the newest. With ``follow`` it blocks until the run has ended, and goes on with the attempts that come.
+    ``attempt`` None means the newest. With ``follow`` it blocks until the run has ended, and goes on with the attempts that come;
+    ``is_over`` says that it has, where that is not its status's to say; who gives it shows the launcher's words. ``console``
+    None: a new one.
     Raises UsageError for a rank or attempt that the run does not have, WorkspaceError when nothing was kept: who starts ranks by
     hand has their output in the terminal.
     """
+    console = console or Console()
     newest = run.newest_attempt()
     if attempt is not None and attempt not in range((newest.attempt or 0) + 1):
         raise UsageError(f"--attempt {attempt}: run {run.id} has attempts 0 to {newest.attempt}")
     shown = newest if attempt is None else RunLayout(run.root, attempt)
+    ends = is_over or (lambda: read_status(run).is_over)
     while True:
-        _print_attempt(shown, rank, follow)
+        launcher = LineReader(shown.launcher_log) if rank is None and is_over is None else None
+        _print_attempt(shown, rank, ends if follow else None, console, launcher)
         newest = shown.newest_attempt()
         if not follow or newest == shown or attempt is not None:
             return
         shown = RunLayout(run.root, (shown.attempt or 0) + 1)
-        Console().say(f"dtrain: attempt {shown.attempt}")
+        console.say(f"dtrain: attempt {shown.attempt}")
 
 
-def _print_attempt(run: RunLayout, rank: int | None, follow: bool) -> None:
+def _print_attempt(
+    run: RunLayout, rank: int | None, is_over: Callable[[], bool] | None, console: Console, launcher: LineReader | None
+) -> None:
+    """``is_over`` None: print what is there. Else until it is, or the next attempt has begun."""
     status = read_status(run)
     size, labels = status.size, dict(enumerate(task.replace(" ", "") for task in status.tasks))
     if rank is not None and not 0 <= rank < size:
         raise UsageError(f"--rank {rank}: run {run.id} has ranks 0 to {size - 1}")
-    ranks = range(size) if rank is None else (rank,)
-    if not follow and not any(run.rank(each).output_log.is_file() for each in ranks) and not run.launcher_log.is_file():
+    ranks = [each for each in range(size) if console.shows(each)] if rank is None else [rank]
+    if is_over is None and not any(run.rank(each).output_log.is_file() for each in ranks) and not run.launcher_log.is_file():
         raise WorkspaceError(f"run {run.id} kept no output: it was not started by `dtrain run`, or its ranks never began")
     readers = {each: LineReader(run.rank(each).output_log) for each in ranks}
-    launcher = LineReader(run.launcher_log) if rank is None else None
-    console = Console()
     while True:
-        ended = not follow or read_status(run).state != "running" or run.newest_attempt() != run
+        ended = is_over is None or is_over() or run.newest_attempt() != run
         for each, reader in readers.items():
             data = reader.read()
             if rank is not None:

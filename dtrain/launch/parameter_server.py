@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from dtrain import env
+from dtrain import env, resources
 from dtrain.errors import UsageError
 from dtrain.launch.places import Place
 from dtrain.launch.plan import LaunchPlan, PlannedProcess, PlannedTask, rank_argv
@@ -36,11 +36,11 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, places: Sequence[Place]) -> L
         local_size = names.count(place.host)
         environment = {
             **(env.starting_variables() if place.over_ssh else {}),
-            **env.thread_variables(place.cores, local_size, {**os.environ, **spec.environment}),
+            **resources.thread_variables(place.cores, local_size, {**os.environ, **spec.environment}),
             **common,
             **env.rank_variables(rank, names[:rank].count(place.host), local_size),
             **cluster_variables(addresses, task, dialect),
-            **spec.environment,
+            **spec.open_environment,
         }
         processes.append(
             PlannedProcess(

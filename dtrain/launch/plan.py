@@ -5,12 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dtrain import env
+from dtrain.binding import RankBinding, format_cpus
 from dtrain.launch import ssh
+from dtrain.masking import Masker
 from dtrain.roles import Task
 from dtrain.spec import JobSpec
 
@@ -58,16 +60,39 @@ class PlannedProcess:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlannedHost:
+    """Another host on which a process of this one (mpirun) starts ranks."""
+
+    name: str
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class LaunchPlan:
     """All processes of a job of ``size`` ranks, in the order in which they are started.
 
-    ``scratch`` is a folder of this host that the launcher's own programs may make; it is removed when the job is over.
+    ``scratch`` is a folder that the launcher's own programs may make on each host; it is removed when the job is over.
+    ``other_hosts`` are those with ranks that none of ``processes`` is. ``noise`` is a regular expression for lines of the
+    launcher's own that mean nothing, and are not shown; empty: all are.
+    ``binding`` is what the ranks of this host will be bound to, by local rank; none where they are not, or other hosts have some.
+    ``secrets`` are variables that all processes are given, and that stand in none of their environments or arguments here.
+    ``ordered`` is true where a program other than dtrain starts ranks on other hosts: they are told what to do by files.
     """
 
     launcher: str
     size: int
     processes: tuple[PlannedProcess, ...]
     scratch: Path | None = None
+    other_hosts: tuple[PlannedHost, ...] = ()
+    noise: str = ""
+    ordered: bool = False
+    binding: tuple[RankBinding, ...] = ()
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def masker(self) -> Masker:
+        """What keeps the secrets out of all that is written about the job."""
+        return Masker(self.secrets.values())
 
     @property
     def tasks(self) -> dict[int, PlannedTask]:
@@ -85,6 +110,17 @@ class LaunchPlan:
         return [str(planned.task) for _, planned in sorted(self.tasks.items())]
 
     def to_json(self) -> dict[str, Any]:
+        """For ``--dry-run --json``; of secrets the names alone."""
+        values: dict[str, Any] = self.masker.value(self._to_json())
+        return {**values, "secrets": list(self.secrets)}
+
+    def shell_lines(self) -> list[str]:
+        """For ``--dry-run``: the processes, each as a line for a shell that has the secrets among its variables."""
+        mask = self.masker
+        shown = (replace(p, argv=tuple(map(mask.text, p.argv)), environment=mask.value(p.environment)) for p in self.processes)
+        return [process.shell_line() for process in shown]
+
+    def _to_json(self) -> dict[str, Any]:
         return {
             "launcher": self.launcher,
             "size": self.size,
@@ -100,6 +136,11 @@ class LaunchPlan:
                 }
                 for p in self.processes
             ],
+            "binding": [
+                {"local_rank": rank, "processors": format_cpus(each.cpus), "threads": each.threads, "gpu": each.gpu}
+                for rank, each in enumerate(self.binding)
+            ],
+            "other_hosts": [{"name": host.name, "ranks": list(host.ranks)} for host in self.other_hosts],
         }
 
 

@@ -22,12 +22,13 @@ from dtrain.hosts import Host
 FAILED = 255
 """ssh's exit code when it cannot connect, loses the connection, or its command was killed by a signal."""
 CONNECT_S = 10
-# A host that does not answer for two times three seconds is lost. What else the user's configuration may say is kept, but for a
-# connection that is shared with others: it would outlive this client. At INFO ssh says why a connection broke.
-_OPTIONS = (
-    *("-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_S}", "-o", "ServerAliveInterval=3", "-o", "ServerAliveCountMax=2"),
-    *("-o", "ControlMaster=no", "-o", "ControlPath=none", "-o", "LogLevel=INFO", "-T", "-x"),
+LOST_S = 6.0
+"""Seconds of silence, as a rule, after which a host is lost."""
+# What else the user's configuration may say is kept, but for a connection shared with others: it would outlive this client.
+CONNECT_OPTIONS = (
+    *("-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_S}", "-o", "ControlMaster=no", "-o", "ControlPath=none"),
 )
+_OPTIONS = (*CONNECT_OPTIONS, "-o", "LogLevel=INFO", "-T", "-x")  # at INFO ssh says why a connection broke
 _BROKE = re.compile(r"timeout, server|timed out|connection .*(closed|reset|refused)|broken pipe|disconnect", re.IGNORECASE)
 _NOISE = re.compile(r"warning: permanently added|^\s*$|pseudo-terminal", re.IGNORECASE)
 _ERROR = re.compile(r"error|exception|not found|no such|denied|refused|failed|could not|timeout|timed out|closed", re.IGNORECASE)
@@ -47,10 +48,17 @@ _ADVICE = (
 )
 
 
-def command(host: str, cwd: Path, environment: Mapping[str, str], argv: Sequence[str]) -> tuple[str, ...]:
-    """The local command that runs ``argv`` on another host. Over there a shell reads it, so it is quoted as a whole."""
+def command(
+    host: str, cwd: Path, environment: Mapping[str, str], argv: Sequence[str], *, lost_s: float = LOST_S
+) -> tuple[str, ...]:
+    """The local command that runs ``argv`` on another host, which is given up after ``lost_s`` seconds of silence.
+
+    Over there a shell reads it, so it is quoted as a whole.
+    """
     variables = [f"{name}={value}" for name, value in environment.items()]
-    return ("ssh", *_OPTIONS, "--", host, f"cd {shlex.quote(str(cwd))} && exec {shlex.join(['env', *variables, *argv])}")
+    interval = max(1, min(10, int(lost_s // 2)))
+    alive = ("-o", f"ServerAliveInterval={interval}", "-o", f"ServerAliveCountMax={max(1, round(lost_s / interval))}")
+    return ("ssh", *_OPTIONS, *alive, "--", host, f"cd {shlex.quote(str(cwd))} && exec {shlex.join(['env', *variables, *argv])}")
 
 
 def is_here(host: Host) -> bool:
@@ -100,6 +108,8 @@ class Connection:
         os.set_blocking(self._stderr.fileno(), False)
         os.set_blocking(self._stdin.fileno(), False)  # nobody waits for a host that does not answer
         self._said = b""
+        if process.stdout is not None:
+            os.set_blocking(process.stdout.fileno(), False)
 
     def introduce(self, environment: Mapping[str, str]) -> None:
         """Send what the process is to have in its environment beside what its command line says: others can read that."""
@@ -123,11 +133,22 @@ class Connection:
                 self._said = b"\n".join((self._said + chunk).split(b"\n")[-_KEPT_LINES:])
         return self._said.decode(errors="replace")
 
+    def hear(self) -> bytes:
+        """What came from the process's standard output since the last time, where it is listened to."""
+        heard = b""
+        if self.process.stdout is not None:
+            with contextlib.suppress(OSError, ValueError):
+                while chunk := os.read(self.process.stdout.fileno(), 65536):
+                    heard += chunk
+        return heard
+
     def release(self) -> None:
         """Give the descriptors back."""
         self.said()
         self.close()
         self._stderr.close()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
 
     def broke(self) -> bool:
         """Of a client that ended with :data:`FAILED`: whether the connection broke. Else its process was killed by a signal."""
@@ -138,15 +159,17 @@ class Connection:
             os.write(self._stdin.fileno(), line + b"\n")
 
 
-def connect(argv: Sequence[str], cwd: Path, marker: Mapping[str, str], prepare: Callable[[], None]) -> Connection:
+def connect(
+    argv: Sequence[str], cwd: Path, marker: Mapping[str, str], prepare: Callable[[], None], *, listen: bool = False
+) -> Connection:
     """Start the ssh client. ``marker`` is added to its environment, by which the run's processes are found; ``prepare`` runs
-    between fork and exec. Raises OSError."""
+    between fork and exec; ``listen`` to what the process says (:meth:`Connection.hear`). Raises OSError."""
     process = subprocess.Popen(
         argv,
         cwd=cwd,
         env={**os.environ, **marker},
         stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,  # a rank writes there to see whether the connection holds
+        stdout=subprocess.PIPE if listen else subprocess.DEVNULL,  # a rank writes there to see whether the connection holds
         stderr=subprocess.PIPE,
         preexec_fn=prepare,
     )

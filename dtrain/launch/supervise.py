@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import shutil
 import signal
 import socket
@@ -15,15 +16,20 @@ from dataclasses import dataclass, field
 import psutil
 
 from dtrain import env
+from dtrain.job_options import Hangs
+from dtrain.launch.agent import Agents, processes_of, signal_guard
+from dtrain.launch.beats import BeatWatch
 from dtrain.launch.chatter import Chatter
 from dtrain.launch.console import Console, LineReader
 from dtrain.launch.crew import Crew
 from dtrain.launch.hang import HANG, HangWatch
 from dtrain.launch.plan import LaunchPlan
+from dtrain.launch.ssh import FAILED
 from dtrain.layout import RunLayout
+from dtrain.masking import MaskedStream
 from dtrain.processes import END_SCRIPT, signal_name
-from dtrain.spec import Hangs
 from dtrain.status import (
+    ORPHANED,
     RankFailure,
     RunStatus,
     failure_from_line,
@@ -37,6 +43,10 @@ _CAUSE_LINES = 20
 _SHOWN_AT_ONCE = 16  # MiB
 _POLL_S = 0.03
 _CHECK_S = 0.1
+# How often the folders of ranks on other hosts are opened anew, which costs a network file system some of its time.
+_LOOK_AGAIN_S = 1.0
+# How long a silent connection to another host is kept, where --heartbeat-timeout sets no limit.
+_AGENT_LOST_S = 3600.0
 # After a failure the launcher ends the other ranks by itself, as a rule at once; it says more when it may.
 _LAUNCHER_REACTION_S = 0.3
 # The launcher's words are shown this much later, to know by then whether they are about a rank that failed.
@@ -64,34 +74,49 @@ class Limits:
     hangs: Hangs = field(default_factory=Hangs)
 
 
+@dataclass(frozen=True)
+class Signals:
+    """Those that this process was sent, in the order in which they came: one ``to_end`` ends the job as canceled, a second one at
+    once; those ``to_pass_on`` are for the ranks."""
+
+    to_end: list[int] = field(default_factory=list)
+    to_pass_on: list[int] = field(default_factory=list)
+
+
 class Supervisor:
     """Runs one attempt of a plan to its end. Made by the submit side's one process; :meth:`run` blocks until nothing is left."""
 
-    def __init__(self, plan: LaunchPlan, run: RunLayout, limits: Limits, console: Console, signals: list[int]) -> None:
-        """``signals`` are those that this process was sent; one that comes ends the job as canceled, a second one at once."""
+    def __init__(self, plan: LaunchPlan, run: RunLayout, limits: Limits, console: Console, signals: Signals) -> None:
         self._plan, self._run, self._limits, self._console = plan, run, limits, console
         self._names = {rank: str(planned.task) for rank, planned in plan.tasks.items()}
         self._labels = {rank: planned.task.label for rank, planned in plan.tasks.items()}
         self._readers = {rank: LineReader(run.rank(rank).output_log) for rank in range(plan.size)}
         self._pipe, self._pipe_end = os.pipe()
-        self._crew = Crew(plan, run, output=self._pipe_end, start_timeout_s=limits.start_timeout_s, say=console.say)
+        agents = Agents(plan.other_hosts, run, plan.scratch, 2 * (limits.hangs.heartbeat_timeout_s or _AGENT_LOST_S))
+        self._crew = Crew(plan, run, agents, output=self._pipe_end, start_timeout_s=limits.start_timeout_s, say=console.say)
         self._launcher_reader = LineReader(self._pipe)
+        self._launcher_mask = MaskedStream(plan.masker)
         self._launcher_lines: list[tuple[float, str]] = []
         self._launcher_shown = 0
         self._ending = False
         self._work_done = False
         self._hosts: dict[int, str] = {}
-        self._on_other_hosts = {process.task.rank for process in plan.processes if process.task is not None and process.over_ssh}
+        over_ssh = {process.task.rank for process in plan.processes if process.task is not None and process.over_ssh}
+        self._on_other_hosts = set(range(plan.size)) if plan.ordered else over_ssh
         self._planned_hosts = {process.task.rank: process.host for process in plan.processes if process.task is not None}
+        for host in plan.other_hosts:
+            self._on_other_hosts.update(host.ranks)
+            self._planned_hosts.update(dict.fromkeys(host.ranks, host.name))
+        self._beats = BeatWatch(plan, run, limits.hangs.heartbeat_timeout_s, agents, self._host)
         self._failures: dict[int, RankFailure] = {}
         self._hang = HangWatch(plan, run, limits.hangs, console.say, self._crew.tell)
         self._hung: str | None = None
-        self._signals = signals
+        self._signals, self._to_pass_on = signals.to_end, signals.to_pass_on
         environ = {**os.environ, **plan.processes[0].environment}
         self._chatter = None if env.wants_tensorflow_messages(environ) else Chatter()
         self._timed_out = False
         self._started = time.time()
-        self._next_check = 0.0
+        self._next_check = self._next_look = 0.0
 
     def run(self) -> RunStatus:
         """Start the plan's processes, wait for the end, and return how it ended; nothing is recorded of that here.
@@ -111,11 +136,14 @@ class Supervisor:
         limit = self._limits.timeout_s
         failed_at: float | None = None
         self._note(self._crew.step())
+        self._run.settle()
         while self._crew.at_work:
             time.sleep(_POLL_S)
             self._show()
             self._collect()
             now = time.time()
+            while self._to_pass_on:
+                self._crew.pass_on(self._to_pass_on.pop(0))
             if self._signals:
                 return
             if limit is not None and now - (self._limits.began or self._started) > limit:
@@ -126,6 +154,8 @@ class Supervisor:
                 return
             if self._failures and failed_at is None:
                 failed_at = now
+            if failed_at is None:
+                self._note(self._beats.look())
             if failed_at is not None and now - failed_at > _LAUNCHER_REACTION_S:
                 return
             self._note(self._crew.step())
@@ -148,32 +178,44 @@ class Supervisor:
         if not final and time.monotonic() < self._next_check:
             return
         self._next_check = time.monotonic() + _CHECK_S
+        look_again = final or time.monotonic() >= self._next_look
+        if look_again:
+            self._next_look = time.monotonic() + _LOOK_AGAIN_S
         tasks = self._plan.tasks
         for rank in self._plan.deciding_ranks if self._work_done else range(self._plan.size):
             if rank in self._failures or (rank in tasks and not final):
                 continue
+            if rank in self._on_other_hosts and look_again:
+                self._run.rank(rank).look_again()
             if (failure := read_failure(self._run, rank)) is not None:
                 self._failures[rank] = failure
 
     def _show(self, *, final: bool = False) -> None:
         at_once = None if final else _SHOWN_AT_ONCE
+        bars = {}
         for rank, reader in self._readers.items():
             data = reader.read(max_chunks=at_once)
             if data:
                 self._hang.printed(rank)
+            if not self._console.shows(rank):
+                continue
             lines = reader.lines(data, final=final)
             if self._chatter is not None:
                 lines = self._chatter.drop(rank, lines)
             if lines:
                 self._console.rank_lines(self._host(rank), rank, lines, label=self._labels.get(rank, ""))
-        data = self._launcher_reader.read(max_chunks=at_once)
+            if bar := reader.bar():
+                bars[rank] = (self._host(rank), self._labels.get(rank, ""), bar)
+        self._console.rank_bars({} if final else bars, final=final)
+        data = self._launcher_mask.feed(self._launcher_reader.read(max_chunks=at_once))
+        data += self._launcher_mask.flush() if final else b""
         if data:
             with contextlib.suppress(OSError), open(self._run.launcher_log, "ab") as log:  # a full disk: shown, though not kept
                 log.write(data)
         for line in self._launcher_reader.lines(data, final=final):
             if (failure := failure_from_line(line)) is not None:
                 self._failures.setdefault(failure.rank, failure)
-            else:
+            elif not (self._plan.noise and re.search(self._plan.noise, line)):
                 self._launcher_lines.append((time.monotonic(), line))
         self._show_launcher(final)
 
@@ -203,12 +245,12 @@ class Supervisor:
             self._wait(self._limits.grace_s, self._scripts_ended)
             self._crew.tell_all_to_end()
             self._wait(min(self._limits.grace_s, _LAUNCHER_END_S), lambda: not self._any_alive())
-            self._crew.cut_off()
-            if self._any_alive():
-                self._wait(_CUT_OFF_S, lambda: not self._crew.remote_alive())
+        self._crew.cut_off()
+        if self._crew.remote_alive():
+            self._wait(_CUT_OFF_S, lambda: not self._crew.remote_alive())
         # Nobody whose record could still come is alive after this: what is read below is final.
         deadline = time.monotonic() + _KILL_S
-        while (leftovers := self._leftovers()) and time.monotonic() < deadline:
+        while (leftovers := processes_of(self._run.root)) and time.monotonic() < deadline:
             for left in leftovers:
                 with contextlib.suppress(psutil.Error):
                     left.kill()
@@ -237,16 +279,11 @@ class Supervisor:
         """True when every rank that has not ended was told by its guard; not those that have not begun."""
         told = True
         for rank in range(self._plan.size):
-            record = read_process(self._run, rank)
-            script = record.find() if record is not None else None
-            if record is not None and not self._has_ended(rank) and self._crew.tell(rank, "end"):
+            begun = self._run.rank(rank).process.is_file()
+            if begun and not self._has_ended(rank) and self._crew.tell(rank, "end"):
                 continue
-            if script is not None:
-                with contextlib.suppress(psutil.Error):
-                    if (guard := script.parent()) is not None:
-                        guard.send_signal(END_SCRIPT)
-            else:
-                told = told and self._has_ended(rank)
+            reached = signal_guard(self._run, rank, END_SCRIPT) or self._has_ended(rank)
+            told = told and reached
         return told
 
     def _has_ended(self, rank: int) -> bool:
@@ -267,22 +304,16 @@ class Supervisor:
         if self._plan.scratch is not None:
             shutil.rmtree(self._plan.scratch, ignore_errors=True)
 
-    def _leftovers(self) -> list[psutil.Process]:
-        """All processes of this host that belong to the run: they carry its folder in their environment."""
-        marker, found = str(self._run.root), []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get(env.RUN_DIR) == marker and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
-
     def _verdict(self) -> RunStatus:
         for rank in self._on_other_hosts:
             self._run.rank(rank).look_again()
         missing = [rank for rank in self._plan.deciding_ranks if not self._run.rank(rank).done.is_file()]
         launcher_code = self._crew.exit_code()
         vanished = self._vanished(missing, launcher_code)
-        failure = first_failure(list(self._failures.values())) or (vanished[0] if len(vanished) == 1 else None)
+        failure, orphan = first_failure(list(self._failures.values())), self._orphaned(launcher_code)
+        if orphan is not None and (failure is None or orphan.time < failure.time):
+            failure = orphan
+        failure = failure or (vanished[0] if len(vanished) == 1 else None)
         if self._signals and not self._work_done:
             state, code, cause = "canceled", 128 + self._signals[0], f"canceled by {signal_name(self._signals[0])}"
             failure = None
@@ -321,14 +352,23 @@ class Supervisor:
         Of several nobody can say which was the first: MPICH kills the others before they can leave a record, and names any.
         """
         silent = [rank for rank in missing if rank not in self._failures and self._run.rank(rank).process.is_file()]
-        if launcher_code <= 0:  # one that was itself killed took its ranks with it
-            return []
+        if launcher_code == 0 or (launcher_code < 0 and self._plan.launcher != "local"):
+            return []  # one that was itself killed took its ranks with it; a single rank is started by nobody else
         message = "vanished without a record: it was killed together with the process that watched it"
         killed = [RankFailure.now(rank, "signal", 128 + signal.SIGKILL, message) for rank in silent]
         return [
             dataclasses.replace(failure, host=self._host(failure.rank), task=self._names.get(failure.rank, ""))
             for failure in killed
         ]
+
+    def _orphaned(self, launcher_code: int) -> RankFailure | None:
+        """The first rank on another host whose launcher there has died; None where mpirun itself was killed."""
+        gone = [self._failures[rank] for rank in sorted(self._on_other_hosts & self._failures.keys())]
+        gone = [failure for failure in gone if failure.message == ORPHANED]
+        if launcher_code < 0 or not gone:
+            return None
+        message = f"lost: the daemon of {self._plan.processes[0].name} on this host, by which it was started, has died"
+        return dataclasses.replace(min(gone, key=lambda each: each.time), kind="signal", exit_code=FAILED, message=message)
 
     def _launcher_cause(self, code: int) -> str:
         name = self._plan.processes[0].name

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from dtrain.errors import RegistryError, did_you_mean
-from dtrain.layout import NAME_PATTERN, RunLayout, check_name, fsync_folder
+from dtrain.files import fsync_folder
+from dtrain.layout import NAME_PATTERN, RunLayout, check_name
 from dtrain.registry.records import (
     ModelFile,
     ModelVersion,
@@ -230,9 +231,9 @@ class Registry:
 
 def _registrable_status(run: RunLayout, any_state: bool | Literal["also running"]) -> RunStatus:
     status = read_status(run)
-    if status.state == "running" and any_state != "also running":
-        raise RegistryError(f"run {run.id} is still running; register it when it has ended")
-    if status.state not in ("running", "completed") and not any_state:
+    if not status.is_over and any_state != "also running":
+        raise RegistryError(f"run {run.id} is still {status.state}; register it when it has ended")
+    if status.is_over and status.state != "completed" and not any_state:
         how = "was canceled" if status.state == "canceled" else "failed"
         raise RegistryError(f"run {run.id} {how}; its files are registered all the same with any_state=True (`--any-state`)")
     return status

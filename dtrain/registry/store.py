@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from blake3 import blake3
 
 from dtrain.errors import RegistryError
-from dtrain.layout import fsync_folder
+from dtrain.files import fsync_folder
 from dtrain.registry.records import VERSION_PATTERN, seal
 
 CHUNK_BYTES = 1 << 20

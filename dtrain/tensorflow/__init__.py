@@ -19,19 +19,23 @@ sync_replicas.install()
 
 if TYPE_CHECKING:
     from dtrain.tensorflow.device import choose_device as choose_device
+    from dtrain.tensorflow.fit import FitOptions as FitOptions
     from dtrain.tensorflow.fit import callbacks as callbacks
     from dtrain.tensorflow.optimizer import DistributedGradientTape as DistributedGradientTape
     from dtrain.tensorflow.optimizer import DistributedOptimizer as DistributedOptimizer
     from dtrain.tensorflow.parameter_server import serve_if_server as serve_if_server
     from dtrain.tensorflow.trainer import Trainer as Trainer
+    from dtrain.tensorflow.work import TrainOptions as TrainOptions
 
 _EXPORTS = {
     "DistributedGradientTape": "dtrain.tensorflow.optimizer",
     "DistributedOptimizer": "dtrain.tensorflow.optimizer",
+    "FitOptions": "dtrain.tensorflow.fit",
     "callbacks": "dtrain.tensorflow.fit",
     "choose_device": "dtrain.tensorflow.device",
     "serve_if_server": "dtrain.tensorflow.parameter_server",
     "Trainer": "dtrain.tensorflow.trainer",
+    "TrainOptions": "dtrain.tensorflow.work",
 }
 
 __all__ = [*_EXPORTS]

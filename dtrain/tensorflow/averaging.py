@@ -7,7 +7,7 @@ Ours averages in ``apply``, through which every way of training goes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -24,9 +24,10 @@ from dtrain.tensorflow.state import keras3, short_name
 logger = logging.getLogger(__name__)
 
 NOT_ACCUMULATED = (
-    "gradients cannot be accumulated where Keras 3 scales the loss (mixed_float16): its LossScaleOptimizer ignores it; leave out "
+    "gradients cannot be accumulated where Keras scales the loss (mixed_float16): its LossScaleOptimizer ignores it; leave out "
     "backward_passes_per_step and gradient_accumulation_steps, or use mixed_bfloat16, which needs no scaling"
 )
+NOT_COMPILED = "jit_compile=True: XLA does not compile Horovod's operations; leave it out or say jit_compile=False"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +161,6 @@ def distribute(optimizer: Any, reduction: Reduction, *, backward_passes: int = 1
         if optimizer.built and optimizer.gradient_accumulation_steps is None:
             raise UsageError("backward_passes_per_step needs an optimizer that has not trained yet; wrap it before")
         optimizer.gradient_accumulation_steps = backward_passes
-    _patch_compile()
     if optimizer.built and reduction.process_set is hvd.global_process_set:
         check_same_variables(optimizer._trainable_variables)
     _set_class(optimizer, type(cls.__name__, (_Averaging, cls), {"__module__": cls.__module__, "dtrain_reduction": reduction}))
@@ -175,32 +175,22 @@ def _set_class(optimizer: Any, cls: type) -> None:
     object.__setattr__(optimizer, "__class__", cls)  # Keras's own __setattr__ tracks what it is given
 
 
-@lru_cache(maxsize=1)
-def _patch_compile() -> None:
-    """Let ``compile`` of Keras 3 see to what does not go with an optimizer of ours."""
-    # Where it is defined: a model that has another `compile` than that counts as custom, and is not compiled when it is loaded.
-    trainer = next(cls for cls in keras3().Model.__mro__ if "compile" in vars(cls))
-    original = trainer.compile
-
-    def compile(self: Any, *args: Any, **kwargs: Any) -> None:
-        optimizer = args[0] if args else kwargs.get("optimizer")
-        if is_distributed(optimizer):
-            # Scripts for Horovod on Keras 2 pass it, and it has no meaning on Keras 3.
-            kwargs.pop("experimental_run_tf_function", None)
-            if kwargs.get("jit_compile") is True:
-                raise UsageError(
-                    "jit_compile=True: XLA does not compile Horovod's operations; leave it out or say jit_compile=False"
-                )
-            if len(args) < 8:
-                kwargs["jit_compile"] = False
-        original(self, *args, **kwargs)
-        scaling = self.optimizer
-        if is_distributed(getattr(scaling, "inner_optimizer", None)):
-            # Keras, or the script, wrapped it to scale the loss (mixed_float16). It applies nothing where a gradient has
-            # overflowed, so the average must come before it looks: else one rank would skip an exchange that the others wait in.
-            inner = scaling.inner_optimizer
-            reduction = inner.dtrain_reduction
-            _set_class(inner, type(inner).__mro__[2])
-            distribute(scaling, reduction)
-
-    trainer.compile = compile
+def compile_model(original: Callable[..., None], model: Any, *args: Any, **kwargs: Any) -> None:
+    """``compile`` of Keras 3, which sees to what does not go with an optimizer of ours."""
+    optimizer = args[0] if args else kwargs.get("optimizer")
+    if is_distributed(optimizer):
+        # Scripts for Horovod on Keras 2 pass it, and it has no meaning on Keras 3.
+        kwargs.pop("experimental_run_tf_function", None)
+        if kwargs.get("jit_compile") is True:
+            raise UsageError(NOT_COMPILED)
+        if len(args) < 8:
+            kwargs["jit_compile"] = False
+    original(model, *args, **kwargs)
+    scaling = model.optimizer
+    if is_distributed(getattr(scaling, "inner_optimizer", None)):
+        # Keras, or the script, wrapped it to scale the loss (mixed_float16). It applies nothing where a gradient has
+        # overflowed, so the average must come before it looks: else one rank would skip an exchange that the others wait in.
+        inner = scaling.inner_optimizer
+        reduction = inner.dtrain_reduction
+        _set_class(inner, type(inner).__mro__[2])
+        distribute(scaling, reduction)

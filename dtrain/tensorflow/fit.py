@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import tensorflow as tf
 
+from dtrain.comm._agreement import name_ranks
 from dtrain.errors import CheckpointError, CommunicationError, UsageError
 from dtrain.progress import PROGRESS
 from dtrain.tensorflow import state
@@ -79,11 +80,16 @@ def _is_count(value: object, *, least: int) -> bool:
 def callbacks(run: Run, **options: Any) -> list[Any]:
     """Callbacks for ``model.fit(..., callbacks=[*dtrain.tensorflow.callbacks(run), ...])``; put them first.
 
-    The options are the fields of :class:`FitOptions`. All ranks take rank 0's weights, or those of the checkpoint that is
-    resumed, from whose epoch ``fit`` then goes on; where a script calls ``fit`` several times, the one that saved it does, and
-    those before are done again. At an epoch's end each rank records its own metrics, and the callbacks after
-    these see the means over ranks. Every rank must make the same number of steps in an epoch. Raises CommunicationError out of
-    ``fit``, on all ranks, when the ranks' weights differ.
+    The options are the fields of :class:`dtrain.tensorflow.FitOptions`: ``resume`` (``"auto"``, ``"never"`` or a step),
+    ``checkpoint_every`` (epochs, or ``"never"``), ``check_every`` (steps from one comparison of the ranks' weights to the next)
+    and ``warmup_epochs`` (of a rising learning rate).
+
+    All ranks take rank 0's weights, or those of the checkpoint that is resumed, from whose epoch ``fit`` then goes on; where a
+    script calls ``fit`` several times, the one that saved it does, and those before are done again. At an epoch's end each rank
+    records its own metrics, and the callbacks after these see the means over ranks. Running statistics (BatchNormalization) are
+    each rank's own while it trains, and their mean when it is validated, saved, and done. Every rank must make the same number
+    of steps in an epoch. Raises CommunicationError out of ``fit``, on all ranks, when the ranks' steps (where Keras knows them)
+    or weights differ; UsageError for ``BatchNormalization(synchronized=True)``, which knows of tf.distribute alone.
     """
     refuse_in_cluster(run, "callbacks()")
     try:
@@ -154,6 +160,8 @@ class DataParallel(Marks):
     def prepare(self, model: Any) -> None:
         """Give all ranks the same beginning: rank 0's, or that of a checkpoint. Collective; once, before any training."""
         self._prepared = self._unchecked = True
+        if self._run.size > 1:
+            state.refuse_unsynchronized(model)
         if self._options.warmup_epochs:
             self._full_rate = state.read_learning_rate(model.optimizer)
         state.broadcast_state(model, self._run.comm)
@@ -211,6 +219,7 @@ class DataParallel(Marks):
         done.steps = max(done.steps, saved.step)  # more where the fits before have got more epochs: steps do not go back
 
     def on_train_begin(self, logs: Any = None) -> None:
+        self._check_same_steps()
         if not self._prepared:
             self.prepare(self.model)
         if self._options.warmup_epochs and not self.params.get("steps"):
@@ -222,7 +231,20 @@ class DataParallel(Marks):
             else:
                 self.model._initial_epoch = self.first_epoch
 
+    def _check_same_steps(self) -> None:
+        """Raise CommunicationError on all ranks unless all make the same steps; a rank that makes more waits for ever."""
+        by_rank = self._run.comm.allgather_obj(self.params.get("steps"))
+        known = sorted({int(steps) for steps in by_rank if steps is not None})  # None: a dataset that does not know its length
+        if len(known) < 2:
+            return
+        told = [f"{n} on {name_ranks([rank for rank, steps in enumerate(by_rank) if steps == n])}" for n in known]
+        raise CommunicationError(
+            f"the ranks make different numbers of steps in an epoch: {', '.join(told)}; give every rank as many batches "
+            f"(dataset.take({known[0]}), batch(..., drop_remainder=True)), or pass steps_per_epoch={known[0]} to fit"
+        )
+
     def on_train_end(self, logs: Any = None) -> None:
+        state.average_statistics(self.model, self._run.comm)  # where no checkpoint has done so
         if self.first_epoch:
             if hasattr(self.model, "_training_state"):
                 self.model._training_state = None

@@ -8,6 +8,7 @@ because Horovod takes its backend from ``import keras``, which is another Keras.
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 import re
 import sys
@@ -21,6 +22,8 @@ from dtrain.env import RankEnv, other_world
 from dtrain.errors import MissingDependency, UsageError
 
 _installed = False
+_DEFINE_COMPILE = ("keras.src.trainers.trainer", "keras.src.engine.training", "tf_keras.src.engine.training")
+"""Of Keras 3, 2.15 and tf_keras. A model with another `compile` than theirs counts as custom, and is loaded without it."""
 
 
 def install() -> None:
@@ -38,6 +41,7 @@ def install() -> None:
             "horovod._keras": _mend_optimizer,
             "horovod._keras.callbacks": _mend_callbacks,
             "horovod.tensorflow.elastic": _refuse_state,
+            **dict.fromkeys(_DEFINE_COMPILE, _mend_compile),
         }
     ).install()
 
@@ -188,6 +192,24 @@ def _check_before_exchange(cls: Any, process_set: Any) -> None:
         return allreduce(self, grads, variables)
 
     cls._allreduce = _allreduce
+
+
+def _mend_compile(module: ModuleType) -> None:
+    # Now: in `model.compile(DistributedOptimizer(...))` the method is looked up before there is any optimizer of ours.
+    is_keras3 = hasattr(module, "Trainer")
+    trainer = module.Trainer if is_keras3 else module.Model
+    original = trainer.compile
+
+    @functools.wraps(original)
+    def compile(self: Any, *args: Any, **kwargs: Any) -> None:
+        if "dtrain.tensorflow.averaging" in sys.modules:
+            from dtrain.tensorflow import averaging, averaging_keras2
+
+            (averaging if is_keras3 else averaging_keras2).compile_model(original, self, *args, **kwargs)
+        else:
+            original(self, *args, **kwargs)
+
+    trainer.compile = compile
 
 
 def _mend_callbacks(module: ModuleType) -> None:

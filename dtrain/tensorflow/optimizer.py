@@ -47,11 +47,19 @@ def DistributedOptimizer(
     backward_passes_per_step: int = 1,
     sparse_as_dense: bool = False,
 ) -> Any:
-    """Make ``optimizer`` (of Keras 2, tf_keras or Keras 3) apply the mean of all ranks' gradients. Collective.
+    """Make ``optimizer`` (of Keras 2, tf_keras or Keras 3) apply the mean of all ranks' gradients; changes it, and returns it.
+
+    All ranks make one; then each update is collective, whichever way the gradients come: ``fit``, ``minimize``, or
+    ``apply_gradients`` in a ``train_step`` or a loop of one's own. Those of a DistributedGradientTape are averaged once more, to
+    the same. With Keras 2 ``apply_gradients(..., skip_gradients_aggregation=True)`` applies what it is given.
 
     ``compression="fp16"`` halves what travels. With ``backward_passes_per_step`` above 1, gradients of so many batches are
-    averaged on each rank before the ranks exchange and update. Sparse gradients (of embeddings) travel as what they are, unless
-    ``sparse_as_dense``. For one rank without accumulation it is the optimizer itself; a Keras 3 optimizer is changed in place.
+    averaged on each rank before the ranks exchange and update: as one update of so many times the batch; those of embeddings
+    become dense then. Learning-rate schedules count updates, but on Keras 3 batches, as its ``gradient_accumulation_steps``
+    has it. Sparse gradients (of embeddings) travel as what they are, unless ``sparse_as_dense``. XLA
+    (``jit_compile=True``), and accumulation where the loss is scaled (mixed_float16), are refused. For one rank without
+    accumulation nothing is changed. An optimizer of TensorFlow 1 gets Horovod's wrapper, which averages in ``minimize`` and
+    ``compute_gradients`` only.
     """
     _check(compression, backward_passes_per_step)
     refuse_in_cluster(run, "DistributedOptimizer")
@@ -61,12 +69,15 @@ def DistributedOptimizer(
         optimizer.gradient_accumulation_steps = backward_passes_per_step
         return optimizer
     hvd = start_horovod(run)
-    from dtrain.tensorflow import averaging
+    from dtrain.tensorflow import averaging, averaging_keras2
 
     chosen = getattr(hvd.Compression, compression)
+    reduction = averaging.Reduction(compression=chosen, sparse_as_dense=sparse_as_dense)
     if averaging.is_keras3_optimizer(optimizer):
-        reduction = averaging.Reduction(compression=chosen, sparse_as_dense=sparse_as_dense)
         return averaging.distribute(optimizer, reduction, backward_passes=backward_passes_per_step)
+    if averaging_keras2.is_keras2_optimizer(optimizer) and hvd._executing_eagerly():
+        return averaging_keras2.distribute(optimizer, reduction, backward_passes=backward_passes_per_step)
+    # Of TensorFlow 1, or in its graphs.
     return hvd.DistributedOptimizer(
         optimizer,
         compression=chosen,
@@ -79,8 +90,9 @@ def DistributedOptimizer(
 def DistributedGradientTape(tape: Any, run: Run, *, compression: str = "none", sparse_as_dense: bool = False) -> Any:
     """Wrap a ``tf.GradientTape`` so that ``gradient`` returns the mean of all ranks' gradients; its sources are a flat list.
 
-    Not with a DistributedOptimizer: one of them averages. An eager call is progress. Within a ``tf.function`` ``gradient``
-    is only traced: a loop of steps in graphs should call ``run.log`` now and then, or it is taken for hung.
+    With a plain optimizer: a DistributedOptimizer would exchange them once more. An eager call is progress. Within a
+    ``tf.function`` ``gradient`` is only traced: a loop of steps in graphs should call ``run.log`` now and then, or it is taken
+    for hung.
     """
     _check(compression, 1)
     refuse_in_cluster(run, "DistributedGradientTape")

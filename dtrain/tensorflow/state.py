@@ -139,7 +139,8 @@ def broadcast_state(model: Any, comm: Communicator) -> None:
 
     Raises CommunicationError on all ranks, naming those that differ, where they have not the same variables.
     """
-    variables = [*model.weights, *optimizer_variables(model)]
+    slots = optimizer_variables(model)  # first: it says what a model without weights needs
+    variables = [*model.weights, *slots]
     values = read(variables)
     if comm.size > 1:
         comm.broadcast_(values)
@@ -154,6 +155,18 @@ def average_statistics(model: Any, comm: Communicator) -> None:
         values = read(statistics)
         comm.allreduce_mean_(values)
         assign(statistics, values)
+
+
+def refuse_unsynchronized(model: Any) -> None:
+    """Raise UsageError for a BatchNormalization that is to be synchronized, which Keras does over tf.distribute alone."""
+    for layer in model._flatten_layers():
+        is_normalization = any(cls.__name__.startswith("BatchNormalization") for cls in type(layer).__mro__)
+        if is_normalization and getattr(layer, "synchronized", False):
+            raise UsageError(
+                f"layer {layer.name}: BatchNormalization(synchronized=True) synchronizes over tf.distribute, and not over these "
+                "ranks; use horovod.tensorflow.SyncBatchNormalization() (after horovod.tensorflow.init()), or leave out "
+                "synchronized"
+            )
 
 
 @lru_cache(maxsize=1)

@@ -19,7 +19,7 @@ class Trainer:
 
     ``build_model()`` returns a compiled Keras model; it is called after the device is chosen and the random generators are
     seeded. ``train`` and ``test`` (or None) are pairs (inputs, targets) of arrays, or of structures of arrays, that every
-    process has whole. The options are those of :class:`dtrain.tensorflow.work.TrainOptions`, as keywords: ``epochs`` and
+    process has whole. The options are those of :class:`dtrain.tensorflow.TrainOptions`, as keywords: ``epochs`` and
     ``batch_size`` must be given. Every process makes one, with the same arguments.
 
     *Ranks* train as one process would: the same seed and batch size give the same weights. Making a Trainer is collective. A

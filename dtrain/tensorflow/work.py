@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
 import logging
 import os
 import shutil
@@ -28,7 +29,11 @@ _KERAS_FILES = (".keras", ".h5")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(FitOptions):
-    """How :class:`Trainer` trains, and what it records; checks itself."""
+    """How :class:`Trainer` trains, and what it records; checks itself.
+
+    Beside the fields of :class:`FitOptions`: ``epochs``, ``batch_size`` (of all ranks together), ``seed``, ``device`` and
+    ``compression``.
+    """
 
     epochs: int
     """Training ends when this many have been done in all, those before a resume included."""
@@ -140,7 +145,9 @@ def write_model(model: Any, target: Path) -> str | None:
         if target.suffix or keras3() is None:
             model.save(temporary)
         else:
-            model.export(temporary)
+            # It prints every signature to stdout; not every Keras 3 can be told not to.
+            quiet = {"verbose": False} if "verbose" in inspect.signature(model.export).parameters else {}
+            model.export(temporary, **quiet)
         if target.is_dir():
             _remove(target)
         os.replace(temporary, target)

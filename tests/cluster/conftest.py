@@ -1,4 +1,4 @@
-"""Two hosts on this machine (tests/testbed), and a user's folder that both see."""
+"""Hosts on this machine (tests/testbed), Slurm on them, and a user's folder that all see."""
 
 from __future__ import annotations
 
@@ -12,23 +12,31 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dtrain.launch.sbatch import SlurmJob
 from tests.console.conftest import ROOT, Project, wait_until, watched
 
 __all__ = ["wait_until"]
 
 SCRIPT = ROOT / "tests" / "testbed" / "hosts.sh"
+SLURM = SCRIPT.with_name("slurm.sh")
 
 
 @dataclass(frozen=True)
 class Testbed:
-    """node1 and node2, each with a network, a name and processes of its own."""
+    """node1, node2 and node3, each with a network, a name and processes of its own."""
 
     __test__ = False
     state: Path
 
-    def __call__(self, *args: str) -> None:
+    def __call__(self, *args: str) -> str:
+        return self.run(SCRIPT, *args)
+
+    def run(self, script: Path, *args: str) -> str:
         environ = {**os.environ, "TESTBED": str(self.state)}
-        subprocess.run([SCRIPT, *args], env=environ, check=True, stdin=subprocess.DEVNULL, timeout=60)
+        pipe = subprocess.PIPE
+        return subprocess.run(
+            [script, *args], env=environ, check=True, stdin=subprocess.DEVNULL, stdout=pipe, text=True, timeout=60
+        ).stdout
 
 
 @dataclass
@@ -41,7 +49,11 @@ class ClusterProject(Project):
         return {**super().environ(), "TESTBED": str(self.hosts.state)}
 
     def argv(self, *args: str) -> list[str]:
-        return [str(SCRIPT), "exec", "node1", "env", "-C", str(self.folder), *super().argv(*args)]
+        return [*self.on_node1, *super().argv(*args)]
+
+    @property
+    def on_node1(self) -> list[str]:
+        return [str(SCRIPT), "exec", "node1", "env", "-C", str(self.folder)]
 
     def find(self, job: subprocess.Popen[str], *words: str) -> psutil.Process:
         """The one process below a job whose command line holds all these words."""
@@ -54,11 +66,65 @@ def testbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Testbed]:
     """Up for all tests that need it; down in the end, whatever happened."""
     hosts = Testbed(tmp_path_factory.mktemp("testbed"))
     try:
-        shared = {str(path.resolve()) for path in (tmp_path_factory.getbasetemp(), ROOT, Path(sys.prefix), Path(sys.base_prefix))}
-        hosts("up", "2", *sorted(shared))
+        pythons = [Path(sys.prefix), Path(sys.base_prefix)]
+        if "DTRAIN_TEST_MPICH_PYTHON" in os.environ:
+            pythons.append(Path(os.environ["DTRAIN_TEST_MPICH_PYTHON"]).absolute().parents[1])
+        shared = {str(path.resolve()) for path in (tmp_path_factory.getbasetemp(), ROOT, *pythons)}
+        hosts("up", "3", *sorted(shared))
         yield hosts
     finally:
         hosts("down")
+
+
+@dataclass
+class SlurmProject(ClusterProject):
+    """The same, with Slurm's commands."""
+
+    within: tuple[str, ...] = ()
+    """What dtrain is started by: salloc with its options, say."""
+
+    def argv(self, *args: str) -> list[str]:
+        return [*self.on_node1, *self.within, *Project.argv(self, *args)]
+
+    def run(self, argv: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(argv, env=self.environ(), capture_output=True, text=True, timeout=60, check=False)
+
+    def slurm(self, *command: str) -> str:
+        return self.hosts("exec", "node1", *command)
+
+    @property
+    def job(self) -> str:
+        """The id of the newest run's job."""
+        job = SlurmJob.of(self.latest)
+        assert job is not None
+        return job.job_id
+
+
+@pytest.fixture(scope="session")
+def slurm_hosts(testbed: Testbed) -> Testbed:
+    """All three hosts are nodes of Slurm's. It goes down with them."""
+    testbed.run(SLURM, "up", "3")
+    return testbed
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, slurm_hosts: Testbed, wait_until: Callable[..., None]) -> Iterator[SlurmProject]:
+    project = SlurmProject(tmp_path, hosts=slurm_hosts)
+    watch = watched(project)
+    next(watch)
+    yield project
+    for job in project.started:
+        if job.poll() is None:
+            job.kill()
+    project.slurm("scancel", "--user=root")
+    wait_until(lambda: not project.processes() and not project.slurm("squeue", "-h"), 60)
+    wait_until(
+        lambda: (
+            project.slurm("sinfo", "-h", "-N", "-p", "debug", "-t", "idle", "-o", "%N").split() == ["node1", "node2", "node3"]
+        ),
+        60,
+    )
+    next(watch, None)
 
 
 @pytest.fixture

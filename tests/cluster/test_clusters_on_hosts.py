@@ -6,6 +6,7 @@ dtrain runs on node1. The chief and worker 0 go there too, worker 1 and the serv
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -65,6 +66,29 @@ def test_a_script_that_raises_on_another_host(project: ClusterProject) -> None:
     assert done.returncode == 1
     assert "first to fail was worker 1 on node2: ValueError: bad batch" in done.stderr
     assert 'raise ValueError("bad batch")' in done.stderr.replace("'", '"')
+
+
+def test_a_secret_comes_to_other_hosts_by_no_command_line(project: ClusterProject) -> None:
+    """Also one whose name is like those that Python reads, which a host is told on the command line; bound as every rank is."""
+    project.env["PYTHON_API_KEY"] = "s3cr3t v4lue"
+    script = project.script(
+        PRELUDE
+        + "server = listen()\nwait_for('worker0', 'listens'), wait_for('worker1', 'listens')\n"
+        + "for path in pathlib.Path('/proc').glob('[0-9]*/cmdline'):\n"
+        + "    try:\n        assert b'v4lue' not in path.read_bytes(), path\n    except OSError:\n        pass\n"
+        + "print('key', os.environ['PYTHON_API_KEY'], len(os.environ['PYTHON_API_KEY']), len(os.sched_getaffinity(0)))\n"
+    )
+    options = ("--secret", "PYTHON_API_KEY", "--bind", "core", "-H", "node1,node2")
+    done = project.dtrain("run", "--launcher", "multi_worker", "-n", "2", *options, script)
+    assert done.returncode == 0, done.stderr
+    cores = len(os.sched_getaffinity(0))
+    told = [f"[node1:worker0] key *** 12 {cores}", f"[node2:worker1] key *** 12 {cores}"]
+    assert sorted(done.stdout.splitlines()) == told
+    assert not [
+        path
+        for path in project.latest.root.rglob("*")
+        if path.name != "train.py" and path.is_file() and b"cr3t v4" in path.read_bytes()
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import subprocess
@@ -91,7 +92,8 @@ def watched(project: Project) -> Iterator[Project]:
             job.kill()
     left = project.processes()
     for process in left:
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it went with another one
+            process.kill()
     assert not left, f"left behind: {left}"
 
 

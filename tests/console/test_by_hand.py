@@ -151,3 +151,9 @@ def test_mpirun_of_another_mpi(project: Project) -> None:
     assert done.returncode != 0
     assert "sees a world of 1" in done.stderr
     assert not (project.folder / "workspace").exists()
+
+
+def test_a_metric_cannot_have_the_name_of_what_every_row_has(project: Project) -> None:
+    script = project.script("import dtrain\nrun = dtrain.init()\nrun.log('self', 1)\nrun.log('step', 1)\n")
+    done = project.dtrain("run", script)
+    assert "UsageError: a metric cannot be called 'step'" in done.stderr, done.stderr

@@ -325,7 +325,7 @@ def test_nothing_outlives_a_killed_launcher(project: Project, wait_until: Callab
     job = project.start("run", "--launcher", "parameter_server", "-n", "2", "--chief", script)
     wait_until(lambda: count(project, "chief0", "listens") == 1)
     wait_until(lambda: count(project, "worker0", "listens") + count(project, "worker1", "listens") == 2)
-    assert len(project.processes()) == 8
+    assert len(project.processes()) == 12  # of each: script, guard, and who waits for the guard to die
     job.kill()
     job.communicate()
     wait_until(lambda: not project.processes())
@@ -365,7 +365,11 @@ def test_a_server_that_does_not_end_is_killed_after_the_grace_time(project: Proj
         (("--launcher", "parameter_server", "--hostfile", "absent"), "--hostfile absent cannot be read: No such file"),
         (("--launcher", "parameter_server", "--hostfile", "absent", "-H", "a"), "exclude each other"),
         (("--launcher", "multi_worker", "-H", "a"), "one worker without servers runs where dtrain does"),
-        (("-n", "2", "-H", "a,b"), "several hosts with --launcher mpi are not there yet"),
+        (("--launcher", "local", "-H", "a"), "-H and --hostfile go with --launcher mpi, horovod,"),
+        (("-n", "3", "-H", "a,b"), "3 tasks exceed 2 hosts x 1 slot = 2; add hosts or slots (-H NAME:SLOTS), or lower --workers"),
+        (("-n", "2", "--network", "10.0.0.0/24"), "--network goes with -H or --hostfile"),
+        (("-H", "a,b", "--heartbeat-timeout", "1"), "--heartbeat-timeout 1 is not a number of seconds from 3; 0 is never"),
+        (("--launcher", "multi_worker", "-n", "2", "--skip-preflight"), "has to ask its hosts for free ports"),
     ],
 )
 def test_options_that_contradict_are_refused(project: Project, options: tuple[str, ...], words: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import signal
 from collections.abc import Callable
 
 import orjson
@@ -11,7 +12,7 @@ import pytest
 
 from .conftest import Project
 
-COMMANDS = ["run", "runs", "show", "logs", "metrics", "register", "models", "pull", "verify", "env"]
+COMMANDS = ["run", "runs", "show", "logs", "stacks", "stop", "metrics", "register", "models", "pull", "verify", "env"]
 
 TRAIN = """
 import sys, dtrain
@@ -82,6 +83,38 @@ def test_logs_follow_a_running_job_to_its_end(project: Project, wait_until: Call
     (project.latest.outputs / "go").touch()
     assert follower.communicate(timeout=20)[0].endswith("last\n")
     job.communicate(timeout=20)
+
+
+def test_stop_ends_a_running_job(project: Project, wait_until: Callable[..., None]) -> None:
+    script = project.script(
+        "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: (print('told', flush=True), sys.exit(0)))\n"
+        "print('begun', flush=True)\ntime.sleep(60)\n"
+    )
+    job = project.start("run", script)
+    assert job.stdout is not None
+    assert "begun" in job.stdout.readline()
+    done = project.dtrain("stop", "latest")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{project.latest.id}  canceled  canceled by SIGTERM\n"
+    output, _ = job.communicate(timeout=20)
+    assert job.returncode == 143
+    assert "told" in output
+    done = project.dtrain("stop", "latest")
+    assert (done.returncode, done.stdout) == (0, f"{project.latest.id}  canceled  canceled by SIGTERM\n")
+    assert "has ended before" in done.stderr
+
+
+def test_sigusr1_is_passed_on_to_the_ranks(project: Project) -> None:
+    script = project.script(
+        "import signal, sys, time\nsignal.signal(signal.SIGUSR1, lambda *_: sys.exit(0))\n"
+        "print('begun', flush=True)\ntime.sleep(60)\n"
+    )
+    job = project.start("run", script)
+    assert job.stdout is not None
+    assert "begun" in job.stdout.readline()
+    job.send_signal(signal.SIGUSR1)
+    _, words = job.communicate(timeout=20)
+    assert job.returncode == 0, words
 
 
 def test_register_pull_verify(trained: Project) -> None:

@@ -130,3 +130,21 @@ def test_options_that_cannot_be(project: Project, options: tuple[str, ...], word
     done = project.dtrain("run", *options, project.script(""))
     assert done.returncode == 2
     assert words in done.stderr
+
+
+@pytest.mark.needs("mpi")
+def test_a_stopped_rank_with_its_guard_is_lost(project: Project, wait_until: Callable[..., None]) -> None:
+    job = project.start(
+        "run", "-n", "2", "--heartbeat-timeout", "5", project.script("import time\nopen('outputs/begun', 'a')\ntime.sleep(60)\n")
+    )
+    wait_until(lambda: any(project.folder.glob("workspace/runs/*/ranks/00001/heartbeat.json")))
+    record = read_process(project.latest, 1)
+    assert record is not None
+    script = record.find()
+    assert script is not None
+    for process in (script.parent(), script):
+        process.suspend()
+    _, words = job.communicate(timeout=60)
+    assert job.returncode == 255, words
+    assert "lost: gives no sign of life since" in words
+    assert "is stopped" in words

@@ -479,6 +479,81 @@ def test_output_without_line_end_and_progress_bars(project: Project) -> None:
     assert log == b"\r0/3\r1/3\r2/3\nrest"
 
 
+@pytest.mark.needs("mpi")
+def test_whose_output_is_shown(project: Project) -> None:
+    script = project.script(FAIL_LAST.format(how="raise ValueError('bad batch')").replace("time.sleep(60)", "sys.exit()"))
+    shown = {
+        option: project.dtrain("run", "-n", "2", "--show", option, script) for option in ("0", "1", "0,1", "0-1", "all", "none")
+    }
+    first_words = {option: {line.split("] ")[1] for line in done.stdout.splitlines()} for option, done in shown.items()}
+    trace = {line for line in first_words["1"] if line != "before 1"}
+    both = {"before 0", "before 1"} | trace
+    assert first_words == {"0": {"before 0"}, "1": {"before 1"} | trace, "0,1": both, "0-1": both, "all": both, "none": set()}
+    for done in shown.values():
+        assert "first to fail was rank 1" in done.stderr
+        told = done.stderr[done.stderr.index("first to fail") :].splitlines()
+        assert told[1:3] == ["dtrain: the last it printed before:", "    before 1"]
+        assert told[-2:-1] == ["    ValueError: bad batch"]
+        assert done.stderr.count("Traceback") == 1
+    assert project.latest.rank(0).output_log.read_text() == "before 0\n"
+
+
+@pytest.mark.needs("mpi")
+def test_no_line_of_a_flood_is_lost_or_torn(project: Project) -> None:
+    """On both streams, by a child as well, as fast as they can, and up to the very end."""
+    script = project.script(
+        "import os, sys\nrank = os.environ['OMPI_COMM_WORLD_RANK']\nchild = os.fork() == 0\n"
+        "for n in range(5000):\n    print(rank, child, n, 'x' * (n % 200), file=sys.stderr if n % 2 else sys.stdout)\n"
+        "if not child:\n    os.wait()\n"
+    )
+    project.env["PYTHONUNBUFFERED"] = ""  # with it Python itself writes each line in pieces, between which its child's come
+    done = project.dtrain("run", "-n", "4", script)
+    assert done.returncode == 0, done.stderr
+    came: dict[tuple[str, str], list[str]] = {(str(rank), child): [] for rank in range(4) for child in ("True", "False")}
+    for line in done.stdout.splitlines():
+        prefix, rank, child, rest = line.split(" ", 3)
+        assert prefix.endswith(f":{rank}]")
+        came[rank, child].append(rest)
+    expected = [f"{n} {'x' * (n % 200)}" for n in range(5000)]
+    assert all(lines == expected for lines in came.values())
+    raw = [project.latest.rank(rank).output_log.read_text().splitlines() for rank in range(4)]
+    assert [f":{rank}] {line}" for rank in range(4) for line in raw[rank]] == sorted(
+        (":" + line.partition(":")[2] for line in done.stdout.splitlines()), key=lambda line: line[1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--show", "1"), "--show 1: there is no '1' in this job of rank 0 alone"),
+        (("-n", "2", "--show", "0-2"), "no '0-2' in this job of ranks 0 to 1; use numbers as 0,2-3; all; none"),
+        (("-n", "2", "--show", "worker"), "no 'worker' in this job of ranks 0 to 1"),
+        (("--show", ""), "there is no ''"),
+        (
+            ("--launcher", "parameter_server", "-n", "2", "--show", "worker,chief"),
+            "use numbers as 0,2-3, or ps, ps0, worker, worker0",
+        ),
+    ],
+)
+def test_ranks_that_cannot_be_shown(project: Project, options: tuple[str, ...], words: str) -> None:
+    done = project.dtrain("run", *options, project.script(""))
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert not list(project.folder.glob("workspace/runs/*"))
+
+
+def test_the_last_lines_of_a_failed_rank(project: Project) -> None:
+    """Twenty of them, a bar as it stood in the end, and nothing of the traceback, which is told apart."""
+    fails = "try:\n    1 / 0\nexcept Exception as e:\n    raise KeyError from e\n"
+    script = project.script(f"print(*range(30), sep='\\n')\nprint('10%\\r50%\\r90%')\n{fails}")
+    told = project.dtrain("run", script).stderr.splitlines()
+    begin = told.index("dtrain: the last it printed before:")
+    assert told[begin + 1 : begin + 22] == [*(f"    {n}" for n in (*range(11, 30), "90%")), "dtrain: and where it failed:"]
+    told = project.dtrain("run", project.script("import os\nprint(*range(30), sep='\\n', flush=True)\nos.abort()\n")).stderr
+    assert "the last it printed:\n" in told
+    assert "killed by SIGABRT" in told
+
+
 AGAIN = """
 import os, signal, sys, time
 import numpy as np

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 
 import dtrain
+import dtrain.errors
 import dtrain.tensorflow
 from dtrain.progress import PROGRESS
 
@@ -41,8 +42,8 @@ def build(seed=1, dropout=0.0):
     )
 
 
-def fit(model, optimizer, epochs=1, extra=(), **options):
-    model.compile(optimizer, "mse", metrics=["mae"])
+def fit(model, optimizer, epochs=1, extra=(), metrics=("mae",), **options):
+    model.compile(optimizer, "mse", metrics=list(metrics) or None)
     x, y = data()
     history = model.fit(
         share(x),
@@ -65,13 +66,78 @@ def case_fit():
 
 
 def case_passes():
-    """Two shares averaged, then one update: as one update of twice the batch."""
-    optimizer = dtrain.tensorflow.DistributedOptimizer(keras.optimizers.SGD(0.1), run, backward_passes_per_step=2 // run.size)
-    model = build()
-    model.compile(optimizer, "mse")
+    """Four shares on one rank, two on each of two: one update of the whole batch, as Adam and a schedule count them."""
     x, y = data()
-    mine = np.arange(128).reshape(4, run.size, -1)[:, run.rank].ravel()
-    model.fit(x[mine], y[mine], batch_size=16, shuffle=False, verbose=0)
+    first, rate = [keras.layers.Dense(4)], 0.01
+    if not hasattr(keras, "ops"):
+        # Keras 3's schedules count batches, whatever is accumulated; and it has Adam square the parts of a sparse gradient.
+        first = [keras.layers.Embedding(20, 4), keras.layers.Flatten()]
+        x, rate = np.int32(np.abs(x * 5) % 20), keras.optimizers.schedules.ExponentialDecay(0.05, 2, 0.5)
+
+    def trained(optimizer, rows, batch_size):
+        keras.utils.set_random_seed(1)
+        layers = [type(layer).from_config(layer.get_config()) for layer in first]
+        model = keras.Sequential([keras.layers.Input((6,), dtype=x.dtype), *layers, keras.layers.Dense(2)])
+        model.compile(optimizer, "mse")
+        model.fit(x[rows], y[rows], batch_size=batch_size, shuffle=False, verbose=0)
+        return model
+
+    adam = dtrain.tensorflow.DistributedOptimizer(keras.optimizers.Adam(rate), run, backward_passes_per_step=4 // run.size)
+    mine = np.arange(STEPS * BATCH).reshape(-1, run.size, BATCH // 4)[:, run.rank].ravel()
+    model = trained(adam, mine, BATCH // 4)
+    whole = trained(keras.optimizers.Adam(rate), np.arange(STEPS * BATCH), BATCH)
+    for ours, theirs in zip(model.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+    return model
+
+
+def told(action):
+    try:
+        action()
+    except dtrain.errors.DtrainError as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def case_refused():  # two ranks
+    """What would be wrong, or an error of XLA's, says so in a line; also where the optimizer is made within the call."""
+    wrapped = lambda **options: dtrain.tensorflow.DistributedOptimizer(keras.optimizers.SGD(0.1), run, **options)  # noqa: E731
+    model = build()
+    assert "XLA does not compile" in told(lambda: model.compile(wrapped(), "mse", jit_compile=True))
+    optimizer = wrapped()
+    again = told(lambda: dtrain.tensorflow.DistributedOptimizer(optimizer, run))
+    assert "wrap an optimizer once" in again, again
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    half = build()
+    assert "cannot be accumulated" in told(lambda: half.compile(wrapped(backward_passes_per_step=2), "mse"))
+    half.compile(wrapped(), "mse")
+    # Rank 1 overflows: no rank may apply it, and none may wait for another.
+    before = half.get_weights()
+    half.fit(np.full((4, 6), 6e4 if run.rank else 1.0), np.full((4, 2), 6e4 if run.rank else 1.0), batch_size=4, verbose=0)
+    assert all((a == b).all() for a, b in zip(before, half.get_weights(), strict=True))
+    keras.mixed_precision.set_global_policy("float32")
+    model = keras.Sequential([keras.Sequential([build(), keras.layers.BatchNormalization(synchronized=True)])])
+    refused = told(lambda: fit(model, keras.optimizers.SGD(0.1)))
+    assert "UsageError: layer batch_norm" in refused, refused
+    assert "use horovod.tensorflow.SyncBatchNormalization" in refused, refused
+    x, y = data()
+    model = build()
+    model.compile(wrapped(), "mse")
+    few = BATCH * (2 + run.rank)
+    refused = told(lambda: model.fit(x[:few], y[:few], batch_size=BATCH, verbose=0, callbacks=dtrain.tensorflow.callbacks(run)))
+    assert "CommunicationError: the ranks make different numbers of steps in an epoch: 2 on rank 0, 3 on rank 1" in refused, (
+        refused
+    )
+    assert "dataset.take(2)" in refused
+    return model
+
+
+def case_statistics():
+    """Each rank's running statistics become their mean when training ends, though nothing is saved."""
+    model = keras.Sequential([keras.layers.Input((6,)), *build().layers, keras.layers.BatchNormalization()])
+    optimizer = dtrain.tensorflow.DistributedOptimizer(keras.optimizers.SGD(0.1), run)
+    fit(model, optimizer, checkpoint_every="never")
+    assert run.size == 1 or np.abs(model.layers[-1].moving_mean).max() > 0
     return model
 
 
@@ -95,6 +161,43 @@ def case_tape():
     dtrain.tensorflow.DistributedGradientTape(tape, run).gradient(loss, model.trainable_variables)
     assert PROGRESS.read().count > before or run.size == 1
     return model
+
+
+def case_own_loop():
+    """Plain gradients given to the optimizer's apply_gradients, eagerly and in a graph."""
+    model = build()
+    optimizer = dtrain.tensorflow.DistributedOptimizer(keras.optimizers.SGD(0.1, momentum=0.9), run)
+
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(model(x, training=True) - y))
+        optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables, strict=True))
+
+    x, y = (tf.constant(share(array)) for array in data())
+    graph = tf.function(step)
+    for index in range(STEPS):
+        size = BATCH // run.size
+        (graph if index else step)(x[index * size : (index + 1) * size], y[index * size : (index + 1) * size])
+    return model
+
+
+class TrainStep(keras.Sequential):
+    """A train_step as Keras's guide writes one."""
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(self(x, training=True) - y))
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        return {"mae": loss}
+
+
+def case_train_step():
+    model = TrainStep(build().layers)
+    model.build((None, 6))
+    optimizer = dtrain.tensorflow.DistributedOptimizer(keras.optimizers.Adam(0.01), run)
+    return fit(model, optimizer, metrics=(), checkpoint_every="never", check_every=2)[0]
 
 
 def case_warmup():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dtrain import env
+from dtrain import env, resources
 from dtrain.env import RankEnv
 from dtrain.errors import RankError
 from dtrain.layout import RunLayout
@@ -89,10 +89,10 @@ def test_a_lone_rank_variable_of_torch_means_nothing() -> None:
 
 
 def test_threads_are_shared_unless_set() -> None:
-    shared = env.thread_variables(8, 3, {"MKL_NUM_THREADS": "5"})
+    shared = resources.thread_variables(8, 3, {"MKL_NUM_THREADS": "5"})
     assert shared["OMP_NUM_THREADS"] == shared["OPENBLAS_NUM_THREADS"] == "2"
     assert "MKL_NUM_THREADS" not in shared
-    assert env.thread_variables(2, 4, {})["OMP_NUM_THREADS"] == "1"
+    assert resources.thread_variables(2, 4, {})["OMP_NUM_THREADS"] == "1"
 
 
 def test_workspace_is_the_option_else_the_variable_else_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from dtrain.errors import UsageError
 from dtrain.hosts import Host, parse_hosts, place, read_hostfile
-from dtrain.spec import ClusterOptions, JobSpec
+from dtrain.job_options import ClusterOptions
+from dtrain.spec import JobSpec
 
 
 @pytest.mark.parametrize(
@@ -90,5 +91,21 @@ def test_a_spec_knows_its_hosts(tmp_path: Path) -> None:
     assert spec.to_json()["hosts"] == ({"name": "a", "slots": 2}, {"name": "b", "slots": 2})
     with pytest.raises(UsageError, match="5 tasks exceed"):
         JobSpec(target=str(script), workers=3, launcher="parameter_server", cluster=ClusterOptions(chief=True), hosts=hosts)
-    with pytest.raises(UsageError, match="several hosts with --launcher mpi are not there yet"):
-        JobSpec(target=str(script), workers=2, hosts=hosts)
+
+
+def test_mpi_has_hosts_and_a_network(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text("")
+    hosts = parse_hosts("a:2,b:2")
+    assert JobSpec(target=str(script), workers=1, hosts=hosts).launcher_name == "mpi"
+    with pytest.raises(UsageError, match="5 tasks exceed 2 hosts x 2 slots = 4"):
+        JobSpec(target=str(script), workers=5, hosts=hosts)
+    with pytest.raises(UsageError, match=r"-H and --hostfile go with --launcher mpi, horovod, .* not with local"):
+        JobSpec(target=str(script), workers=1, launcher="local", hosts=hosts)
+    with pytest.raises(UsageError, match="mpirun takes no IPv6 address such as fd00::1 for a host; give it a name"):
+        JobSpec(target=str(script), workers=2, hosts=parse_hosts("a,[fd00::1]"))
+    assert JobSpec(target=str(script), workers=4, hosts=hosts, network="10.0.0.0/24").network == "10.0.0.0/24"
+    with pytest.raises(UsageError, match=r"--network 10.0.0.1/24: .* has host bits set; give a network as 10.0.0.0/24"):
+        JobSpec(target=str(script), workers=4, hosts=hosts, network="10.0.0.1/24")
+    with pytest.raises(UsageError, match="--network goes with -H or --hostfile"):
+        JobSpec(target=str(script), workers=4, network="10.0.0.0/24")

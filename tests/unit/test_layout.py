@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from dtrain.errors import UsageError, WorkspaceError
-from dtrain.layout import RunLayout, Workspace, atomic_write, read_json, write_json
+from dtrain.files import atomic_write, read_json, write_json
+from dtrain.layout import RunLayout, Workspace
 
 
 def make(workspace: Workspace, experiment: str) -> RunLayout:

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from dtrain import resources
 from dtrain.errors import MissingDependency, UsageError
+from dtrain.hosts import parse_hosts
+from dtrain.job_options import ClusterOptions, Hangs, available_cores
 from dtrain.launch import horovod, local, mpi, parameter_server
-from dtrain.launch.mpi import FAMILIES, MpiInstallation
+from dtrain.launch.mpi_families import FAMILIES, MpiInstallation
 from dtrain.launch.places import Place
 from dtrain.layout import RunLayout
-from dtrain.spec import ClusterOptions, JobSpec, available_cores
+from dtrain.spec import JobSpec
 
 
 @pytest.fixture
@@ -52,6 +55,64 @@ def test_mpich(script: str, tmp_path: Path) -> None:
     assert plan.processes[0].environment["DTRAIN_VOCABULARY"] == "pmi"
 
 
+def on_two_hosts(cores: int) -> list[Place]:
+    here = Place(host="a", name="a", port=0, cores=4)
+    there = Place(host="b", name="b", port=0, cores=cores, over_ssh=True)
+    return [here, here, there]
+
+
+def test_openmpi_on_two_hosts(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("TOKEN", "hidden-word")
+    monkeypatch.setenv("SSH_AUTH_SOCK", "/of/this/login")
+    hosts = parse_hosts("a:2,b:2")
+    hangs = Hangs(heartbeat_timeout_s=60)
+    spec = JobSpec(target=script, workers=3, hosts=hosts, network="10.0.0.0/24", hangs=hangs, environment={"MODE": "fast"})
+    plan = mpi.plan(spec, RunLayout(tmp_path / "run"), tmp_path, installation("Open MPI"), on_two_hosts(cores=2))
+    (process,) = plan.processes
+    argv = process.argv
+
+    def after(flag: str) -> str:
+        return argv[argv.index(flag) + 1]
+
+    assert (after("--host"), after("-n"), after("btl_tcp_if_include")) == ("a:2,b:1", "3", "10.0.0.0/24")
+    assert after("plm_ssh_agent").startswith("ssh -o BatchMode=yes")
+    assert [after(f"oob_tcp_keepalive_{name}") for name in ("time", "intvl", "probes")] == ["60", "10", "6"]
+    passed = {argv[n + 1] for n, flag in enumerate(argv) if flag == "-x"}
+    assert {"TOKEN", "MODE", "DTRAIN_RUN_DIR", "OMP_NUM_THREADS", "PATH"} <= passed
+    assert not passed & {"SSH_AUTH_SOCK", "HOME", "PRTE_MCA_prte_tmpdir_base"}
+    assert "hidden-word" not in json.dumps(plan.to_json())
+    assert process.environment["OMP_NUM_THREADS"] == "2"
+    assert [(host.name, host.ranks) for host in plan.other_hosts] == [("b", (2,))]
+
+
+def test_ranks_of_unequal_hosts_take_their_threads_out_of_a_list(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in resources.THREAD_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    spec = JobSpec(target=script, workers=3, hosts=parse_hosts("a:2,b:1"), environment={"MKL_NUM_THREADS": "9"})
+    plan = mpi.plan(spec, RunLayout(tmp_path / "run"), tmp_path, installation("Open MPI"), on_two_hosts(cores=8))
+    environment = dict(plan.processes[0].environment)
+    assert "OMP_NUM_THREADS" not in environment
+    assert "DTRAIN_THREADS" in plan.processes[0].argv
+    for rank, threads in enumerate(("2", "2", "8")):
+        own = dict(environment)
+        resources.own_threads(rank, own)
+        assert (own["OMP_NUM_THREADS"], own["MKL_NUM_THREADS"]) == (threads, "9")
+
+
+def test_mpich_on_two_hosts(script: str, tmp_path: Path) -> None:
+    spec = JobSpec(target=script, workers=3, hosts=parse_hosts("a:2,b:1"), network="127.0.0.0/8")
+    plan = mpi.plan(spec, RunLayout(tmp_path / "run"), tmp_path, installation("MPICH"), on_two_hosts(cores=2))
+    (process,) = plan.processes
+    assert process.argv[1:7] == ("-bind-to", "none", "-launcher", "ssh", "-hosts", "a:2,b:1")
+    assert process.argv[process.argv.index("-iface") + 1] == "lo"
+    assert "DTRAIN_RUN_DIR" in process.argv[process.argv.index("-genvlist") + 1].split(",")
+    assert process.environment["HYDRA_LAUNCHER_EXTRA_ARGS"].startswith("-o BatchMode=yes")
+    assert list(process.environment)[-1] == "DTRAIN_LAST"
+
+
 def test_what_the_user_set_holds(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "7")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -80,7 +141,7 @@ def site(tmp_path: Path) -> Path:
 
 
 def test_horovod_is_mpi_with_an_end_to_stalls(script: str, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mpi, "find_mpi", lambda: installation("Open MPI"))
+    monkeypatch.setattr(horovod, "find_mpi", lambda: installation("Open MPI"))
     for name in ("OMP_NUM_THREADS", *horovod.THREAD_VARIABLES):
         monkeypatch.delenv(name, raising=False)
     spec = JobSpec(target=script, workers=2, launcher="horovod")

@@ -60,6 +60,7 @@ assert "a pair (inputs, targets)" in told(lambda: trainer(train=x))
 assert "device='tpu' is not known" in told(lambda: trainer(device="tpu"))
 assert "build_model() must return a compiled model" in told(lambda: trainer(lambda: keras.Sequential([keras.layers.Input((3,))])))
 assert "checkpoint_every=0" in told(lambda: dtrain.tensorflow.callbacks(run, checkpoint_every=0))
+assert dtrain.tensorflow.TrainOptions(epochs=1, batch_size=4).check_every == dtrain.tensorflow.FitOptions().check_every
 assert "UsageError: callbacks:" in told(lambda: dtrain.tensorflow.callbacks(run, chekpoint_every=1))
 assert "compression='fp8'" in told(lambda: dtrain.tensorflow.DistributedOptimizer(keras.optimizers.SGD(), run, compression="fp8"))
 if not tf.config.list_physical_devices("GPU"):
@@ -183,4 +184,5 @@ print("done")
 def test_refusals_and_training_alone(tmp_path: Path) -> None:
     told = run_python(tmp_path, REFUSALS)
     assert "done" in told
+    assert "Saved artifact" not in told  # Keras's, of a SavedModel
     assert "cpu_feature_guard" not in told  # TensorFlow's messages at its start

@@ -1,0 +1,217 @@
+"""One process on every other host where mpirun starts ranks: it ends them when nobody else is left who would.
+
+``python -m dtrain.launch.agent RUN ATTEMPT SCRATCH RANK...`` is started there by ssh. Its standard input is told what to do with
+a rank (``end 3``, ``stacks 3``); when that ends, for whatever reason, it leaves no process of the run on its host. Once a second
+it says that it is there, and which ranks are no longer (``gone 3``). :class:`Agents` is this host's side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from dtrain import env
+from dtrain.errors import NotRunnable
+from dtrain.launch import ssh
+from dtrain.launch.plan import PlannedHost
+from dtrain.launch.ssh import Connection
+from dtrain.layout import RunLayout
+from dtrain.processes import DUMP_STACKS, END_SCRIPT, LAUNCHER_IS_GONE
+from dtrain.status import RankFailure, read_process
+
+_GONE = b"gone "
+_BEAT_S = 1.0
+_LOOK_S = 0.1
+# How long guards may take to record why their scripts ended.
+_RECORD_S = 1.0
+# How long to look for ranks that may yet begin, when not all of them have.
+_BEGIN_S = 3.0
+
+
+def processes_of(run: Path) -> list[psutil.Process]:
+    """All processes of this host that belong to the run in this folder: they carry it in their environment."""
+    marker, found = os.fsencode(f"{env.RUN_DIR}={run}"), []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError, psutil.Error), open(f"/proc/{name}/environ", "rb") as environ:
+            if marker in environ.read().split(b"\0"):  # a zombie's is empty
+                found.append(psutil.Process(int(name)))
+    return found
+
+
+def signal_guard(run: RunLayout, rank: int, number: int) -> bool:
+    """Send the guard of a rank a signal; False when the rank does not run on this host."""
+    record = read_process(run, rank)
+    script = record.find() if record is not None else None
+    if script is None:
+        return False
+    with contextlib.suppress(psutil.Error):
+        if (guard := script.parent()) is not None:
+            guard.send_signal(number)
+    return True
+
+
+class Agents:
+    """The agents of one attempt, as the crew sees them. Nothing here blocks but :meth:`start`, for the time of a fork."""
+
+    def __init__(self, hosts: tuple[PlannedHost, ...], run: RunLayout, scratch: Path | None, lost_s: float) -> None:
+        self._hosts, self._run, self._scratch, self._lost_s = hosts, run, scratch, lost_s
+        self._connections: dict[str, Connection] = {}
+        self._host_of = {rank: host.name for host in hosts for rank in host.ranks}
+        self._reported: set[str] = set()
+        self._heard: dict[str, bytes] = {}
+        self._beats: dict[str, int] = {}
+        self._gone: set[int] = set()
+
+    def start(self, prepare: Callable[[], None]) -> None:
+        """Start one on each host, all at once. Raises NotRunnable when there is no ssh client."""
+        for host in self._hosts:
+            words = [str(self._run.root), str(self._run.attempt or 0), str(self._scratch or ""), *map(str, host.ranks)]
+            argv = [sys.executable, "-m", "dtrain.launch.agent", *words]
+            line = ssh.command(host.name, Path("/"), env.starting_variables(), argv, lost_s=self._lost_s)
+            try:
+                connection = ssh.connect(line, self._run.root, {env.RUN_DIR: str(self._run.root)}, prepare, listen=True)
+            except OSError as error:
+                raise NotRunnable(f"the ssh client cannot be started: {error}") from error
+            self._connections[host.name] = connection
+
+    def heard(self) -> dict[str, int]:
+        """How many lines each has said so far: one of which that does not change any more is silent."""
+        for name, connection in self._connections.items():
+            *lines, self._heard[name] = (self._heard.get(name, b"") + connection.hear()).split(b"\n")
+            self._beats[name] = self._beats.get(name, 0) + len(lines)
+            self._gone.update(int(line.removeprefix(_GONE)) for line in lines if line.startswith(_GONE))
+        return self._beats
+
+    def tell(self, rank: int, word: str) -> bool:
+        """Say a word about a rank; False when it is on no host with an agent."""
+        connection = self._connections.get(self._host_of.get(rank, ""))
+        if connection is None:
+            return False
+        connection.tell(f"{word} {rank}")
+        return True
+
+    def has_left(self, rank: int) -> bool:
+        """True when the agent of that rank's host says so, or is gone itself, and with it the rank."""
+        connection = self._connections.get(self._host_of.get(rank, ""))
+        if connection is None:
+            return False
+        self.heard()
+        return rank in self._gone or connection.process.poll() is not None
+
+    def look(self) -> list[RankFailure]:
+        """The hosts whose agents ended since the last look, each as the failure of its first rank."""
+        failures = []
+        for host in self._hosts:
+            connection = self._connections.get(host.name)
+            if connection is None or host.name in self._reported:
+                continue
+            connection.said()  # what waits there for too long would stop it
+            code = connection.process.poll()
+            if code is not None:
+                self._reported.add(host.name)
+                failures.append(lost(host.name, host.ranks, _why(connection, code), time.time()))
+        return failures
+
+    def give_up(self, host: str) -> None:
+        """Wait no more for a host that does not answer; its agent ends what is left there when it learns of it."""
+        self._reported.add(host)
+        self._connections[host].process.kill()
+
+    def close(self) -> None:
+        """Let them end what is left on their hosts, and then themselves."""
+        for connection in self._connections.values():
+            connection.close()
+
+    def alive(self) -> bool:
+        return any(connection.process.poll() is None for connection in self._connections.values())
+
+    def release(self) -> None:
+        """When all have ended, or were given up: end their clients and give the descriptors back."""
+        for connection in self._connections.values():
+            connection.process.kill()
+            connection.process.wait()
+            connection.release()
+
+
+def lost(host: str, ranks: tuple[int, ...], why: str, when: float) -> RankFailure:
+    """The failure of a whole host; ``when`` (Unix seconds) it was there for the last time."""
+    named = f"{'ranks' if len(ranks) > 1 else 'rank'} {', '.join(map(str, ranks))}"
+    return RankFailure(
+        rank=ranks[0], host=host, time=when, exit_code=ssh.FAILED, kind="exit", message=f"lost: host {host} {why}: {named}"
+    )
+
+
+def _why(connection: Connection, code: int) -> str:
+    words = ssh.last_words(connection.said())
+    if code < 0:
+        return f"has no connection any more: its ssh client was killed by {signal.Signals(-code).name}"
+    if code == ssh.FAILED and connection.broke():
+        return f"does not answer: the ssh connection broke ({words})"
+    return f"has no agent of dtrain's any more: it ended with code {code}{f' ({words})' if words else ''}"
+
+
+def main() -> None:
+    root, attempt, scratch, *ranks = sys.argv[1:]
+    run = RunLayout(Path(root), int(attempt))
+    own = [int(rank) for rank in ranks]
+    _listen(run, own)
+    _leave_nothing(run, own)
+    if scratch:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _listen(run: RunLayout, ranks: list[int]) -> None:
+    """Do what is said until nobody is there to say anything."""
+    os.set_blocking(1, False)
+    pending, next_beat, here = b"", 0.0, set(ranks)
+    while True:
+        if time.monotonic() >= next_beat:
+            next_beat = time.monotonic() + _BEAT_S
+            gone = {rank for rank in here if (record := read_process(run, rank)) is not None and record.find() is None}
+            here -= gone
+            # Over a connection that broke unnoticed, it is by this that this host's sshd finds out, and ends.
+            with contextlib.suppress(OSError):
+                os.write(1, b"".join(b"%s%d\n" % (_GONE, rank) for rank in gone) or b"\n")
+        ready, _, _ = select.select([0], [], [], max(0.0, next_beat - time.monotonic()))
+        if not ready:
+            continue
+        data = os.read(0, 65536)
+        if not data:
+            return
+        *lines, pending = (pending + data).split(b"\n")
+        for line in lines:
+            word, _, rank = line.decode().partition(" ")
+            if word == "end":
+                signal_guard(run, int(rank), END_SCRIPT)
+            elif word == "stacks":
+                record = read_process(run, int(rank))
+                if record is not None and (script := record.find()) is not None and run.rank(int(rank)).stack.exists():
+                    script.send_signal(DUMP_STACKS)
+
+
+def _leave_nothing(run: RunLayout, ranks: list[int]) -> None:
+    """End what of the run is on this host: guards first, which then record why their scripts were ended."""
+    told = [signal_guard(run, rank, LAUNCHER_IS_GONE) for rank in ranks]
+    deadline = time.monotonic() + (_RECORD_S if any(told) else 0.0)
+    while time.monotonic() < deadline and processes_of(run.root):
+        time.sleep(_LOOK_S)
+    begun = all(run.rank(rank).process.is_file() for rank in ranks)
+    deadline = time.monotonic() + (0.0 if begun else _BEGIN_S)
+    while (left := processes_of(run.root)) or time.monotonic() < deadline:
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        time.sleep(_LOOK_S)
+
+
+if __name__ == "__main__":
+    main()

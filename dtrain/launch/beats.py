@@ -1,0 +1,105 @@
+"""Finds the rank, or the host, that gives no sign of life any more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from dtrain.launch.agent import Agents, lost
+from dtrain.launch.plan import LaunchPlan
+from dtrain.launch.ssh import FAILED
+from dtrain.layout import RunLayout
+from dtrain.status import RankFailure, read_process
+
+_LOOK_S = 1.0
+# A supervisor that did not look for so long was itself stopped, and so perhaps was everything else.
+_STOPPED_S = 5.0
+
+
+class BeatWatch:
+    """Watches the beats of the guards and agents of one attempt. Used by its supervisor, which asks :meth:`look` again and again.
+
+    A beat counts by its change, seen on the supervisor's own clock: hosts' clocks differ.
+    """
+
+    def __init__(
+        self,
+        plan: LaunchPlan,
+        run: RunLayout,
+        timeout_s: float | None,
+        agents: Agents,
+        host_of: Callable[[int], str],
+    ) -> None:
+        """``host_of`` names the host of a rank."""
+        self._plan, self._run, self._timeout_s, self._agents, self._host_of = plan, run, timeout_s, agents, host_of
+        self._last: dict[int | str, bytes | int] = {}
+        self._seen: dict[int | str, float] = {}
+        self._looked = time.monotonic()
+        self._reported: set[int | str] = set()
+
+    def look(self) -> list[RankFailure]:
+        """What was lost since the last look: a host as the failure of its first rank, else the rank's own."""
+        now, limit = time.monotonic(), self._timeout_s
+        if limit is None or now - self._looked < _LOOK_S:
+            return []
+        gap, self._looked = now - self._looked, now
+        if gap > _STOPPED_S:
+            self._seen = {key: seen + gap for key, seen in self._seen.items()}
+        for name, count in self._agents.heard().items():
+            if count:  # else it is about to begin
+                self._note(name, count, now)
+        silent = {rank for rank in range(self._plan.size) if self._silent_s(rank, now) > limit}
+        failures = []
+        for host in self._plan.other_hosts:
+            begun = [rank for rank in host.ranks if rank in self._seen]
+            if host.name in self._seen:  # then it is the host that is silent, and not only what it wrote into the run folder
+                quiet = now - self._seen[host.name]
+            else:
+                quiet = now - max(self._seen[rank] for rank in begun) if begun and silent.issuperset(begun) else 0.0
+            if quiet > limit and host.name not in self._reported:
+                self._reported.update([host.name, *host.ranks])
+                self._agents.give_up(host.name)
+                failures.append(lost(host.name, host.ranks, f"does not answer since {_clock(quiet)}", time.time() - quiet))
+        for rank in sorted(silent - self._reported):
+            self._reported.add(rank)
+            failures.append(self._lost(rank, now - self._seen[rank]))
+        return failures
+
+    def _note(self, key: int | str, value: bytes | int, now: float) -> None:
+        if self._last.get(key) != value or key not in self._seen:
+            self._last[key], self._seen[key] = value, now
+
+    def _silent_s(self, rank: int, now: float) -> float:
+        """Seconds since the rank's last beat; 0 of one that has not begun, or has ended."""
+        files = self._run.rank(rank)
+        try:
+            self._note(rank, files.heartbeat.read_bytes(), now)
+        except OSError:  # it has not begun
+            return 0.0
+        silent_s = now - self._seen[rank]
+        if silent_s <= (self._timeout_s or 0.0):
+            return 0.0
+        files.look_again()
+        if files.done.is_file() or files.error.is_file():
+            self._seen.pop(rank)
+            return 0.0
+        return silent_s
+
+    def _lost(self, rank: int, quiet_s: float) -> RankFailure:
+        record = read_process(self._run, rank)
+        process = record.find() if record is not None else None
+        state = f"; its process {process.pid} is {process.status()}" if process is not None else ""
+        task = self._plan.tasks.get(rank)
+        return RankFailure(
+            rank=rank,
+            task=str(task.task) if task is not None else "",
+            host=self._host_of(rank),
+            time=time.time() - quiet_s,
+            exit_code=FAILED,
+            kind="exit",
+            message=f"lost: gives no sign of life since {_clock(quiet_s)} (--heartbeat-timeout){state}",
+        )
+
+
+def _clock(ago_s: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(time.time() - ago_s))

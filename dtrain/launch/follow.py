@@ -1,0 +1,153 @@
+"""A run that was submitted to Slurm, from the host that submitted it: started, followed, and its end made known."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import signal
+import time
+
+from dtrain import env
+from dtrain.errors import UsageError
+from dtrain.launch import sbatch, slurm
+from dtrain.launch.console import Console, LineReader
+from dtrain.launch.job import announce, make_run, report_end
+from dtrain.launch.logs import print_logs
+from dtrain.launch.sbatch import JobState, SlurmJob
+from dtrain.launch.supervise import TIME_LIMIT
+from dtrain.layout import RunLayout, Workspace
+from dtrain.spec import JobSpec
+from dtrain.status import RunStatus, State, read_status, write_record
+
+_POLL_S = 0.1
+_ASK_S = 3.0
+_ASK_AT_END_S = 0.2
+
+# What Slurm calls the end of a job that it ended itself → what became of the run then, and why.
+_ENDS: dict[str, tuple[State, int, str]] = {
+    "CANCELLED": ("canceled", 128 + signal.SIGTERM, "it was canceled (scancel)"),
+    "TIMEOUT": ("failed", TIME_LIMIT, "it reached its time limit (sbatch's --time, or the partition's)"),
+    "DEADLINE": ("failed", TIME_LIMIT, "it reached its deadline"),
+    "PREEMPTED": ("canceled", 128 + signal.SIGTERM, "a job of higher priority took its nodes"),
+    "NODE_FAIL": ("failed", 1, "one of its nodes failed"),
+    "BOOT_FAIL": ("failed", 1, "one of its nodes did not start"),
+    "OUT_OF_MEMORY": ("failed", 128 + signal.SIGKILL, "it needed more memory than it was given (sbatch's --mem)"),
+}
+
+
+def submit_job(spec: JobSpec, workspace: Workspace, console: Console) -> RunLayout:
+    """Make the run folder of a job and hand it to sbatch. Blocks until that has taken it.
+
+    Raises UsageError, WorkspaceError, and NotRunnable where sbatch does not take it; no run folder is left then.
+    """
+    if list(spec.args) != spec.to_json()["args"]:
+        raise UsageError("--secret: the script's arguments hold its value, which Slurm would show; have it read the variable")
+    run = make_run(spec, workspace)
+    plan = slurm.submission(spec, run, run.code)
+    try:
+        write_record(run.status, RunStatus(state="queued", size=spec.size, started=time.time()))
+        job = sbatch.submit(plan, run, {**env.inherited(), **spec.secret_values()})
+    except BaseException:
+        if not run.slurm_job.exists():  # else Slurm has the job, whatever came then
+            shutil.rmtree(run.root)
+        raise
+    announce(run, plan, console)
+    console.say(f"dtrain: submitted as Slurm job {job.job_id}")
+    return run
+
+
+def come_back(run: RunLayout) -> str:
+    """How to come back to a run that goes on without the terminal."""
+    return f"dtrain: run {run.id} goes on; follow it with `dtrain logs -f {run.id}`, end it with `dtrain stop {run.id}`"
+
+
+def follow_job(run: RunLayout, job: SlurmJob, console: Console, *, rank: int | None = None) -> RunStatus:
+    """Show what a submitted run prints until its job has ended for good, and return how it ended. Blocks; writes the run's status
+    where nobody else could."""
+    watch = _Watch(run, job, console)
+    print_logs(run, rank=rank, attempt=None, follow=True, is_over=watch.is_over, console=console)
+    return watch.end()
+
+
+def end_of_job(run: RunLayout, job: SlurmJob, console: Console) -> RunStatus:
+    """Wait until a submitted run's job has ended for good, and return how; its ranks' output is not shown. Blocks."""
+    watch = _Watch(run, job, console)
+    while not watch.is_over():
+        time.sleep(_POLL_S)
+    return watch.end()
+
+
+class _Watch:
+    """Watches a run's job: what Slurm and the job's own dtrain say, and when it is over."""
+
+    def __init__(self, run: RunLayout, job: SlurmJob, console: Console) -> None:
+        self._run, self._job, self._console = run, job, console
+        self._words = LineReader(run.slurm_log)
+        self._next_question = 0.0
+        self._said = ""
+        self._run_was_over = False
+        self._last = JobState(state="PENDING")
+
+    def is_over(self) -> bool:
+        """Whether the job has ended for good: a run that was ended may yet be started again by Slurm."""
+        status = read_status(self._run)
+        completed = status.state == "completed"  # then only its last words are waited for
+        if not status.is_over:  # else its last words come after those of its ranks
+            self._show_words()
+        if status.is_over and not self._run_was_over:
+            self._next_question = 0.0
+        self._run_was_over = status.is_over
+        if time.monotonic() < self._next_question:
+            return False
+        self._next_question = time.monotonic() + (_ASK_AT_END_S if status.is_over else _ASK_S)
+        self._look_again()
+        state = self._job.look()
+        if state is None and completed:
+            return True
+        if state is None:
+            self._say_once(f"dtrain: Slurm does not answer about job {self._job.job_id}; asking again")
+            return False
+        if state.is_waiting:
+            self._show_words()
+            if state.reason not in ("", "None"):  # not looked at yet
+                self._say_once(f"dtrain: job {self._job.job_id} waits in Slurm's queue: {state.reason}")
+        self._last = state
+        return state.is_over or (completed and state.state == "COMPLETING")
+
+    def end(self) -> RunStatus:
+        """The job is over: say the rest, and return the run's status, which is completed by what Slurm knows."""
+        self._look_again()
+        status = read_status(self._run)
+        self._show_words(final=True)
+        reported = status.is_over
+        state, code, why = _ENDS.get(self._last.state, ("failed", 1, f"it ended ({self._last.state or 'unknown to Slurm'})"))
+        cause = f"Slurm ended job {self._job.job_id}: {why}"
+        if not status.is_over and self._last.state not in _ENDS:
+            cause = f"Slurm job {self._job.job_id} ended before the run did ({self._last.state or 'Slurm no longer knows it'}); "
+            cause += f"its last words are in {self._run.slurm_log}"
+        if not status.is_over or (status.state == "canceled" and self._last.state in _ENDS):
+            status = dataclasses.replace(status, state=state, exit_code=code, cause=cause, ended=status.ended or time.time())
+            write_record(self._run.status, status)
+            if reported:
+                self._console.say(f"dtrain: {cause}", bad=True)
+        elif status.state == "failed" and self._last.state in _ENDS and not status.cause.startswith("Slurm "):
+            self._console.say(f"dtrain: {cause}", bad=True)
+        if not reported:
+            report_end(self._run, status, self._console)
+        return status
+
+    def _look_again(self) -> None:
+        """See what the job's nodes have written, see RankLayout.look_again."""
+        with contextlib.suppress(OSError):
+            os.listdir(self._run.root)
+
+    def _show_words(self, *, final: bool = False) -> None:
+        for line in self._words.lines(self._words.read(), final=final):
+            self._console.say(line)
+
+    def _say_once(self, text: str) -> None:
+        if text != self._said:
+            self._said = text
+            self._console.say(text)

@@ -1,0 +1,257 @@
+"""Hosts are asked whether a job can run on them, all at once: by `dtrain run` before it starts anything, and by `dtrain doctor`.
+
+``python -m dtrain.launch.preflight QUESTION`` is what each is asked, by ssh; what it answers is one line of JSON.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import os
+import platform
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import orjson
+
+from dtrain import __version__, env
+from dtrain.errors import MissingDependency, NotRunnable, WorkspaceError
+from dtrain.hosts import Host
+from dtrain.job_options import available_cores
+from dtrain.launch import ssh
+from dtrain.launch.mpi_families import find_mpi
+from dtrain.launch.ports import free_ports
+from dtrain.layout import Workspace
+
+_ANSWER_S = 30.0
+_BACK_S = 3.0
+# Of failures on several hosts the first by time is named, and the ranks' clocks say which that is.
+_CLOCK_S = 1.0
+
+Level = Literal["ok", "warning", "problem"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """``ports``: how many free ones are wanted; ``token``: a file that has to be seen; ``mpi``: whether one is needed; ``back``:
+    a port of the host that asks, to which a connection is tried."""
+
+    ports: int = 0
+    token: str | None = None
+    mpi: bool = False
+    back: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a host said about itself. ``mpi`` is empty where it was not asked for, ``mpi_problem`` says why there is none;
+    ``back`` is why a connection to the host that asks failed, or empty."""
+
+    python: str
+    dtrain: str
+    cores: int
+    gpus: int
+    ports: list[int]
+    shared: bool
+    time: float
+    mpi: str = ""
+    mpi_problem: str = ""
+    back: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that was looked at; ``said`` of a problem also says what to do."""
+
+    name: str
+    level: Level
+    said: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What became of one host. ``answer`` is None of one that gave none."""
+
+    host: str
+    checks: list[Check] = field(default_factory=list)
+    answer: Answer | None = None
+
+    def of(self, level: Level) -> list[str]:
+        """What was said at this level, each with the host in front."""
+        return [f"host {self.host}: {check.said}" for check in self.checks if check.level == level]
+
+
+def ask_hosts(hosts: Mapping[Host, int], workspace: Workspace | None, *, mpi: bool) -> dict[Host, Report]:
+    """Ask each of ``hosts`` for that many free ports, and whether it sees ``workspace`` (None: not asked) and has the same MPI.
+
+    Blocks for seconds, half a minute at most. Raises WorkspaceError when the workspace cannot be written here; everything else is
+    in the reports.
+    """
+    local = {host: ssh.is_here(host) for host in hosts}
+    with contextlib.ExitStack() as stack:
+        elsewhere = not all(local.values())
+        token = str(stack.enter_context(_token(workspace))) if workspace is not None and elsewhere else None
+        back = stack.enter_context(socket.create_server(("", 0), backlog=256)).getsockname()[1] if mpi and elsewhere else None
+        question = Question(token=token, mpi=mpi, back=back)
+        own = answer_to(Question(mpi=mpi))
+
+        def ask(host: Host) -> Report:
+            asked = replace(question, ports=hosts[host])
+            if not local[host]:
+                return _ask(host, asked, own)
+            answer = replace(own, ports=free_ports(hosts[host]))
+            return Report(host=host.name, checks=_compared(answer, answer, 0.0), answer=answer)
+
+        with concurrent.futures.ThreadPoolExecutor(max_workers=min(64, len(hosts))) as pool:
+            return dict(zip(hosts, pool.map(ask, hosts), strict=True))
+
+
+def examine_this_host(workspace: Workspace) -> Report:
+    """Look at this host alone. Writes a file into the workspace and removes it; no folder is made."""
+    own = answer_to(Question(mpi=True))
+    checks = _compared(own, own, 0.0)
+    folder = next(path for path in (workspace.root, *workspace.root.parents) if path.exists())
+    if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
+        checks.append(Check(name="workspace", level="ok", said=str(workspace.root)))
+    else:
+        said = f"workspace {workspace.root} cannot be written; choose another with --workspace or DTRAIN_WORKSPACE"
+        checks.append(Check(name="workspace", level="problem", said=said))
+    return Report(host=socket.gethostname(), checks=checks, answer=own)
+
+
+@contextlib.contextmanager
+def _token(workspace: Workspace) -> Iterator[Path]:
+    """A file in the workspace, for as long as hosts are asked whether they see it."""
+    token = workspace.root / f".seen-{secrets.token_hex(8)}"
+    try:
+        workspace.root.mkdir(parents=True, exist_ok=True)
+        token.touch()
+    except OSError as error:
+        raise WorkspaceError(
+            f"workspace {workspace.root} cannot be written: {error.strerror}; choose another with --workspace"
+        ) from error
+    try:
+        yield token
+    finally:
+        token.unlink(missing_ok=True)
+
+
+def answer_to(question: Question) -> Answer:
+    """What this host says about itself."""
+    mpi = problem = ""
+    if question.mpi:
+        try:
+            found = find_mpi()
+            mpi = f"{found.family.title} {found.version}"
+        except (MissingDependency, NotRunnable) as error:
+            problem = str(error)
+    return Answer(
+        python=platform.python_version(),
+        dtrain=__version__,
+        cores=available_cores(),
+        gpus=len(list(Path("/proc/driver/nvidia/gpus").glob("*"))),
+        ports=free_ports(question.ports),
+        shared=question.token is None or Path(question.token).exists(),
+        mpi=mpi,
+        mpi_problem=problem,
+        back=_try_back(question.back),
+        time=time.time(),
+    )
+
+
+def _try_back(port: int | None) -> str:
+    """Why a connection to the host at the other end of this ssh connection fails; empty when it does not."""
+    address = os.environ.get("SSH_CONNECTION", "").partition(" ")[0]
+    if port is None or not address:
+        return ""
+    try:
+        socket.create_connection((address, port), timeout=_BACK_S).close()
+    except OSError as error:
+        return f"{Host(address).address(port)}: {error.strerror or error}"
+    return ""
+
+
+def _ask(host: Host, question: Question, own: Answer) -> Report:
+    """What another host says, or why it cannot be used."""
+    argv = [sys.executable, "-m", "dtrain.launch.preflight", orjson.dumps(asdict(question)).decode()]
+    asked = time.time()
+
+    def problem(name: str, said: str) -> Report:
+        return Report(host=host.name, checks=[Check(name=name, level="problem", said=said)])
+
+    try:
+        done = subprocess.run(
+            ssh.command(host.name, Path("/"), env.starting_variables(), argv),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_ANSWER_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return problem("ssh", f"does not answer within {_ANSWER_S:g} s; try: ssh {host.name} true")
+    except OSError as error:
+        return problem("ssh", f"the ssh client cannot be started: {error.strerror}; install openssh-client")
+    said = ssh.last_words(done.stderr.decode(errors="replace"))
+    if done.returncode == ssh.FAILED:
+        return problem("ssh", f"ssh cannot connect: {said}; {ssh.advice(said) or f'try: ssh {host.name} true'}")
+    lines = done.stdout.decode(errors="replace").splitlines()
+    try:
+        answer = Answer(**orjson.loads(lines[-1] if lines else ""))
+    except (orjson.JSONDecodeError, TypeError):
+        advice = ssh.advice(said) or "it has to be the same there as here"
+        return problem("python", f"{sys.executable} -m dtrain fails there: {said}; {advice}")
+    ahead_s = max(0.0, answer.time - time.time()) or min(0.0, answer.time - asked)
+    checks = [Check(name="ssh", level="ok", said="connects"), *_compared(answer, own, ahead_s)]
+    if question.token is not None and answer.shared:
+        checks.append(Check(name="workspace", level="ok", said="sees it"))
+    return Report(host=host.name, checks=checks, answer=answer)
+
+
+def _compared(answer: Answer, own: Answer, ahead_s: float) -> list[Check]:
+    """What an answer means beside this host's own; ``ahead_s``: how far its clock is at least ahead of this one's."""
+    checks = []
+
+    def check(name: str, fine: bool, value: str, said: str, level: Level = "problem") -> None:
+        checks.append(Check(name=name, level="ok" if fine else level, said=value if fine else said))
+
+    versions = answer.python.split(".")[:2], own.python.split(".")[:2]
+    said = f"has dtrain {answer.dtrain}, and this host has {own.dtrain}; install the same on all"
+    check("dtrain", answer.dtrain == own.dtrain, answer.dtrain, said)
+    said = f"has Python {answer.python} at {sys.executable}, and this host has {own.python}; use the same on all"
+    check("python", versions[0] == versions[1], answer.python, said)
+    if answer is own or own.mpi or answer.mpi:
+        said = answer.mpi_problem or f"has {answer.mpi}, and this host has {own.mpi or 'none'}; use the same MPI on all"
+        check("mpi", bool(answer.mpi) and answer.mpi == own.mpi, answer.mpi, said, "problem" if answer is not own else "warning")
+    said = (
+        "does not see this workspace: what is written in it here is not there; choose a folder of a shared file system, at "
+        "the same path on all hosts, with --workspace or DTRAIN_WORKSPACE"
+    )
+    if not answer.shared:
+        check("workspace", False, "", said)
+    said = f"cannot connect to this host at {answer.back}; hosts must reach each other on all ports (--network names the network)"
+    if own.mpi and answer is not own:
+        check("network", not answer.back, "connects to this host", said, "warning")
+    said = (
+        f"its clock is {abs(ahead_s):.1f} s {'ahead' if ahead_s > 0 else 'behind'}, and so the wrong rank may be named the "
+        "first to fail; let NTP set the clocks of all hosts"
+    )
+    check("clock", abs(ahead_s) < _CLOCK_S, "as here", said, "warning")
+    check("cores", True, str(answer.cores), "")
+    check("gpus", True, str(answer.gpus), "")
+    return checks
+
+
+def main() -> None:
+    answer = answer_to(Question(**orjson.loads(sys.argv[1])))
+    sys.stdout.write(orjson.dumps(answer).decode() + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""A run that was submitted to Slurm: its job, what Slurm says of it, and how it is ended."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import asdict, dataclass
+
+from dtrain.errors import NotRunnable
+from dtrain.files import read_json, write_json
+from dtrain.launch.plan import LaunchPlan
+from dtrain.layout import RunLayout
+
+_ANSWER_S = 60.0
+_UNKNOWN = "nvalid job id"
+# What Slurm calls a job that it will start, or has started and not yet done with. https://slurm.schedmd.com/squeue.html
+_WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
+_AT_WORK = ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobState:
+    """What Slurm says of a job. ``state`` is empty when it no longer knows it."""
+
+    state: str
+    reason: str = ""
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.state in _WAITING
+
+    @property
+    def is_over(self) -> bool:
+        return self.state not in (*_WAITING, *_AT_WORK)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmJob:
+    """The job of a run; ``cluster`` is empty but where Slurm manages several."""
+
+    job_id: str
+    cluster: str = ""
+
+    @staticmethod
+    def of(run: RunLayout) -> SlurmJob | None:
+        """None for a run that was not submitted to Slurm."""
+        try:
+            return SlurmJob(**read_json(run.slurm_job))
+        except FileNotFoundError:
+            return None
+
+    def look(self) -> JobState | None:
+        """Ask Slurm; None when it does not answer."""
+        answer = self._ask("squeue", "--noheader", "--states=all", f"--jobs={self.job_id}", "--format=%T|%r")
+        if answer is None or (answer.returncode != 0 and _UNKNOWN not in answer.stderr):
+            return None
+        lines = answer.stdout.splitlines() or [""]  # one that names the cluster may come first
+        state, _, reason = lines[-1].strip().partition("|")
+        return JobState(state=state, reason=reason)
+
+    def cancel(self) -> None:
+        """Have Slurm end the job, if it still knows it; a waiting one never starts. Does not wait for it. Raises NotRunnable."""
+        answer = self._ask("scancel", self.job_id)
+        if answer is None or (answer.returncode != 0 and _UNKNOWN not in answer.stderr):
+            raise NotRunnable(
+                f"Slurm job {self.job_id} cannot be canceled: {answer.stderr.strip() if answer else 'scancel fails'}"
+            )
+
+    def _ask(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str] | None:
+        argv = [program, *([f"--clusters={self.cluster}"] if self.cluster else []), *arguments]
+        try:
+            return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_ANSWER_S, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+
+
+def submit(plan: LaunchPlan, run: RunLayout, environment: dict[str, str]) -> SlurmJob:
+    """Call sbatch as planned, and keep the job's id in the run folder. Raises NotRunnable with sbatch's own words."""
+    (process,) = plan.processes
+    try:
+        done = subprocess.run(
+            process.argv,
+            cwd=process.cwd,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_ANSWER_S,
+            check=False,
+        )
+    except OSError as error:
+        raise NotRunnable(
+            f"sbatch cannot be started: {error.strerror}; --launcher slurm is for a host that submits to Slurm"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise NotRunnable(f"sbatch did not answer for {_ANSWER_S:g} s; `squeue --me` shows whether it took the job") from error
+    # Some sites' sbatch says more than was asked for.
+    match = re.search(r"^(\d+)(?:;(\S+))?$", done.stdout, re.MULTILINE)
+    if done.returncode != 0 or match is None:
+        raise NotRunnable(f"sbatch refused the job: {(done.stderr or done.stdout).strip()}")
+    job = SlurmJob(job_id=match[1], cluster=match[2] or "")
+    write_json(run.slurm_job, asdict(job))
+    return job

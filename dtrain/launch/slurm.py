@@ -1,0 +1,160 @@
+"""Launcher ``slurm``: outside an allocation a job for sbatch, inside one the ranks, by srun or MPI's own mpirun."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dtrain import env, resources
+from dtrain.allocation import Allocation
+from dtrain.errors import MissingDependency, NotRunnable
+from dtrain.launch import mpi
+from dtrain.launch.mpi_families import MpiInstallation, find_mpi
+from dtrain.launch.plan import LaunchPlan, PlannedProcess, rank_argv
+from dtrain.layout import RunLayout
+from dtrain.spec import JobSpec
+
+_ANSWER_S = 60.0
+# What srun calls the plugin by which ranks of an MPI find one another.
+_PLUGINS: dict[str, Literal["pmix", "pmi2"]] = {"Open MPI": "pmix", "MPICH": "pmi2"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """How the ranks of an allocation are started: by srun with a plugin for their MPI, or by mpirun. ``mpi`` None: none."""
+
+    by: Literal["pmix", "pmi2", "none", "mpirun"]
+    mpi: MpiInstallation | None
+
+    @property
+    def title(self) -> str:
+        if self.by == "mpirun" and self.mpi is not None:
+            return f"mpirun of {self.mpi.family.title} {self.mpi.version}"
+        return "srun" if self.by == "none" else f"srun with {'PMIx' if self.by == 'pmix' else 'PMI2'}"
+
+
+def submission(spec: JobSpec, run: RunLayout, cwd: Path) -> LaunchPlan:
+    """Plan the call of sbatch. Pure. On the job's first node ``dtrain.launch.batch`` then plans and supervises the ranks."""
+    options = spec.slurm_options
+    nodes = [f"--nodes={options.nodes}"] if options.nodes is not None else []
+    per_node = [f"--ntasks-per-node={options.tasks_per_node}"] if options.tasks_per_node is not None else []
+    argv = (
+        *("sbatch", "--parsable", f"--job-name={spec.experiment_name}", f"--chdir={cwd}"),
+        *(f"--output={_no_pattern(run.slurm_log)}", "--open-mode=append"),
+        *nodes,
+        f"--ntasks={spec.workers}",
+        *per_node,
+        *options.sbatch_args,
+        *("--wrap", f"exec {shlex.join([sys.executable, '-m', 'dtrain.launch.batch', str(run.root)])}"),
+    )
+    process = PlannedProcess(name="sbatch", host=socket.gethostname(), argv=argv, environment={}, cwd=cwd)
+    return LaunchPlan(launcher="slurm", size=spec.workers, processes=(process,))
+
+
+def _no_pattern(path: Path) -> str:
+    return str(path).replace("%", "%%")
+
+
+def plan(spec: JobSpec, run: RunLayout, cwd: Path, *, allocation: Allocation, start: Start) -> LaunchPlan:
+    """Plan the srun or mpirun that starts all ranks of ``spec`` on the nodes of ``allocation``. Pure."""
+    nodes = min(spec.slurm_options.nodes or allocation.nodes, spec.workers)
+    per_node = spec.slurm_options.tasks_per_node or -(-spec.workers // nodes)
+    cpus = per_node * allocation.cpus_per_task if allocation.cpus_per_task is not None else allocation.cpus
+    common = {**resources.thread_variables(cpus, per_node, {**os.environ, **spec.environment}), **env.order_variables()}
+    if start.by == "mpirun":
+        assert start.mpi is not None
+        planned = mpi.plan(spec, run, cwd, start.mpi)
+        (process,) = planned.processes
+        process = dataclasses.replace(process, environment={**process.environment, **common, **spec.open_environment})
+        process = dataclasses.replace(process, name=start.title)
+        return dataclasses.replace(planned, launcher="slurm", processes=(process,), ordered=True)
+    environment = {
+        **common,
+        **_own_mpi(start),
+        **env.launch_variables(run, size=spec.workers, vocabulary="slurm", resume_from=spec.resume_from),
+        **spec.open_environment,
+    }
+    argv = (
+        # Beside other steps of the allocation, such as the one that an interactive shell is; who ends what is dtrain's to say.
+        *("srun", "--overlap", "--kill-on-bad-exit=0", "--wait=0", "--export=ALL", f"--mpi={start.by}"),
+        *(f"--nodes={nodes}", f"--ntasks={spec.workers}"),
+        *([f"--ntasks-per-node={per_node}"] if nodes * per_node == spec.workers else []),
+        *([f"--cpus-per-task={allocation.cpus_per_task}"] if allocation.cpus_per_task is not None else []),
+        # Slurm asks for munge, which a PMIx of one's own (Open MPI's wheel) as a rule has not; unset, both take what they share.
+        *(("env", "-u", "PMIX_SECURITY_MODE") if start.by == "pmix" else ()),
+        *rank_argv(spec),
+    )
+    process = PlannedProcess(name=start.title, host=socket.gethostname(), argv=argv, environment=environment, cwd=cwd)
+    return LaunchPlan(launcher="slurm", size=spec.workers, processes=(process,), ordered=True)
+
+
+def _own_mpi(start: Start) -> dict[str, str]:
+    """Where Open MPI from its wheel finds its parts: its mpirun would say so, srun does not."""
+    if start.by != "pmix" or start.mpi is None or Path(start.mpi.mpirun).parent != Path(sys.executable).parent:
+        return {}
+    prefix = str(Path(sys.executable).parent.parent)
+    return {name: prefix for name in ("OPAL_PREFIX", "PMIX_PREFIX") if name not in os.environ}
+
+
+def find_start(spec: JobSpec, allocation: Allocation, *, tried: bool) -> Start:
+    """How to start the ranks of ``spec`` here: as ``--slurm-start`` says, else by srun where it has a plugin for the ranks' MPI
+    and (asked only when ``tried``) that works on all nodes, else by mpirun.
+
+    Blocks for a moment. Raises MissingDependency without MPI for several ranks, NotRunnable without srun or a plugin that was
+    asked for.
+    """
+    wanted = spec.slurm_options.start
+    try:
+        found = find_mpi()
+    except MissingDependency:
+        if wanted == "mpirun" or spec.workers > 1:
+            raise
+        return Start(by="none", mpi=None)
+    if wanted == "mpirun":
+        return Start(by="mpirun", mpi=found)
+    plugins = _plugins()
+    if wanted != "auto":
+        if wanted not in plugins:
+            raise NotRunnable(
+                f"--slurm-start {wanted}: this srun has only {', '.join(plugins) or 'no plugin'}; use one of them, or mpirun"
+            )
+        return Start(by=wanted, mpi=found)
+    plugin = _PLUGINS.get(found.family.title)
+    if plugin not in plugins or (tried and not _works(plugin, allocation)):
+        return Start(by="mpirun", mpi=found)
+    return Start(by=plugin, mpi=found)
+
+
+def _plugins() -> list[str]:
+    if shutil.which("srun") is None:
+        raise NotRunnable("this is a Slurm job, but there is no srun on PATH; add the folder of Slurm's commands")
+    answer = subprocess.run(["srun", "--mpi=list"], capture_output=True, text=True, timeout=_ANSWER_S, check=False)
+    words = (answer.stdout + answer.stderr).split()
+    return [name for name in ("pmix", "pmi2") if name in words]
+
+
+def _works(plugin: str, allocation: Allocation) -> bool:
+    """Whether a step with this plugin starts on every node: srun lists also those whose libraries are not there."""
+    argv = ["srun", "--overlap", f"--mpi={plugin}", f"--nodes={allocation.nodes}", f"--ntasks={allocation.nodes}", "true"]
+    try:
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_ANSWER_S, check=False)
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
+
+
+def hostnames(allocation: Allocation) -> list[str]:
+    """The names of the allocation's nodes. Raises NotRunnable where scontrol does not say them."""
+    argv = ["scontrol", "show", "hostnames", allocation.nodelist]
+    try:
+        return subprocess.run(argv, capture_output=True, text=True, timeout=_ANSWER_S, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NotRunnable(f"Slurm's nodes {allocation.nodelist!r} cannot be listed: {error}; is scontrol on PATH?") from error
