@@ -38,6 +38,8 @@ def azure_status(run: RunLayout) -> str:
         if run.spec.is_file() and not run.status.exists():
             return "Preparing"
         raise
+    if status.state == "queued":
+        return "Queued"
     if status.state != "running":
         supervisor = status.supervisor
         return "Finalizing" if supervisor is not None and supervisor.find() is not None else _WORDS[status.state]

@@ -26,6 +26,7 @@ from dtrain.azureml.records import AzureLayout, Submitted
 from dtrain.azureml.runconfig import MpiConfiguration, RunConfiguration, ScriptRunConfig, TensorflowConfiguration
 from dtrain.azureml.workspace import Workspace
 from dtrain.errors import DtrainError
+from dtrain.hosts import Host
 from dtrain.job_options import ClusterOptions, Launcher, available_cores, default_max_ranks
 from dtrain.launch.job import fill_run, planner
 from dtrain.layout import RunLayout
@@ -54,7 +55,8 @@ def submit(workspace: Workspace, experiment: str, config: Any, *, parent: str = 
     notes += old_names
     try:
         spec = _job_spec(script_run, experiment, distribution, nodes)
-        spec = dataclasses.replace(spec, hosts=hosts, environment={**old, **spec.environment})
+        seats = _seats(hosts, distribution, nodes)
+        spec = dataclasses.replace(spec, hosts=seats, environment={**old, **spec.environment})
         planner(spec, workspace._folder)
         run = workspace._folder.create_run(spec.experiment_name)
         submitted = Submitted(
@@ -151,6 +153,20 @@ def _job_spec(script_run: ScriptRunConfig, experiment: str, distribution: Any, n
         environment={**{name: str(value) for name, value in variables.items()}, **_switch()},
         timeout_s=config.max_run_duration_seconds,
     )
+
+
+def _seats(hosts: tuple[Host, ...], distribution: Any, nodes: int) -> tuple[Host, ...]:
+    """The hosts of a job, each with as many slots as a node is to have processes; of a TensorFlow cluster, as it has."""
+    if not isinstance(distribution, MpiConfiguration):
+        return hosts if distribution is not None else ()
+    count = distribution.process_count_per_node
+    full = next((host for host in hosts[:nodes] if host.slots < count), None)
+    if full is not None:
+        raise UserErrorException(
+            f"process_count_per_node={count} exceeds the {full.slots} of host {full.name}; lower it, or give the host more: "
+            f"`dtrain compute add NAME --hosts {full.name}:{count},...`"
+        )
+    return tuple(Host(host.name, count) for host in hosts[:nodes])
 
 
 def _check_processes(count: int, nodes: int) -> None:

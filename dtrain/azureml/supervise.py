@@ -16,7 +16,7 @@ from dtrain.azureml import records
 from dtrain.azureml.files import files_elsewhere, list_code
 from dtrain.errors import DtrainError
 from dtrain.launch.console import Console
-from dtrain.launch.job import run_filled
+from dtrain.launch.job import announce, planner, supervise_run
 from dtrain.layout import RunLayout
 from dtrain.spec import JobSpec
 from dtrain.status import RunStatus, read_status, write_record
@@ -32,7 +32,9 @@ def main() -> NoReturn:
     console = Console()
     before = list_code(run)
     try:
-        status = run_filled(run, spec, run.workspace, console)
+        plan = planner(spec, run.workspace, console.say)(run, run.code)
+        announce(run, plan, console)
+        status = supervise_run(run, spec, plan, console)
     except DtrainError as error:
         console.say(f"dtrain: {error}", bad=True)
         _record_failure(run, error, console)

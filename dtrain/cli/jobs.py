@@ -143,6 +143,7 @@ def _follow(run: RunLayout, console: Console, rank: int | None = None) -> int:
 
     job = SlurmJob.of(run)
     assert job is not None
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs with it ignored
     try:
         return follow_job(run, job, console, rank=rank).exit_code or 0
     except KeyboardInterrupt:

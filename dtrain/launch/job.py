@@ -132,13 +132,6 @@ def fill_run(run: RunLayout, spec: JobSpec, workspace: Workspace) -> None:
         raise
 
 
-def run_filled(run: RunLayout, spec: JobSpec, workspace: Workspace, console: Console) -> RunStatus:
-    """Run the job of a folder that :func:`fill_run` made to its end, as :func:`run_job`; blocks, and raises what that does."""
-    plan = planner(spec, workspace, console.say)(run, run.code)
-    announce(run, plan, console)
-    return supervise_run(run, spec, plan, console)
-
-
 def announce(run: RunLayout, plan: LaunchPlan, console: Console) -> None:
     console.say(f"dtrain: run {run.id} · {_ranks(plan)} · launcher {plan.launcher} · {run.root}")
 

@@ -284,6 +284,25 @@ Run.get_context().log("index", task["index"])
 """
 
 
+@pytest.mark.needs("mpi")
+def test_mpi_on_hosts(azure: AzureProject) -> None:
+    """A host of more slots has no more processes than a node is to have; more than its slots are refused."""
+    assert azure.dtrain("compute", "add", "hosts", "--hosts", "localhost:2").returncode == 0
+    azure.train("import os\nprint('rank', os.environ['OMPI_COMM_WORLD_RANK'], 'of', os.environ['OMPI_COMM_WORLD_SIZE'])")
+    done = azure.control(
+        """
+for count in (1, 2, 3):
+    src = ScriptRunConfig("src", "train.py", compute_target="hosts", distributed_job_config=MpiConfiguration(count))
+    try:
+        experiment.submit(src).wait_for_completion(show_output=True)
+    except Exception as error:
+        print(error)
+"""
+    )
+    for line in ("rank 0 of 1", "rank 0 of 2", "rank 1 of 2", "process_count_per_node=3 exceeds the 2 of host localhost"):
+        assert done.stdout.count(line) == 1
+
+
 @pytest.mark.parametrize(("where", "nodes"), [("cluster", 2), ("hosts", 1)])
 def test_parameter_servers(azure: AzureProject, where: str, nodes: int) -> None:
     """Workers and a server by TF_CONFIG, on this machine's nodes and on hosts that `dtrain compute add` named."""
