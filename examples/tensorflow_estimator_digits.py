@@ -14,6 +14,11 @@ import dtrain.tensorflow  # before tensorflow: it quiets its start
 # isort: split
 import tensorflow as tf
 
+if not hasattr(tf, "estimator"):
+    raise SystemExit(
+        f"TensorFlow {tf.__version__} has no Estimator any more; install 2.15 (constraints/keras2.txt) for this script"
+    )
+
 
 class Record(tf.estimator.FinalExporter):
     """Records every evaluation, and exports the last one's model."""

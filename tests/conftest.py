@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -63,6 +64,11 @@ DEFAULT_LANE = "keras3"
 # What another lane has other versions of, beside NumPy; and the folders whose tests are about arrays.
 FRAMEWORKS = {"chainer", "tensorflow", "horovod"}
 ARRAYS = (ROOT / "tests" / "unit", ROOT / "tests" / "contract")
+
+
+# Where a shell has started this in the background, or nohup, Ctrl-C is ignored, here and in all that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
