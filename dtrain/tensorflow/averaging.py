@@ -6,6 +6,7 @@ Ours averages in ``apply``, through which every way of training goes.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -181,9 +182,10 @@ def compile_model(original: Callable[..., None], model: Any, *args: Any, **kwarg
     if is_distributed(optimizer):
         # Scripts for Horovod on Keras 2 pass it, and it has no meaning on Keras 3.
         kwargs.pop("experimental_run_tf_function", None)
-        if kwargs.get("jit_compile") is True:
+        given = inspect.signature(original).bind_partial(model, *args, **kwargs).arguments
+        if given.get("jit_compile") is True:
             raise UsageError(NOT_COMPILED)
-        if len(args) < 8:
+        if "jit_compile" in kwargs or "jit_compile" not in given:  # else it stands among args
             kwargs["jit_compile"] = False
     original(model, *args, **kwargs)
     scaling = model.optimizer

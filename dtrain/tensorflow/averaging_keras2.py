@@ -42,7 +42,6 @@ def distribute(optimizer: Any, reduction: Reduction, *, backward_passes: int = 1
         raise UsageError(NOT_ACCUMULATED)
     contents = {"__module__": cls.__module__, "dtrain_reduction": reduction, "dtrain_passes": backward_passes}
     # Keras's own __setattr__ tracks what it is given, for its checkpoints.
-    object.__setattr__(inner, "dtrain_accumulated", _Accumulated())
     object.__setattr__(inner, "__class__", type(cls.__name__, (_Averaging, cls), contents))
     return optimizer
 
@@ -53,11 +52,22 @@ class _Accumulated:
     def __init__(self) -> None:
         self.has_agreed = False
         """Whether the ranks have compared their variables."""
+        self._variables: list[Any] = []
         self._passes: Any = None
         self._sums: dict[Any, Any] = {}
 
     def add(self, pairs: _Pairs) -> tuple[Any, list[Any]]:
-        """How many passes these are the last of, and each variable's sum; None where there is no gradient."""
+        """How many passes these are the last of, and each variable's sum; None where no pass had a gradient.
+
+        Raises UsageError for other variables than those of the passes before: a pass is all of them.
+        """
+        refs = [variable.ref() for _, variable in pairs]
+        if (self._variables or refs) != refs:
+            raise UsageError(
+                "backward_passes_per_step counts calls of apply_gradients, each with all variables; this one has others than the "
+                "one before: give it all of them, or wrap an optimizer for each part"
+            )
+        self._variables = refs
         with tf.init_scope():
             if self._passes is None:
                 self._passes = tf.Variable(0, trainable=False, dtype=tf.int64)
@@ -69,7 +79,7 @@ class _Accumulated:
             if gradient is not None:
                 # Of an embedding it is sparse, and a sum of those has every row that any of them has.
                 self._sums[variable.ref()].assign_add(tf.convert_to_tensor(gradient))
-            sums.append(None if gradient is None else self._sums[variable.ref()])
+            sums.append(self._sums.get(variable.ref()))
         return self._passes.assign_add(1, read_value=True), sums
 
     def clear(self, sums: Iterable[Any]) -> None:
@@ -84,7 +94,14 @@ class _Averaging:
 
     dtrain_reduction: Reduction
     dtrain_passes: int
-    dtrain_accumulated: _Accumulated
+
+    @property
+    def dtrain_accumulated(self) -> _Accumulated:
+        # Made late: Keras makes optimizers anew, of this class, from their configuration.
+        if "_dtrain_accumulated" not in self.__dict__:
+            object.__setattr__(self, "_dtrain_accumulated", _Accumulated())
+        made: _Accumulated = self.__dict__["_dtrain_accumulated"]
+        return made
 
     @tf.autograph.experimental.do_not_convert
     def aggregate_gradients(self, grads_and_vars: _Pairs) -> list[tuple[Any, Any]]:

@@ -56,7 +56,7 @@ class FitOptions:
     that is started again within its run (``--max-restarts``) goes on from the newest that it has saved, whatever is said here.
     """
     checkpoint_every: int | Literal["never"] = 1
-    """So many epochs; the last of ``fit``'s is saved in any case."""
+    """So many epochs; the last of ``fit``'s is saved in any case, also of one that a callback stops."""
     check_every: int = 100
     """So many steps from one comparison of the ranks' weights to the next; the first is after the first step."""
     warmup_epochs: float = 0.0
@@ -156,6 +156,8 @@ class DataParallel(Marks):
         self._prepared = False
         self._unchecked = True
         self._full_rate: float | None = None
+        self._ended = self._saved = 0
+        """The epochs that have ended, and those when the last checkpoint was made."""
 
     def prepare(self, model: Any) -> None:
         """Give all ranks the same beginning: rank 0's, or that of a checkpoint. Collective; once, before any training."""
@@ -222,6 +224,8 @@ class DataParallel(Marks):
         self._check_same_steps()
         if not self._prepared:
             self.prepare(self.model)
+        self._prepared = False  # for the next fit: one that an exception ends calls no on_train_end
+        self._ended = self._saved = self.first_epoch
         if self._options.warmup_epochs and not self.params.get("steps"):
             raise UsageError("warmup_epochs needs to know the steps of an epoch; pass steps_per_epoch to fit")
         if self.first_epoch:
@@ -244,16 +248,19 @@ class DataParallel(Marks):
         )
 
     def on_train_end(self, logs: Any = None) -> None:
-        state.average_statistics(self.model, self._run.comm)  # where no checkpoint has done so
-        if self.first_epoch:
-            if hasattr(self.model, "_training_state"):
-                self.model._training_state = None
-            else:
-                self.model._initial_epoch = 0
-        self.first_epoch, self._prepared = 0, False
+        if self._options.checkpoint_every != "never" and self._ended > self._saved:  # stopped early
+            self._save()
+        else:
+            state.average_statistics(self.model, self._run.comm)  # where no checkpoint has done so
+        self.first_epoch = 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._epoch, self._batches = epoch, 0
+        # Keras has read where to begin, and a later fit is to begin where it says itself.
+        if self.first_epoch and hasattr(self.model, "_training_state"):
+            self.model._training_state = None
+        elif self.first_epoch:
+            self.model._initial_epoch = 0
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         if self._full_rate is None:
@@ -286,12 +293,15 @@ class DataParallel(Marks):
         mine = {name: float(np.asarray(value)) for name, value in logs.items() if np.size(value) == 1}
         self._run.log_row(self._steps, **mine, epoch=epoch + 1)
         logs.update(self._means(mine))
-        every = self._options.checkpoint_every
+        self._ended, every = epoch + 1, self._options.checkpoint_every
         if every != "never" and ((epoch + 1) % every == 0 or epoch + 1 == self.params["epochs"]):
-            state.average_statistics(self.model, self._run.comm)
-            shared, own = state.capture(self.model)
-            meta = {"format": FORMAT, "epochs": epoch + 1, "fit": self._fit}
-            self._run.checkpoints.save(self._steps, shared, own, meta)
+            self._save()
+
+    def _save(self) -> None:
+        state.average_statistics(self.model, self._run.comm)
+        shared, own = state.capture(self.model)
+        self._run.checkpoints.save(self._steps, shared, own, {"format": FORMAT, "epochs": self._ended, "fit": self._fit})
+        self._saved = self._ended
 
     def _means(self, mine: dict[str, float]) -> dict[str, float]:
         shares = self._run.comm.allgather_obj((mine, self._validation_samples))

@@ -138,7 +138,7 @@ def check_model_path(path: str | Path) -> None:
 
 def write_model(model: Any, target: Path) -> str | None:
     """Save a Keras model, whole or not at all; return why it could not be written, or None."""
-    temporary = target.with_name(f".tmp-{target.name}")
+    temporary, retired = target.with_name(f".tmp-{target.name}"), target.with_name(f".old-{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove(temporary)
@@ -149,8 +149,10 @@ def write_model(model: Any, target: Path) -> str | None:
             quiet = {"verbose": False} if "verbose" in inspect.signature(model.export).parameters else {}
             model.export(temporary, **quiet)
         if target.is_dir():
-            _remove(target)
+            _remove(retired)
+            os.replace(target, retired)
         os.replace(temporary, target)
+        _remove(retired)
     except OSError as error:
         return f"the model cannot be written to {target}: {error.strerror or error}"
     except Exception as error:  # Keras's own, of layers that it cannot save; the other ranks wait to hear of it

@@ -149,6 +149,25 @@ assert "UsageError: train has 4.0 GiB" in refused, refused
 # the last epoch is saved in any case
 build().fit(x, y, epochs=7, verbose=0, callbacks=dtrain.tensorflow.callbacks(run, checkpoint_every=5, resume="never"))
 assert [run.checkpoints.restore(step).meta["epochs"] for step in run.checkpoints.steps()[-2:]] == [5, 7]
+# also of one that is stopped, and a fit after one that failed begins where it says itself
+class Stop(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.stop_training = epoch == 3
+build().fit(x, y, epochs=9, verbose=0, callbacks=[*dtrain.tensorflow.callbacks(run, checkpoint_every=3, resume="never"), Stop()])
+assert [run.checkpoints.restore(step).meta["epochs"] for step in run.checkpoints.steps()[-2:]] == [3, 4]
+class Fail(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        raise RuntimeError("out of memory")
+dtrain.tensorflow.fit._progress.clear()
+model, again = build(), dtrain.tensorflow.callbacks(run)
+try:
+    model.fit(x, y, epochs=9, verbose=0, callbacks=[*again, Fail()])
+except RuntimeError:
+    pass
+assert len(model.fit(x, y, epochs=3, verbose=0).history["loss"]) == 3
+fits = dtrain.tensorflow.fit._progress[run].fits
+model.fit(x, y, epochs=1, verbose=0, callbacks=again)
+assert dtrain.tensorflow.fit._progress[run].fits == fits + 1
 # a job that is started again goes on from its own newest checkpoint, wherever it was told to begin
 import dataclasses
 first = run.layout
