@@ -18,16 +18,13 @@ OWN_VARIABLES = (_BIND, _THREADS)
 """Those that are said to one job's ranks, and to nobody else."""
 
 
-def thread_variables(
-    cores: int, local_ranks: int, environ: Mapping[str, str], names: Sequence[str] = THREAD_VARIABLES
-) -> dict[str, str]:
+def thread_variables(cores: int, local_ranks: int, environ: Mapping[str, str]) -> dict[str, str]:
     """Thread counts that share the host's ``cores`` among its ranks; what the user set stays.
 
     Left alone, every rank starts a thread a core: two ranks on two cores then need 27 ms instead of 14 for a step of a
     small MLP.
     """
-    threads = str(max(1, cores // local_ranks))
-    return {name: threads for name in names if name not in environ}
+    return thread_variables_by_rank([max(1, cores // local_ranks)], environ, THREAD_VARIABLES)
 
 
 def thread_variables_by_rank(threads: Sequence[int], environ: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
@@ -38,6 +35,17 @@ def thread_variables_by_rank(threads: Sequence[int], environ: Mapping[str, str],
     return {_THREADS: f"{','.join(free)}={','.join(map(str, threads))}"}
 
 
+def share_variables(
+    bind: Bind, threads: Sequence[int], environ: Mapping[str, str], names: Sequence[str] = THREAD_VARIABLES
+) -> dict[str, str]:
+    """What ranks are told of their share, as planned: :func:`thread_variables_by_rank`, and how to bind.
+
+    A bound rank's guard knows its cores better, and says :data:`THREAD_VARIABLES` itself.
+    """
+    planned = [name for name in names if bind == "none" or name not in THREAD_VARIABLES]
+    return {**thread_variables_by_rank(threads, environ, planned), **({} if bind == "none" else {_BIND: bind})}
+
+
 def own_threads(rank: int, environ: MutableMapping[str, str]) -> None:
     """In a rank, before its script: take its numbers out of what :func:`thread_variables_by_rank` made."""
     names, equals, threads = environ.get(_THREADS, "").partition("=")
@@ -45,13 +53,8 @@ def own_threads(rank: int, environ: MutableMapping[str, str]) -> None:
         environ.setdefault(name, threads.split(",")[rank])
 
 
-def bind_variables(bind: Bind) -> dict[str, str]:
-    """Tells a rank's guard to bind it to cores of its own."""
-    return {} if bind == "none" else {_BIND: bind}
-
-
 def wanted_binding(environ: Mapping[str, str] | None = None) -> Bind:
-    """In a rank: what :func:`bind_variables` said. Raises RankError for a word that it does not say."""
+    """In a rank: what :func:`share_variables` said. Raises RankError for a word that it does not say."""
     environ = os.environ if environ is None else environ
     found = next((bind for bind in BINDS if bind == environ.get(_BIND, "none")), None)
     if found is None:

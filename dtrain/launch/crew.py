@@ -104,10 +104,10 @@ class Crew:
 
     def tell(self, rank: int, word: str) -> bool:
         """Say a word (see dtrain._control) to the guard of a rank on another host; False for any other rank."""
-        for member in self._members:
-            if member.connection is not None and member.planned.task is not None and member.planned.task.rank == rank:
-                member.connection.tell(word)
-                return True
+        member = self._elsewhere(rank)
+        if member is not None and member.connection is not None:
+            member.connection.tell(word)
+            return True
         return self.agents.tell(rank, word) or (self._ordered and order(self._run, rank, word))
 
     def pass_on(self, number: int) -> None:
@@ -118,11 +118,13 @@ class Crew:
 
     def has_left(self, rank: int) -> bool:
         """True when there is no connection any more to a rank on another host."""
-        return self.agents.has_left(rank) or any(
-            not member.alive
-            for member in self._members
-            if member.connection is not None and member.planned.task is not None and member.planned.task.rank == rank
-        )
+        member = self._elsewhere(rank)
+        return self.agents.has_left(rank) or (member is not None and not member.alive)
+
+    def _elsewhere(self, rank: int) -> Member | None:
+        """The task of that rank, where it was started over a connection to another host."""
+        tasks = ((member, member.planned.task) for member in self._members if member.connection is not None)
+        return next((member for member, task in tasks if task is not None and task.rank == rank), None)
 
     def tell_all_to_end(self) -> None:
         """Tell what was started to end, with its ranks."""

@@ -5,12 +5,10 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from dtrain import resources
 from dtrain.allocation import Allocation
 from dtrain.binding import HostTopology, plan_binding
 from dtrain.errors import UsageError, WorkspaceError
@@ -40,20 +38,7 @@ def planner(
     """
     plan, secrets = _launcher(spec, workspace, say), spec.secret_values()
     binding = [] if spec.bind == "none" or spec.hosts else plan_binding(spec.bind, spec.size, HostTopology.read())
-    return lambda run, cwd: dataclasses.replace(_bound(plan(run, cwd), spec), secrets=secrets, binding=tuple(binding))
-
-
-def _bound(plan: LaunchPlan, spec: JobSpec) -> LaunchPlan:
-    """A plan whose ranks are bound where that is asked for: their guards then also say how many threads there shall be."""
-    if spec.bind == "none":
-        return plan
-    planned = set(resources.THREAD_VARIABLES) - {*os.environ, *spec.environment}
-    added = resources.bind_variables(spec.bind)
-    processes = (
-        dataclasses.replace(p, environment={**{n: v for n, v in p.environment.items() if n not in planned}, **added})
-        for p in plan.processes
-    )
-    return dataclasses.replace(plan, processes=tuple(processes))
+    return lambda run, cwd: dataclasses.replace(plan(run, cwd), secrets=secrets, binding=tuple(binding))
 
 
 def _launcher(

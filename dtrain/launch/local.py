@@ -16,7 +16,7 @@ from dtrain.spec import JobSpec
 def plan(spec: JobSpec, run: RunLayout, cwd: Path) -> LaunchPlan:
     """Plan the one process of ``spec``. Pure; ``cwd`` is the folder in which it will work."""
     environment = {
-        **resources.thread_variables(available_cores(), 1, {**os.environ, **spec.environment}),
+        **resources.share_variables(spec.bind, [available_cores()], {**os.environ, **spec.environment}),
         **env.launch_variables(run, size=1, vocabulary="dtrain", resume_from=spec.resume_from),
         **env.rank_variables(0, 0, 1),
         **spec.open_environment,

@@ -47,8 +47,7 @@ def plan(
     scratch = Path(tempfile.gettempdir()) / f"dtrain-{run.id}"
     own = {name: str(scratch) for name in family.scratch_variables}
     environment = {
-        **_thread_variables(spec, places, threads, environ),
-        **resources.bind_variables(spec.bind),
+        **resources.share_variables(spec.bind, _threads(spec, places), environ, threads),
         **env.launch_variables(run, size=spec.workers, vocabulary=family.vocabulary, resume_from=spec.resume_from),
         **(env.unsupervised_variables() if places else {}),
         **spec.open_environment,
@@ -73,16 +72,12 @@ def plan(
     )
 
 
-def _thread_variables(spec: JobSpec, places: Sequence[Place], names: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
-    """mpirun gives all ranks the same environment: where hosts differ, each rank takes its own number out of a list.
-
-    A bound rank's guard knows better.
-    """
-    names = [name for name in names if spec.bind == "none" or name not in resources.THREAD_VARIABLES]
+def _threads(spec: JobSpec, places: Sequence[Place]) -> list[int]:
+    """Each rank's share of its host's cores."""
     if not places:
-        return resources.thread_variables(available_cores(), spec.workers, environ, names)
+        return [max(1, available_cores() // spec.workers)]
     counts = dict(_counted(places))
-    return resources.thread_variables_by_rank([max(1, place.cores // counts[place]) for place in places], environ, names)
+    return [max(1, place.cores // counts[place]) for place in places]
 
 
 def _counted(places: Sequence[Place]) -> list[tuple[Place, int]]:

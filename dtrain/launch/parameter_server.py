@@ -36,7 +36,7 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, places: Sequence[Place]) -> L
         local_size = names.count(place.host)
         environment = {
             **(env.starting_variables() if place.over_ssh else {}),
-            **resources.thread_variables(place.cores, local_size, {**os.environ, **spec.environment}),
+            **resources.share_variables(spec.bind, [max(1, place.cores // local_size)], {**os.environ, **spec.environment}),
             **common,
             **env.rank_variables(rank, names[:rank].count(place.host), local_size),
             **cluster_variables(addresses, task, dialect),
