@@ -15,7 +15,6 @@ All lines have to be there, whole and in each rank's order, on the console and i
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import resource
@@ -28,7 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench_tensorflow import MPIRUN, environment, machine, read, row
+from bench_tensorflow import MPIRUN, environment, machine, publish, read, row
 
 HERE = Path(__file__).resolve().parent
 BIN = Path(sys.executable).parent
@@ -177,13 +176,7 @@ def main() -> None:
         )
         lines += [about, "", *table(records, ("slowest_s", "total_s", "cpu_s", "ranks_cpu_s"))]
         lines += ["", f"Seconds of the slowest rank, dtrain / mpirun: {ratio:.3f}.", ""]
-    record["load_after"] = os.getloadavg()
-    loads = " and ".join(f"{record[when][0]:.1f}" for when in ("load_before", "load_after"))
-    lines.append(f"Load average (1 minute) before and after: {loads}.")
-    print("\n".join(lines))
-    if args.json is not None:
-        args.json.write_text(json.dumps(record) + "\n")
-        args.json.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    publish(record, lines, args.json)
 
 
 if __name__ == "__main__":

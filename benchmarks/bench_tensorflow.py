@@ -26,7 +26,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import socket
 import statistics
 import subprocess
 import sys
@@ -40,6 +39,7 @@ from typing import Any
 import numpy as np
 
 from dtrain.launch import horovod
+from dtrain.launch.ports import free_ports
 from dtrain.resources import THREAD_VARIABLES
 
 HERE = Path(__file__).resolve().parent
@@ -153,14 +153,6 @@ def start_by_hand(argv: list[str], folder: Path) -> None:
         sys.exit(f"the chief that was started by hand ended with {code}\n{(folder / 'chief-0.log').read_text()[-4000:]}")
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("localhost", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
 def fallen(record: dict[str, Any]) -> dict[str, Any]:
     if not record["loss"] < LOSS_FALLS_TO * record["first_loss"]:
         sys.exit(f"the loss went from {record['first_loss']:.3f} to {record['loss']:.3f}; that is no training")
@@ -241,6 +233,17 @@ def machine() -> dict[str, Any]:
     }
 
 
+def publish(record: dict[str, Any], lines: list[str], target: Path | None) -> None:
+    """Print the tables, with the load around them; keep the raw figures in ``target``, and the tables beside it as ``.md``."""
+    record["load_after"] = os.getloadavg()
+    loads = " and ".join(f"{record[when][0]:.1f}" for when in ("load_before", "load_after"))
+    lines = [*lines, f"Load average (1 minute) before and after: {loads}."]
+    print("\n".join(lines))
+    if target is not None:
+        target.write_text(json.dumps(record) + "\n")
+        target.with_suffix(".md").write_text("\n".join(lines) + "\n")
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="starts of each side")
@@ -274,13 +277,7 @@ def main() -> None:
         records = alternate(cluster_sides(steps, warm_up), rounds, about, lambda folders: None)
         record["parts"][about] = {"steps": steps, "warm_up": warm_up, "records": records}
         lines += [f"### {about}", "", *steps_table(records), "", *start_table(records), ""]
-    record["load_after"] = os.getloadavg()
-    loads = " and ".join(f"{record[when][0]:.1f}" for when in ("load_before", "load_after"))
-    lines.append(f"Load average (1 minute) before and after: {loads}.")
-    print("\n".join(lines))
-    if args.json is not None:
-        args.json.write_text(json.dumps(record) + "\n")
-        args.json.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    publish(record, lines, args.json)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """The first code in every rank that dtrain launches: ``python -m dtrain._rank_main SCRIPT ARGS...`` (or ``-m MODULE``).
 
-Two processes a rank. The *guard* is what the launcher started; it forks the *script*'s process, waits for it, and records how it
-ended, so that also a rank that is killed or crashes in native code leaves a record with its time and signal. Guard and
-script die together: each is told by the kernel when its parent is gone.
+Three processes a rank. The *guard* is what the launcher started; it forks the *script*'s process, waits for it, and records how
+it ended, so that also a rank that is killed or crashes in native code leaves a record with its time and signal. Guard and
+script die together: each is told by the kernel when its parent is gone. The third only waits, and ends what the script started
+where the guard is killed too fast to do so (``processes.end_group_with_me``).
 """
 
 from __future__ import annotations
