@@ -194,15 +194,18 @@ def row(*cells: object) -> str:
 
 
 def steps_table(records: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Medians, the range of all rounds, and dtrain's part of each, by the medians and by the round (median of those ratios)."""
+    """Medians, the range of all rounds, dtrain's part of each by the medians and by the round (median of those ratios), and the
+    memory that rank 0 (chief) has had at most."""
     middle = medians(records, "steps_per_s")
-    lines = [row("side", "steps/s", "lowest to highest", "dtrain / side", "median of rounds' ratios"), "|---|---|---|---|---|"]
+    titles = ("side", "steps/s", "lowest to highest", "dtrain / side", "median of rounds' ratios", "peak memory, MiB")
+    lines = [row(*titles), f"{'|---' * len(titles)}|"]
     for name, each in records.items():
         all_rounds = [record["steps_per_s"] for record in each]
         ratios = [ours["steps_per_s"] / theirs["steps_per_s"] for ours, theirs in zip(records["dtrain"], each, strict=True)]
         spread = f"{min(all_rounds):.2f} to {max(all_rounds):.2f}"
         ratio = middle["dtrain"] / middle[name]
-        lines.append(row(name, f"{middle[name]:.2f}", spread, f"{ratio:.3f}", f"{statistics.median(ratios):.3f}"))
+        cells = (f"{middle[name]:.2f}", spread, f"{ratio:.3f}", f"{statistics.median(ratios):.3f}")
+        lines.append(row(name, *cells, round(statistics.median(record["peak_mib"] for record in each))))
     return lines
 
 

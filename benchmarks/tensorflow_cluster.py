@@ -6,6 +6,7 @@ BEGAN is the time at which the command was given.
 
 import itertools
 import json
+import resource
 import sys
 import time
 from pathlib import Path
@@ -85,6 +86,7 @@ def main():
         "steps_per_s": steps / sum(chunks_s),
         "chunks_s": [round(value, 4) for value in chunks_s],
         "first_step_s": first_step_s,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "first_loss": first_loss,
         "loss": loss,
     }

@@ -7,6 +7,7 @@ WARM_UP took, and a hash of its weights; rank 0 its weights.
 
 import hashlib
 import json
+import resource
 import sys
 import time
 from pathlib import Path
@@ -105,6 +106,7 @@ def main():
     record = {
         "steps_per_s": steps / (clock.times[-1] - clock.times[warm_up - 1]),
         "steps_ms": [round(1000 * float(value), 3) for value in np.diff(clock.times)[warm_up - 1 :]],
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "digest": digest,
         "moved": max(float(np.abs(new - old).max()) for new, old in zip(weights, began, strict=True)),
         "gradient_bytes": sum(weight.nbytes for weight in weights),

@@ -68,7 +68,9 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, *, allocation: Allocation, st
     nodes = min(spec.slurm_options.nodes or allocation.nodes, spec.workers)
     per_node = spec.slurm_options.tasks_per_node or -(-spec.workers // nodes)
     cpus = per_node * allocation.cpus_per_task if allocation.cpus_per_task is not None else allocation.cpus
-    common = {**resources.thread_variables(cpus, per_node, {**os.environ, **spec.environment}), **env.order_variables()}
+    environ = {**os.environ, **spec.environment}
+    share = {**resources.thread_variables(cpus, per_node, environ), **resources.memory_variables(environ)}
+    common = {**share, **env.order_variables()}
     if start.by == "mpirun":
         assert start.mpi is not None
         planned = mpi.plan(spec, run, cwd, start.mpi)

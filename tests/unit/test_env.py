@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,23 @@ def test_threads_are_shared_unless_set() -> None:
     assert shared["OMP_NUM_THREADS"] == shared["OPENBLAS_NUM_THREADS"] == "2"
     assert "MKL_NUM_THREADS" not in shared
     assert resources.thread_variables(2, 4, {})["OMP_NUM_THREADS"] == "1"
+
+
+def test_ranks_are_told_how_to_keep_memory_unless_the_user_says_so() -> None:
+    shared = resources.share_variables("none", [1], {})
+    assert "glibc.malloc.hugetlb=1" in shared["GLIBC_TUNABLES"].split(":")
+    assert "GLIBC_TUNABLES" not in resources.share_variables("none", [1], {"GLIBC_TUNABLES": ""})
+
+
+def test_malloc_knows_what_ranks_are_told() -> None:
+    """A name that glibc does not know it passes over without a word."""
+    loader = shutil.which("ld.so")
+    if loader is None:
+        pytest.skip("no glibc from 2.35: its loader lists tunables")
+    listed = subprocess.run([loader, "--list-tunables"], capture_output=True, text=True, check=True)
+    known = {line.split(":")[0] for line in listed.stdout.splitlines()}
+    told = resources.memory_variables({})["GLIBC_TUNABLES"].split(":")
+    assert {each.split("=")[0] for each in told} <= known
 
 
 def test_workspace_is_the_option_else_the_variable_else_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
