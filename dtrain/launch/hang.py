@@ -100,6 +100,8 @@ class HangWatch:
             blamed = f"{_listed(names, free)} did not come ({place(stacks[free[0]])}), and {waited}"
         else:
             blamed = waited or f"{_listed(names, hung)} was at {place(stacks[hung[0]])}"
+            left = [rank for rank in self._ranks if self._run.rank(rank).done.is_file()]
+            blamed += f"; {_listed(names, left)} had left before with exit code 0" if left else ""
         return f"no progress for {limit:g} s (--hang-timeout): {blamed}"
 
 

@@ -34,6 +34,7 @@ from dtrain.status import (
     RunStatus,
     failure_from_line,
     first_failure,
+    name_who_left,
     read_failure,
     read_process,
 )
@@ -324,6 +325,7 @@ class Supervisor:
             state, code, cause = "failed", HANG, self._hung
             failure = None
         elif failure is not None:
+            failure = name_who_left(self._run, failure, self._plan.size)
             state, code, cause = "failed", failure.exit_code, failure.describe()
         elif vanished:
             state, code, cause = "failed", vanished[0].exit_code, "; ".join(each.describe() for each in vanished)
@@ -374,7 +376,9 @@ class Supervisor:
         name = self._plan.processes[0].name
         how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with code {code}"
         said = "".join(f"\n  {line}" for _, line in self._launcher_lines[-_CAUSE_LINES:] if line.strip())
-        return f"{name} {how} without any rank failing by itself{'; it said:' + said if said else ''}"
+        left = [str(rank) for rank in range(self._plan.size) if self._run.rank(rank).done.is_file()]
+        after = f", after rank {', '.join(left)} had left with exit code 0, and others had not" if left else ""
+        return f"{name} {how} without any rank failing by itself{after}{'; it said:' + said if said else ''}"
 
 
 def _exit_code(returncode: int) -> int:
