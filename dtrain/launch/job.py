@@ -136,10 +136,11 @@ def supervise_run(
     if spec.tasks:
         limits = dataclasses.replace(limits, start_timeout_s=spec.cluster_options.start_timeout_s)
     replan = functools.partial(planner, spec, run.workspace, console.say)
-    status = run_attempts(plan, lambda: replan()(run, run.code), run, limits, spec.restarts, console)
-    if explain is not None:
-        status = explain(status)
-    report_end(run, status, console)
+    with console.in_background():
+        status = run_attempts(plan, lambda: replan()(run, run.code), run, limits, spec.restarts, console)
+        if explain is not None:
+            status = explain(status)
+        report_end(run, status, console)
     return status
 
 

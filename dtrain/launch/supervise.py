@@ -192,10 +192,19 @@ class Supervisor:
                 self._failures[rank] = failure
 
     def _show(self, *, final: bool = False) -> None:
-        at_once = None if final else _SHOWN_AT_ONCE
+        if final or not self._console.is_behind:
+            self._show_ranks(final)
+        else:
+            for rank, reader in self._readers.items():
+                if reader.grows():
+                    self._hang.printed(rank)
+        self._read_launcher(final)
+        self._show_launcher(final)
+
+    def _show_ranks(self, final: bool) -> None:
         bars = {}
         for rank, reader in self._readers.items():
-            data = reader.read(max_chunks=at_once)
+            data = reader.read(max_chunks=None if final else _SHOWN_AT_ONCE)
             if data:
                 self._hang.printed(rank)
             if not self._console.shows(rank):
@@ -208,7 +217,9 @@ class Supervisor:
             if bar := reader.bar():
                 bars[rank] = (self._host(rank), self._labels.get(rank, ""), bar)
         self._console.rank_bars({} if final else bars, final=final)
-        data = self._launcher_mask.feed(self._launcher_reader.read(max_chunks=at_once))
+
+    def _read_launcher(self, final: bool) -> None:
+        data = self._launcher_mask.feed(self._launcher_reader.read(max_chunks=None if final else _SHOWN_AT_ONCE))
         data += self._launcher_mask.flush() if final else b""
         if data:
             with contextlib.suppress(OSError), open(self._run.launcher_log, "ab") as log:  # a full disk: shown, though not kept
@@ -218,7 +229,6 @@ class Supervisor:
                 self._failures.setdefault(failure.rank, failure)
             elif not (self._plan.noise and re.search(self._plan.noise, line)):
                 self._launcher_lines.append((time.monotonic(), line))
-        self._show_launcher(final)
 
     def _show_launcher(self, final: bool) -> None:
         """Show the launcher's own words, but not those about a rank's failure: they would bury what the rank itself said."""

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from dtrain.metrics import read_metrics
+from dtrain.status import read_status
 
 from .conftest import ROOT, Project
 
@@ -202,6 +203,20 @@ def test_ranks_have_their_grace_time_whatever_the_launcher(
     _, err = job.communicate(timeout=40)
     assert job.returncode == 143, err
     assert sorted(path.name for path in project.latest.outputs.glob("saved-*")) == ["saved-0", "saved-1"]
+
+
+@pytest.mark.parametrize(("then", "code"), [("", 0), ("time.sleep(60)", 123)])
+def test_who_does_not_read_the_console_stops_nobody(
+    project: Project, wait_until: Callable[..., None], then: str, code: int
+) -> None:
+    lines = 100_000
+    script = project.script(f"import time\nfor n in range({lines}):\n    print(n, 'x' * 100)\n{then}\n")
+    job = project.start("run", "--hang-timeout", "3", script)
+    wait_until(lambda: any(project.folder.glob("workspace/runs/*/status.json")) and read_status(project.latest).is_over)
+    out, err = job.communicate(timeout=40)
+    assert (job.returncode, read_status(project.latest).exit_code) == (code, code), err
+    shown = [line.split()[1] for line in out.splitlines()]
+    assert shown == [str(n) for n in range(lines)]
 
 
 def test_daemon_of_a_script_is_ended_with_the_run(project: Project) -> None:
