@@ -6,6 +6,7 @@ Ours averages in ``apply``, through which every way of training goes.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import itertools
 import logging
@@ -186,7 +187,7 @@ class _Averaging:
 def distribute(optimizer: Any, reduction: Reduction, *, backward_passes: int = 1) -> Any:
     """Make a Keras 3 optimizer average its gradients over the ranks; returns the same object.
 
-    Its class gets a subclass of the same name, so that a saved model is loaded with the plain one, without Horovod.
+    Its class becomes a :func:`subclass`.
     """
     cls = type(optimizer)
     if issubclass(cls, _Averaging):
@@ -205,8 +206,20 @@ def distribute(optimizer: Any, reduction: Reduction, *, backward_passes: int = 1
         optimizer.gradient_accumulation_steps = backward_passes
     if optimizer.built and reduction.process_set is hvd.global_process_set:
         check_same_variables(optimizer._trainable_variables)
-    _set_class(optimizer, type(cls.__name__, (_Averaging, cls), {"__module__": cls.__module__, "dtrain_reduction": reduction}))
+    _set_class(optimizer, subclass(_Averaging, cls, {"dtrain_reduction": reduction}))
     return optimizer
+
+
+def subclass(mixin: type, cls: Any, contents: dict[str, Any]) -> type:
+    """A subclass of an optimizer's class that Keras saves by the name of that class: so a model is loaded with the plain one."""
+    made = type(cls.__name__, (mixin, cls), {"__module__": cls.__module__, **contents})
+    roots = [base.__module__.partition(".")[0] for base in cls.__mro__]
+    utils = importlib.import_module(next(root for root in roots if root in ("keras", "tf_keras"))).utils
+    package, registered, name = utils.get_registered_name(cls).partition(">")
+    if registered:
+        for each in (made, cls):  # the name is the latter's again
+            utils.register_keras_serializable(package, name)(each)
+    return made
 
 
 def is_distributed(optimizer: Any) -> bool:

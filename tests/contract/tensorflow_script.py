@@ -207,6 +207,20 @@ def case_other_names():
     return model
 
 
+@keras.utils.register_keras_serializable("dtrain_test")
+class Slow(keras.optimizers.SGD):
+    """An optimizer of the user's own."""
+
+
+def case_registered():
+    """It is saved by the name under which the user registered it, and that loads the user's class."""
+    model, _ = fit(build(), dtrain.tensorflow.DistributedOptimizer(Slow(0.1), run), checkpoint_every="never")
+    saved = keras.utils.serialize_keras_object(model.optimizer)
+    assert saved["registered_name"] == "dtrain_test>Slow", saved
+    assert type(keras.utils.deserialize_keras_object(saved)) is Slow
+    return model
+
+
 class TrainStep(keras.Sequential):
     """A train_step as Keras's guide writes one."""
 

@@ -33,7 +33,7 @@ TOLERANCES = {
 def test_same_weights_on_all_ranks_and_as_one_process(tmp_path: Path, keras: str) -> None:
     # The Trainer comes last: it alone saves checkpoints here.
     for ranks in (1, 2):
-        extra = ["refused", "warmup", "statistics"] if ranks == 2 else []
+        extra = ["refused", "registered", "warmup", "statistics"] if ranks == 2 else []
         done = dtrain_run(tmp_path, ranks, SCRIPT, str(tmp_path), *extra, *TOLERANCES, **KERAS[keras])
         assert done.returncode == 0, done.stdout + done.stderr
     for case, tolerance in TOLERANCES.items():
@@ -44,8 +44,8 @@ def test_same_weights_on_all_ranks_and_as_one_process(tmp_path: Path, keras: str
     run = Workspace(tmp_path / "workspace").find_run("latest")
     for rank in (0, 1):
         rows = [orjson.loads(line) for line in run.metrics_file(rank).read_text().splitlines()]
-        # 25 steps of the fits before it: ten of the warm-up, and five of each of three.
-        assert [(row["step"], row["epoch"]) for row in rows[-4:]] == [(30, 1), (35, 2), (40, 3), (45, 4)]
+        # 30 steps of the fits before it: ten of the warm-up, and five of each of four.
+        assert [(row["step"], row["epoch"]) for row in rows[-4:]] == [(35, 1), (40, 2), (45, 3), (50, 4)]
         assert {"loss", "mae", "val_loss", "val_mae"} <= rows[-1].keys()
     load = (
         "import sys, numpy as np, tensorflow as tf\n"
