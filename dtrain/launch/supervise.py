@@ -92,7 +92,7 @@ class Supervisor:
         self._labels = {rank: planned.task.label for rank, planned in plan.tasks.items()}
         self._readers = {rank: LineReader(run.rank(rank).output_log) for rank in range(plan.size)}
         self._pipe, self._pipe_end = os.pipe()
-        agents = Agents(plan.other_hosts, run, plan.scratch, 2 * (limits.hangs.heartbeat_timeout_s or _AGENT_LOST_S))
+        agents = Agents(plan, run, 2 * (limits.hangs.heartbeat_timeout_s or _AGENT_LOST_S), console.say)
         self._crew = Crew(plan, run, agents, output=self._pipe_end, start_timeout_s=limits.start_timeout_s, say=console.say)
         self._launcher_reader = LineReader(self._pipe)
         self._launcher_mask = MaskedStream(plan.masker)
@@ -109,7 +109,7 @@ class Supervisor:
             self._planned_hosts.update(dict.fromkeys(host.ranks, host.name))
         self._beats = BeatWatch(plan, run, limits.hangs.heartbeat_timeout_s, agents, self._host)
         self._failures: dict[int, RankFailure] = {}
-        self._hang = HangWatch(plan, run, limits.hangs, console.say, self._crew.tell)
+        self._hang = HangWatch(plan, run, limits.hangs, console.say, self._crew)
         self._hung: str | None = None
         self._signals, self._to_pass_on = signals.to_end, signals.to_pass_on
         environ = {**os.environ, **plan.processes[0].environment}
@@ -135,6 +135,8 @@ class Supervisor:
         """Return when the job is over by itself, or when there is a reason to end it."""
         limit = self._limits.timeout_s
         failed_at: float | None = None
+        if self._signals:  # they came while the run folder was copied
+            return
         self._note(self._crew.step())
         self._run.settle()
         while self._crew.at_work:
@@ -191,6 +193,7 @@ class Supervisor:
                 self._failures[rank] = failure
 
     def _show(self, *, final: bool = False) -> None:
+        self._crew.agents.heard()
         at_once = None if final else _SHOWN_AT_ONCE
         bars = {}
         for rank, reader in self._readers.items():
@@ -245,9 +248,7 @@ class Supervisor:
             self._wait(self._limits.grace_s, self._scripts_ended)
             self._crew.tell_all_to_end()
             self._wait(min(self._limits.grace_s, _LAUNCHER_END_S), lambda: not self._any_alive())
-        self._crew.cut_off()
-        if self._crew.remote_alive():
-            self._wait(_CUT_OFF_S, lambda: not self._crew.remote_alive())
+        self._cut_off()
         # Nobody whose record could still come is alive after this: what is read below is final.
         deadline = time.monotonic() + _KILL_S
         while (leftovers := processes_of(self._run.root)) and time.monotonic() < deadline:
@@ -262,6 +263,15 @@ class Supervisor:
             process.kill()
             process.wait()
         self._collect(final=True)
+
+    def _cut_off(self) -> None:
+        """End what is left on other hosts, and take over what is still to come from there."""
+        self._crew.cut_off()
+        came = -1
+        while self._crew.remote_alive() and came < (came := sum(self._crew.agents.heard().values())):
+            self._wait(_CUT_OFF_S, lambda: not self._crew.remote_alive())
+        while came < (came := sum(self._crew.agents.heard().values())):
+            pass
 
     def _any_alive(self) -> bool:
         return any(process.poll() is None for process in self._crew.processes)
