@@ -90,11 +90,11 @@ first = 0 if restored is None else restored.step
 if restored is not None:
     assert (restored.shared["weights"] == first).all() and restored.own["mine"] == run.rank, restored
 for step in range(first + 1, int(sys.argv[1]) + 1):
-    open(f"outputs/steps-{run.rank}", "a").write(f"{step} ")
-    run.log("loss", step)
     run.checkpoints.save(step, {"weights": np.full(1000, step)}, {"mine": np.array(run.rank)})
     again = run.checkpoints.restore()
     assert again.step == step and (again.shared["weights"] == step).all() and again.own["mine"] == run.rank
+    open(f"outputs/steps-{run.rank}", "a").write(f"{step} ")
+    run.log("loss", step)
     if step == 2 and run.rank == run.size - 1 and os.environ["DTRAIN_ATTEMPT"] == "0" and restored is None:
         os.kill(os.getpid(), signal.SIGKILL)
 print("began at", first)
@@ -163,6 +163,7 @@ def test_a_job_goes_on_from_its_checkpoint(apart: ApartProject, node: str) -> No
     hosts = "node1:1,node2:2" if node == "node1" else "node2:2,node1:1"
     done = apart.dtrain("run", "-H", hosts, "--max-restarts", "1", apart.script(TRAINS), "4")
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count(COPIES) == 2
     assert "starting the job again from the checkpoint of step 2" in done.stderr
     assert done.stdout.count("began at 2") == 3
     assert [apart.output(f"steps-{rank}") for rank in range(3)] == ["1 2 3 4 "] * 3
