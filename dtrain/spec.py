@@ -41,6 +41,7 @@ class JobSpec:
     launchers that have one, ``slurm`` for that launcher.
     ``hosts`` are filled with tasks by rank; none means this host, for as many as there are. ``network`` is the one, as
     10.0.0.0/24, by which their ranks talk; None: MPI chooses. Without ``preflight`` hosts are not asked before the start.
+    ``shared_fs`` False: also where only some of them do not see the workspace, those are given copies of the run folder.
     ``secrets`` are names of variables, of ``environment`` or of this process's, whose values nothing that dtrain writes shows.
     ``bind`` gives each rank cores and a GPU of its own (see :func:`dtrain.binding.plan_binding`).
     ``resume_from`` is the folder of the run whose newest whole checkpoint the ranks start from.
@@ -59,6 +60,7 @@ class JobSpec:
     hosts: tuple[Host, ...] = ()
     network: str | None = None
     preflight: bool = True
+    shared_fs: bool = True
     slurm: SlurmOptions | None = None
     experiment: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -125,6 +127,8 @@ class JobSpec:
             raise UsageError(f"mpirun takes no IPv6 address such as {v6[0]} for a host; give it a name, in /etc/hosts if need be")
         if self.hosts:
             place(self.size, self.hosts)
+        elif not self.shared_fs:
+            raise UsageError("--no-shared-fs goes with -H or --hostfile: on one host there is nothing to copy")
         if self.network is not None:
             if not self.hosts or self.launcher_name not in MPI_LAUNCHERS:
                 raise UsageError(f"--network goes with -H or --hostfile and --launcher {' or '.join(MPI_LAUNCHERS)}")

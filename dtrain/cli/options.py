@@ -87,7 +87,7 @@ def host_names(command: F) -> F:
             "--host",
             "hosts",
             metavar="NAME:SLOTS,...",
-            help="Start ranks on these hosts, by ssh; they share the workspace and this Python. [default: this host]",
+            help="Start ranks on these hosts, by ssh; they have this Python at the same path. [default: this host]",
         ),
         click.option(
             "--hostfile",
@@ -110,6 +110,13 @@ def hosts(command: F) -> F:
         ),
         click.option(
             "--skip-preflight", "preflight", flag_value=False, default=True, help="Start without asking the hosts first."
+        ),
+        click.option(
+            "--no-shared-fs",
+            "shared_fs",
+            flag_value=False,
+            default=True,
+            help="Copy the run folder to hosts that do not see the workspace, and bring back what they write.",
         ),
     )
     return _with(command, options)

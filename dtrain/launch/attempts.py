@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import signal
 import time
@@ -51,7 +52,7 @@ def run_attempts(
             attempt = _begin(run, number, running, console)
             closed = False
             try:
-                ended = Supervisor(plan, attempt, limits, console, signals).run()
+                ended = _run_one(plan, attempt, limits, console, signals)
             except NotRunnable as error:
                 failed = dataclasses.replace(running, state="failed", exit_code=error.exit_code, cause=str(error))
                 _record(run.status, dataclasses.replace(failed, ended=time.time()), console)
@@ -69,6 +70,25 @@ def run_attempts(
             _say_again(run, ended, f"restart {number - first + 1} of {restarts.max_restarts}", console)
             plan = replan()
     _record(run.status, dataclasses.replace(ended, supervisor=running.supervisor), console)
+    return ended
+
+
+def _run_one(plan: LaunchPlan, attempt: RunLayout, limits: Limits, console: Console, signals: Signals) -> RunStatus:
+    """Run one attempt to its end; with copies of the run folder on the hosts that do not see it."""
+    supervisor = functools.partial(Supervisor, plan, attempt, limits, console, signals)
+    if not any(host.copied for host in plan.other_hosts):
+        return supervisor().run()
+    from dtrain.launch.copies import Copies  # late: nobody else need wait for what it imports
+
+    copies = Copies(attempt, plan, console, signals)
+    copies.send()
+    try:
+        ended = supervisor().run()
+    finally:
+        missing = copies.bring_back()
+    if missing and ended.state == "completed":
+        cause = f"all ranks completed, but what {', '.join(missing)} wrote is not brought back"
+        return dataclasses.replace(ended, state="failed", exit_code=1, cause=cause)
     return ended
 
 

@@ -88,9 +88,10 @@ class Report:
         return [f"host {self.host}: {check.said}" for check in self.checks if check.level == level]
 
 
-def ask_hosts(hosts: Mapping[Host, int], workspace: Workspace | None, *, mpi: bool) -> dict[Host, Report]:
+def ask_hosts(hosts: Mapping[Host, int], workspace: Workspace | None, *, mpi: bool, shared_fs: bool = True) -> dict[Host, Report]:
     """Ask each of ``hosts`` for that many free ports, and whether it sees ``workspace`` (None: not asked) and has the same MPI.
 
+    That some hosts see the workspace and some do not is a problem, unless ``shared_fs`` is False: a mount is missing, as a rule.
     Blocks for seconds, half a minute at most. Raises WorkspaceError when the workspace cannot be written here; everything else is
     in the reports.
     """
@@ -110,7 +111,10 @@ def ask_hosts(hosts: Mapping[Host, int], workspace: Workspace | None, *, mpi: bo
             return Report(host=host.name, checks=_compared(answer, answer, 0.0), answer=answer)
 
         with concurrent.futures.ThreadPoolExecutor(max_workers=min(64, len(hosts))) as pool:
-            return dict(zip(hosts, pool.map(ask, hosts), strict=True))
+            reports = dict(zip(hosts, pool.map(ask, hosts), strict=True))
+    if token is not None:
+        _compare_sight([reports[host] for host in hosts if not local[host]], shared_fs)
+    return reports
 
 
 def examine_this_host(workspace: Workspace) -> Report:
@@ -209,9 +213,29 @@ def _ask(host: Host, question: Question, own: Answer) -> Report:
         return problem("python", f"{sys.executable} -m dtrain fails there: {said}; {advice}")
     ahead_s = max(0.0, answer.time - time.time()) or min(0.0, answer.time - asked)
     checks = [Check(name="ssh", level="ok", said="connects"), *_compared(answer, own, ahead_s)]
-    if question.token is not None and answer.shared:
-        checks.append(Check(name="workspace", level="ok", said="sees it"))
     return Report(host=host.name, checks=checks, answer=answer)
+
+
+def _compare_sight(reports: list[Report], shared_fs: bool) -> None:
+    """Note of each other host that has answered whether it sees the workspace, and what that means beside the others."""
+    answers = {report.host: report.answer for report in reports if report.answer is not None}
+    seeing = [name for name, answer in answers.items() if answer.shared]
+    for report in reports:
+        if report.host not in answers:
+            continue
+        if report.host in seeing:
+            check = Check(name="workspace", level="ok", said="sees it")
+        elif seeing and shared_fs:
+            said = (
+                f"does not see this workspace, and host {seeing[0]} does; mount it there too, at the same path, or choose "
+                "another (--workspace, DTRAIN_WORKSPACE); --no-shared-fs copies the run folder to hosts that do not see it"
+            )
+            check = Check(name="workspace", level="problem", said=said)
+        else:
+            check = Check(
+                name="workspace", level="ok", said="does not see it: the run folder is copied, and outputs brought back"
+            )
+        report.checks.append(check)
 
 
 def _compared(answer: Answer, own: Answer, ahead_s: float) -> list[Check]:
@@ -229,12 +253,6 @@ def _compared(answer: Answer, own: Answer, ahead_s: float) -> list[Check]:
     if answer is own or own.mpi or answer.mpi:
         said = answer.mpi_problem or f"has {answer.mpi}, and this host has {own.mpi or 'none'}; use the same MPI on all"
         check("mpi", bool(answer.mpi) and answer.mpi == own.mpi, answer.mpi, said, "problem" if answer is not own else "warning")
-    said = (
-        "does not see this workspace: what is written in it here is not there; choose a folder of a shared file system, at "
-        "the same path on all hosts, with --workspace or DTRAIN_WORKSPACE"
-    )
-    if not answer.shared:
-        check("workspace", False, "", said)
     said = f"cannot connect to this host at {answer.back}; hosts must reach each other on all ports (--network names the network)"
     if own.mpi and answer is not own:
         check("network", not answer.back, "connects to this host", said, "warning")

@@ -272,7 +272,7 @@ def test_dry_run_shows_the_hosts_and_no_values(project: MpiProject) -> None:
     (process,) = plan["processes"]
     assert "node1:1,node2:1" in process["argv"]
     assert "hidden-word" not in json.dumps(plan)
-    assert plan["other_hosts"] == [{"name": "node2", "ranks": [1]}]
+    assert plan["other_hosts"] == [{"name": "node2", "ranks": [1], "copied": False}]
     assert not (project.folder / "workspace").exists()
 
 
