@@ -15,6 +15,7 @@ from dtrain.launch import sbatch, slurm
 from dtrain.launch.console import Console, LineReader
 from dtrain.launch.job import announce, make_run, report_end
 from dtrain.launch.logs import print_logs
+from dtrain.launch.preflight import check_python
 from dtrain.launch.sbatch import JobState, SlurmJob
 from dtrain.launch.supervise import TIME_LIMIT
 from dtrain.layout import RunLayout, Workspace
@@ -44,6 +45,8 @@ def submit_job(spec: JobSpec, workspace: Workspace, console: Console) -> RunLayo
     """
     if list(spec.args) != spec.to_json()["args"]:
         raise UsageError("--secret: the script's arguments hold its value, which Slurm would show; have it read the variable")
+    if spec.python is not None:
+        check_python(spec.interpreter)
     run = make_run(spec, workspace)
     plan = slurm.submission(spec, run, run.code)
     try:

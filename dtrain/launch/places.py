@@ -75,7 +75,7 @@ def check_loopback(hosts: list[Host]) -> None:
 def _ask(spec: JobSpec, placed: list[Host], workspace: Workspace | None, say: Callable[[str], None] | None) -> dict[Host, Report]:
     mpi = spec.launcher_name in MPI_LAUNCHERS
     counts = {host: 0 if mpi else placed.count(host) for host in dict.fromkeys(placed)}
-    reports = ask_hosts(counts, workspace, mpi=mpi)
+    reports = ask_hosts(counts, workspace, mpi=mpi, python=spec.interpreter if spec.python is not None else "")
     problems = [said for report in reports.values() for said in report.of("problem")]
     if problems:
         raise NotRunnable("\ndtrain: ".join(problems))
