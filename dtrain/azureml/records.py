@@ -17,8 +17,9 @@ import orjson
 from dtrain.azureml.errors import UserErrorException
 from dtrain.files import read_json, write_json
 from dtrain.layout import RunLayout
+from dtrain.spec import JobSpec
 
-EventKind = Literal["tag", "property", "cancel", "fail", "warning", "status"]
+EventKind = Literal["tag", "property", "cancel", "fail", "warning", "status", "preparing", "prepared"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class AzureLayout:
     def console(self) -> Path:
         """What the job's supervisor shows: every rank's lines, and how it ended."""
         return self.root / "console.log"
+
+    @property
+    def build_log(self) -> Path:
+        """What pip said when it made the job's environment; absent where none had to be made."""
+        return self.root / "build.log"
 
     def metrics(self, rank: int) -> Path:
         """What a rank logged by the SDK's names, as it was logged; numbers are in dtrain's own metrics file as well."""
@@ -70,6 +76,15 @@ class Submitted:
     kind: Literal["script", "interactive", "offline"] = "script"
     parent: str = ""
     definition: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What a supervisor is to do: run ``spec``, from the ``folder`` of who submitted it, with ``packages`` installed."""
+
+    spec: JobSpec
+    folder: str
+    packages: tuple[str, ...] = ()
 
 
 def read_submitted(run: RunLayout) -> Submitted:

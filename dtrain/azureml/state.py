@@ -30,8 +30,8 @@ def status_of(run: RunLayout) -> RunStatus:
 
 
 def azure_status(run: RunLayout) -> str:
-    """Preparing (until its supervisor works), Queued (until its first rank has begun), Running, Finalizing (what is left to do
-    when the ranks have ended), and Completed, Failed or Canceled."""
+    """Preparing (until its supervisor works, and its environment is there), Queued (until its first rank has begun), Running,
+    Finalizing (what is left to do when the ranks have ended), and Completed, Failed or Canceled."""
     try:
         status = status_of(run)
     except WorkspaceError:
@@ -55,7 +55,9 @@ def azure_status(run: RunLayout) -> str:
 
 
 def _has_begun(run: RunLayout) -> bool:
-    """Whether the supervisor has said its first word."""
+    """Whether the supervisor has said its first word, and made the environment if it has to."""
+    if records.events(run, "preparing") and not records.events(run, "prepared"):
+        return False
     try:
         return records.AzureLayout(run).console.stat().st_size > 0
     except FileNotFoundError:

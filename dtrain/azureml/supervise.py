@@ -1,20 +1,24 @@
 """``python -m dtrain.azureml.supervise RUN``: runs one submitted job to its end, in a process of its own.
 
-Who submits sends the job's spec on standard input, pickled: it is our own parent. Output goes to the run's console file.
+Who submits sends the :class:`Order` on standard input, pickled: it is our own parent. Output goes to the run's console file.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
+import signal
 import sys
 import time
 from pathlib import Path
 from typing import NoReturn
 
-from dtrain.azureml import records
+from dtrain.azureml import records, venv
 from dtrain.azureml.files import files_elsewhere, list_code
+from dtrain.azureml.records import AzureLayout, Order
 from dtrain.errors import DtrainError
+from dtrain.files import write_json
 from dtrain.launch.console import Console
 from dtrain.launch.job import announce, planner, supervise_run
 from dtrain.layout import RunLayout
@@ -23,15 +27,17 @@ from dtrain.status import RunStatus, read_status, write_record
 
 
 def main() -> NoReturn:
+    # Imported by its name, as it is pickled: this module is also __main__.
+
     run = RunLayout(Path(sys.argv[1]))
-    spec: JobSpec
-    spec, folder = pickle.load(sys.stdin.buffer)
-    os.chdir(folder)
+    order: Order = pickle.load(sys.stdin.buffer)
+    os.chdir(order.folder)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)  # the ranks inherit it
     console = Console()
     before = list_code(run)
     try:
+        spec = _prepared(run, order, console) if order.packages else order.spec
         plan = planner(spec, run.workspace, console.say)(run, run.code)
         announce(run, plan, console)
         status = supervise_run(run, spec, plan, console)
@@ -47,6 +53,21 @@ def main() -> NoReturn:
         console.say(f"dtrain: warning: {text}")
         records.note(run, "warning", text=text)
     sys.exit(status.exit_code)
+
+
+def _prepared(run: RunLayout, order: Order, console: Console) -> JobSpec:
+    """Make the environment of the job, or find it made, and return the job with its Python. Blocks, for minutes perhaps.
+
+    Raises ExperimentExecutionException when it cannot be made.
+    """
+    # Who cancels the run meanwhile is obeyed at once, and what was half made is removed.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    python = venv.prepare(run.workspace.environments, order.packages, AzureLayout(run).build_log, console.say)
+    spec = dataclasses.replace(order.spec, python=python)
+    write_json(run.spec, spec.to_json())
+    records.note(run, "prepared")
+    signal.signal(signal.SIGTERM, before)
+    return spec
 
 
 def _record_failure(run: RunLayout, error: DtrainError, console: Console) -> None:

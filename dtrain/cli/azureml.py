@@ -25,9 +25,10 @@ class _ScriptOrVerb(click.Group):
 @main.group(cls=_ScriptOrVerb, context_settings={"allow_interspersed_args": False})
 @click.option("--force", is_flag=True, help="Use dtrain's azureml although the real one is installed.")
 @click.option("--any-version", is_flag=True, help="Packages of another version than a job asks for only warn.")
+@click.option("--no-install", is_flag=True, help="Packages that are missing are an error, and nothing is installed for a job.")
 @click.option("-m", "is_module", is_flag=True, help="SCRIPT is a module, as in `python -m`.")
 @click.pass_context
-def azureml(context: click.Context, force: bool, any_version: bool, is_module: bool) -> None:
+def azureml(context: click.Context, /, **given: bool) -> None:
     """Run a control script written for Azure ML's SDK v1: `import azureml.core` and the rest are dtrain's.
 
     Its jobs run on this machine, and go on when the script ends. docs/azureml.md lists the names that there are.
@@ -37,7 +38,7 @@ def azureml(context: click.Context, force: bool, any_version: bool, is_module: b
       dtrain azureml init --name my-workspace
       dtrain azureml submit.py
     """
-    context.obj = {"force": force, "any_version": any_version, "is_module": is_module}
+    context.obj = given
 
 
 @click.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True}, add_help_option=False)

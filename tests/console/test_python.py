@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
 
-from .conftest import Project
+from .conftest import Project, another_python
 
 TELLS = """
 import sys
@@ -22,13 +21,7 @@ print(run.comm.allgather_obj(run.rank), sys.executable, only_there.__file__)
 
 @pytest.fixture
 def other(tmp_path: Path) -> Path:
-    """Another Python with what this one has, and one module more."""
-    folder = tmp_path / "other"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    site = folder / "lib" / f"python{sysconfig.get_python_version()}" / "site-packages"
-    (site / "this.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
-    (site / "only_there.py").write_text("")
-    return folder / "bin" / "python"
+    return another_python(tmp_path / "other")
 
 
 @pytest.mark.needs("mpi")
