@@ -37,6 +37,11 @@ class AzureLayout:
         return self.root / "run.json"
 
     @property
+    def supervisor(self) -> Path:
+        """The process on the submitting host that sees to the run; a Slurm job's ranks are another's, on its first node."""
+        return self.root / "supervisor.json"
+
+    @property
     def events(self) -> Path:
         return self.root / "events.jsonl"
 
@@ -66,7 +71,8 @@ class AzureLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class Submitted:
-    """What was submitted. ``definition`` is the run definition that ``get_details`` shows; ``parent`` a run's id or empty."""
+    """What was submitted. ``definition`` is the run definition that ``get_details`` shows; ``parent`` a run's id or
+    empty; ``master`` the host of rank 0, empty where Slurm chooses it."""
 
     experiment: str
     display_name: str = ""
@@ -79,12 +85,25 @@ class Submitted:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mount:
+    """A copy of what is called ``name`` in the store of ``url``, at the path ``folder``: a file, or a folder."""
+
+    folder: str
+    url: str
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Order:
-    """What a supervisor is to do: run ``spec``, from the ``folder`` of who submitted it, with ``packages`` installed."""
+    """What a supervisor is to do: run ``spec``, from the ``folder`` of who submitted it, with ``packages`` installed.
+
+    What the job has then written to its ``mounts`` is uploaded.
+    """
 
     spec: JobSpec
     folder: str
     packages: tuple[str, ...] = ()
+    mounts: tuple[Mount, ...] = ()
 
 
 def read_submitted(run: RunLayout) -> Submitted:

@@ -18,7 +18,7 @@ from dtrain.azureml import records
 from dtrain.azureml.console import warn
 from dtrain.azureml.datastore import VARIABLE, DataReference, DataReferenceConfiguration, Datastore
 from dtrain.azureml.errors import ExperimentExecutionException, UserErrorException
-from dtrain.azureml.records import AzureLayout, Order, Submitted
+from dtrain.azureml.records import AzureLayout, Mount, Order, Submitted
 from dtrain.azureml.runconfig import RunConfiguration, ScriptRunConfig
 from dtrain.azureml.workspace import Workspace
 from dtrain.launch.job import fill_run
@@ -56,7 +56,7 @@ def start(run: RunLayout, job: Job, workspace: Workspace) -> None:
     try:
         AzureLayout(run).root.mkdir()
         process = _start_supervisor(run)
-        arguments, variables = _resolve(job.script_run, run, workspace)
+        arguments, variables, mounts = _resolve(job.script_run, run, workspace)
         if job.script_run.resume_from is not None:
             arguments += ["--resume-from", _resume_path(job.script_run.resume_from, run)]
         job.submitted.definition["arguments"] = arguments
@@ -69,6 +69,7 @@ def start(run: RunLayout, job: Job, workspace: Workspace) -> None:
         # Before the supervisor is told what to run: from then on it writes the status itself.
         status = RunStatus(state="running", size=spec.size, started=time.time(), supervisor=ProcessRecord.of(process.pid))
         write_record(run.status, status)
+        write_record(AzureLayout(run).supervisor, status.supervisor)
         fill_run(run, spec, workspace._folder)
     except BaseException:
         if process is not None:
@@ -76,16 +77,18 @@ def start(run: RunLayout, job: Job, workspace: Workspace) -> None:
             process.wait()
         shutil.rmtree(run.root, ignore_errors=True)
         raise
-    _tell(process, Order(spec=spec, folder=os.getcwd(), packages=tuple(job.packages)), run)
+    _tell(process, Order(spec=spec, folder=os.getcwd(), packages=tuple(job.packages), mounts=tuple(mounts)), run)
     for text in job.notes:
         warn(text)
 
 
-def _resolve(script_run: ScriptRunConfig, run: RunLayout, workspace: Workspace) -> tuple[list[str], dict[str, str]]:
-    """Arguments as text, references to datastores as paths; and each reference's variable."""
+def _resolve(script_run: ScriptRunConfig, run: RunLayout, workspace: Workspace) -> tuple[list[str], dict[str, str], list[Mount]]:
+    """Arguments as text, references to datastores as paths; each reference's variable; and what of them is to be uploaded in the
+    end."""
     config: RunConfiguration = script_run.run_config
     downloads = AzureLayout(run).root / "data"
     paths: dict[str, str] = {}
+    mounts: list[Mount] = []
 
     def path_of(value: Any, name: str = "") -> str:
         if isinstance(value, Datastore):
@@ -96,6 +99,8 @@ def _resolve(script_run: ScriptRunConfig, run: RunLayout, workspace: Workspace) 
         name = name or reference.data_reference_name
         if name not in paths:
             paths[name] = reference._resolve(downloads)
+            if (mount := reference._mount(paths[name])) is not None:
+                mounts.append(mount)
         return paths[name]
 
     for name, reference in config.data_references.items():
@@ -113,7 +118,7 @@ def _resolve(script_run: ScriptRunConfig, run: RunLayout, workspace: Workspace) 
             arguments.append(paths[value.removeprefix(VARIABLE)])
         else:
             arguments.append(str(value))
-    return arguments, {f"{VARIABLE[1:]}{name}": path for name, path in paths.items()}
+    return arguments, {f"{VARIABLE[1:]}{name}": path for name, path in paths.items()}, mounts
 
 
 def _resume_path(resume_from: Any, run: RunLayout) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from dtrain import switches
-from dtrain.azureml.compute import LOCAL, check_nodes, hosts_of
+from dtrain.azureml.compute import check_nodes
 from dtrain.azureml.environment import Environment
 from dtrain.azureml.errors import AzureMLException, UserErrorException
 from dtrain.azureml.estimator import Estimator
@@ -17,6 +18,7 @@ from dtrain.azureml.packages import missing_packages
 from dtrain.azureml.records import Submitted
 from dtrain.azureml.runconfig import MpiConfiguration, RunConfiguration, ScriptRunConfig, TensorflowConfiguration
 from dtrain.azureml.start import Job, start, switch
+from dtrain.azureml.targets import LOCAL, Partition, hosts_of, partition_of
 from dtrain.azureml.workspace import Workspace
 from dtrain.errors import DtrainError
 from dtrain.hosts import Host
@@ -35,23 +37,24 @@ def submit(workspace: Workspace, experiment: str, config: Any, *, parent: str = 
     script_run = _script_run(config)
     run_config: RunConfiguration = script_run.run_config
     distribution = run_config._distribution()
-    hosts = hosts_of(workspace, run_config.target)
+    named = str(getattr(run_config.target, "name", run_config.target))
+    hosts, partition = hosts_of(workspace._folder, named), partition_of(workspace._folder, named)
     nodes = _count_nodes(run_config, distribution, len(hosts))
     target = check_nodes(workspace, run_config.target, nodes)
     wanted, notes = _check_environment(run_config)
     old, old_names = find_old_names(Path(script_run.source_directory), str(script_run.script))
     notes += old_names
     try:
-        spec = _job_spec(script_run, experiment, distribution, nodes)
-        seats = _seats(hosts, distribution, nodes)
-        spec = dataclasses.replace(spec, hosts=seats, environment={**old, **spec.environment})
-        planner(spec, workspace._folder)
+        spec = _job_spec(script_run, experiment, distribution, nodes, partition)
+        spec = dataclasses.replace(spec, hosts=_seats(hosts, distribution, nodes), environment={**old, **spec.environment})
+        if partition is None:
+            planner(spec, workspace._folder)
         run = workspace._folder.create_run(spec.experiment_name)
         submitted = Submitted(
             experiment=experiment,
             target=target,
             node_count=nodes,
-            master=hosts[0].name if hosts else "127.0.0.1",
+            master="" if partition is not None else hosts[0].name if hosts else "127.0.0.1",
             parent=parent,
             definition=_definition(script_run, spec, target, nodes, distribution),
         )
@@ -129,7 +132,9 @@ def _own_python(environment: Environment) -> Path | None:
     return Path(named) if environment.python.user_managed_dependencies and named not in ("python", sys.executable) else None
 
 
-def _job_spec(script_run: ScriptRunConfig, experiment: str, distribution: Any, nodes: int) -> JobSpec:
+def _job_spec(
+    script_run: ScriptRunConfig, experiment: str, distribution: Any, nodes: int, partition: Partition | None
+) -> JobSpec:
     config: RunConfiguration = script_run.run_config
     source = Path(script_run.source_directory).absolute()
     if not source.is_dir():
@@ -142,7 +147,10 @@ def _job_spec(script_run: ScriptRunConfig, experiment: str, distribution: Any, n
     elif isinstance(distribution, TensorflowConfiguration):
         workers, launcher = distribution.worker_count, "parameter_server"
         cluster = ClusterOptions(servers=distribution.parameter_server_count, tf_config="workers")
-    _check_processes(workers + (cluster.servers or 0 if cluster is not None else 0), nodes)
+    if partition is not None:
+        launcher = _slurm_launcher(partition, distribution)
+    else:
+        _check_processes(workers + (cluster.servers or 0 if cluster is not None else 0), nodes)
     variables = {**config.environment.environment_variables, **config.environment_variables}
     return JobSpec(
         target=str(source / str(script_run.script)),
@@ -150,11 +158,27 @@ def _job_spec(script_run: ScriptRunConfig, experiment: str, distribution: Any, n
         workers=workers,
         launcher=launcher,
         cluster=cluster,
+        slurm=partition.options(nodes, workers // nodes) if partition is not None else None,
         experiment=experiment,
         environment={**{name: str(value) for name, value in variables.items()}, **switch()},
         timeout_s=config.max_run_duration_seconds,
         python=_own_python(config.environment),
     )
+
+
+def _slurm_launcher(partition: Partition, distribution: Any) -> Launcher:
+    """Raises UserErrorException for a job that cannot go to Slurm."""
+    if isinstance(distribution, TensorflowConfiguration):
+        raise UserErrorException(
+            f"parameter servers do not run on Slurm partition {partition.name}: it starts ranks of one kind. Use "
+            "MpiConfiguration(), or a compute target of hosts: `dtrain compute add NAME --hosts node1:2,node2:2`"
+        )
+    if shutil.which("sbatch") is None:
+        raise UserErrorException(
+            f"the compute target is Slurm partition {partition.name}, and there is no sbatch on PATH; submit from a host that "
+            "submits to Slurm"
+        )
+    return "slurm"
 
 
 def _seats(hosts: tuple[Host, ...], distribution: Any, nodes: int) -> tuple[Host, ...]:
