@@ -313,6 +313,11 @@ class Workspace:
         return self.root / "runs"
 
     @property
+    def environments(self) -> Path:
+        """Virtual environments with packages that jobs asked for by Azure ML's names."""
+        return self.root / "environments"
+
+    @property
     def azureml(self) -> Path:
         """What only the Azure ML names know of the workspace: its name, compute targets, datastores, environments."""
         return self.root / "azureml"

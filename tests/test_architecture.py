@@ -103,6 +103,7 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
     "keras": ("dtrain.tensorflow",),
     "tf_keras": ("dtrain.tensorflow",),
     "horovod": ("dtrain.tensorflow", "dtrain.comm.horovod"),
+    "obstore": ("dtrain.azureml.object_store",),
 }
 
 

@@ -122,6 +122,23 @@ def hosts(command: F) -> F:
     return _with(command, options)
 
 
+def python(command: F) -> F:
+    """The Python of the ranks."""
+    option = click.option(
+        "--python",
+        metavar="PATH",
+        type=click.Path(path_type=Path),
+        help="Python that runs the ranks, with dtrain installed, as .venv/bin/python. [default: the one that runs dtrain]",
+    )
+    return option(command)
+
+
+def take_python(given: dict[str, Any]) -> str:
+    """Take that out of ``given``, as an absolute path; empty where it was not given."""
+    path: Path | None = given.pop("python")
+    return "" if path is None else str(path.absolute())
+
+
 def take_hosts(given: dict[str, Any]) -> tuple[Host, ...]:
     """Take the hosts' options out of ``given``."""
     text, path = given.pop("hosts"), given.pop("hostfile")

@@ -104,7 +104,8 @@ def _say_copied(spec: JobSpec, copied: list[str], say: Callable[[str], None]) ->
 def _ask(spec: JobSpec, placed: list[Host], workspace: Workspace | None, say: Callable[[str], None] | None) -> dict[Host, Report]:
     mpi = spec.launcher_name in MPI_LAUNCHERS
     counts = {host: 0 if mpi else placed.count(host) for host in dict.fromkeys(placed)}
-    reports = ask_hosts(counts, workspace, mpi=mpi, shared_fs=spec.shared_fs)
+    python = spec.interpreter if spec.python is not None else ""
+    reports = ask_hosts(counts, workspace, mpi=mpi, shared_fs=spec.shared_fs, python=python)
     problems = [said for report in reports.values() for said in report.of("problem")]
     if problems:
         raise NotRunnable("\ndtrain: ".join(problems))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -146,6 +145,6 @@ class LaunchPlan:
 
 
 def rank_argv(spec: JobSpec) -> tuple[str, ...]:
-    """The command of one rank: this Python, dtrain's rank entry, then the script or module and its arguments, untouched."""
+    """The command of one rank: its Python, dtrain's rank entry, then the script or module and its arguments, untouched."""
     target = ("-m", spec.target) if spec.is_module else (spec.script_in_source,)
-    return (sys.executable, "-m", "dtrain._rank_main", *target, *env.escape_arguments(spec.args))
+    return (spec.interpreter, "-m", "dtrain._rank_main", *target, *env.escape_arguments(spec.args))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import re
 import shutil
 import signal
 import socket
@@ -15,7 +13,6 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from dtrain import env
 from dtrain.job_options import Hangs
 from dtrain.launch.agent import Agents, processes_of, signal_guard
 from dtrain.launch.beats import BeatWatch

@@ -141,7 +141,7 @@ def site(tmp_path: Path) -> Path:
 
 
 def test_horovod_is_mpi_with_an_end_to_stalls(script: str, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(horovod, "find_mpi", lambda: installation("Open MPI"))
+    monkeypatch.setattr(horovod, "find_mpi", lambda python: installation("Open MPI"))
     for name in ("OMP_NUM_THREADS", *horovod.THREAD_VARIABLES):
         monkeypatch.delenv(name, raising=False)
     spec = JobSpec(target=script, workers=2, launcher="horovod")
