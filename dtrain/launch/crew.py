@@ -188,7 +188,8 @@ class Crew:
         if code is None:
             member.seen_alive = time.time()
             return None if member.listens else self._probe(member, task)
-        if not self.agents.has_all(task.rank):
+        is_lost = member.connection is not None and member.connection.broke()
+        if not is_lost and not self.agents.has_all(task.rank):
             return None
         failure = self._failure_of(member, code) if code != 0 else self._left_early(member, task)
         if failure is not None and failure.kind == "signal" and member.restarts < task.max_restarts and not self._failed:

@@ -17,6 +17,7 @@ from dtrain.checkpoint import verify_step
 from dtrain.metrics import read_metrics
 from dtrain.status import read_status
 from tests.console.conftest import ROOT, watched
+from tests.console.test_cluster import PRELUDE
 
 from .conftest import Testbed
 from .test_mpi_on_hosts import OPENMPI, MpiProject
@@ -267,6 +268,53 @@ def test_a_flood_of_output_is_whole(apart: ApartProject) -> None:
     lines = apart.latest.rank(1).output_log.read_text().splitlines()
     assert [int(line[:7]) for line in lines] == list(range(300_000))
     assert len(done.stdout.splitlines()) == 300_000
+
+
+@OPENMPI
+def test_a_cluster_and_a_worker_that_is_started_again(apart: ApartProject) -> None:
+    script = apart.script(
+        PRELUDE
+        + """
+if (role, index) == ("worker", 1) and not noted("worker1", "died"):
+    note("died")
+    print("dies", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+if role == "chief":
+    host, _, port = config["cluster"]["worker"][1].rpartition(":")
+    while True:
+        try:
+            with socket.create_connection((host, int(port))) as peer:
+                if peer.makefile().read() == "again":  # and not the launcher's question whether it listens
+                    break
+        except OSError:
+            time.sleep(0.1)
+    sys.exit()
+server = listen()
+while True:
+    peer, _ = server.accept()
+    peer.sendall(b"again")
+    peer.close()
+"""
+    )
+    cluster = ("--launcher", "parameter_server", "--workers", "2", "--servers", "1", "--chief", "-H", "node1:2,node2:2")
+    done = apart.dtrain("run", *cluster, script)
+    assert done.returncode == 0, done.stderr
+    assert f"host node2 does not see this workspace: {COPIES}" in done.stderr
+    assert "worker 1 was killed by SIGKILL; it is started again on node2:" in done.stderr
+    assert done.stdout == "[node2:worker1] dies\n"
+    assert apart.output("worker1.txt").count("begins") == 2
+    assert "listens" in apart.output("ps0.txt")
+    assert apart.left_on("node2") == []
+
+
+@OPENMPI
+def test_a_task_that_raises_on_another_host(apart: ApartProject) -> None:
+    script = apart.script(PRELUDE + "server = listen()\nif index:\n    raise ValueError('bad batch')\ntime.sleep(60)\n")
+    done = apart.dtrain("run", "--launcher", "multi_worker", "-n", "2", "-H", "node1,node2", "--grace", "1", script)
+    assert done.returncode == 1
+    assert "first to fail was worker 1 on node2: ValueError: bad batch" in done.stderr
+    assert done.stderr.count("raise ValueError('bad batch')") == 1
+    assert "listens" in apart.output("worker1.txt")
 
 
 @OPENMPI
