@@ -21,7 +21,7 @@ _PROVISIONING = {
     "description": None,
     "location": None,
 }
-_NO_CLUSTER = "the nodes are processes of this machine"
+_NO_CLUSTER = "the nodes are this machine, hosts or Slurm's, which dtrain does not make"
 _PROVISIONING_REFUSED = dict.fromkeys(
     (
         "admin_username",
@@ -82,7 +82,7 @@ class ComputeTarget(Named):
     """
 
     _refused: ClassVar = {
-        "attach": "AmlCompute stands for this machine; there are no others to attach",
+        "attach": "`dtrain compute add` names hosts or a Slurm partition, for ComputeTarget(ws, NAME)",
         "detach": "use delete(), which removes the entry",
         "add_identity": _NO_CLUSTER,
         "list_nodes": _NO_CLUSTER,

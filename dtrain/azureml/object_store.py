@@ -51,7 +51,8 @@ class ObjectStore:
             found = {str(each["path"]) for batch in self._store.list(below or None) for each in batch}
             if below:
                 with contextlib.suppress(FileNotFoundError):
-                    found.add(str(self._store.head(below)["path"]))
+                    self._store.head(below)
+                    found.add(below)
         # Some tools make an empty object for a folder, which no file could stand beside.
         folders = {str(parent) for name in found for parent in PurePosixPath(name).parents}
         return sorted(found - folders)
