@@ -32,6 +32,9 @@ DEMO = [*MPI, *CHAINER, "scikit-learn>=1.4"]
 TENSORFLOW = ["tensorflow>=2.15"]
 HOROVOD = [*MPI, "horovod==0.28.1", "tensorflow>=2.15,<2.19"]
 
+# A real kernel for tests of what a notebook shows.
+NOTEBOOK = ["ipykernel>=6.29", "ipywidgets>=8"]
+
 EXTRAS = {
     "mpi": MPI,
     "chainer": CHAINER,
@@ -42,7 +45,7 @@ EXTRAS = {
     "tensorflow": TENSORFLOW,
     "horovod": HOROVOD,
     "demo": DEMO,
-    "dev": ["pytest>=8", "pytest-mpi>=0.6", "pytest-timeout>=2.3", "ruff>=0.9", "mypy>=1.14"],
+    "dev": [*NOTEBOOK, "pytest>=8", "pytest-mpi>=0.6", "pytest-timeout>=2.3", "ruff>=0.9", "mypy>=1.14"],
     "all": sorted({*DEMO, *TENSORFLOW, *HOROVOD}),
 }
 

@@ -102,6 +102,8 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
     "keras": ("dtrain.tensorflow",),
     "tf_keras": ("dtrain.tensorflow",),
     "horovod": ("dtrain.tensorflow", "dtrain.comm.horovod"),
+    "IPython": ("dtrain.azureml.live",),
+    "ipywidgets": ("dtrain.azureml.live",),
 }
 
 
