@@ -10,5 +10,6 @@ MPI = "pip install 'dtrain[mpi]'"
 CHAINER = f"pip install 'setuptools<81' wheel numpy && pip install --no-build-isolation chainer=={CHAINER_VERSION}"
 CUPY = "pip install 'dtrain[cuda12]' (or cuda13, as `nvidia-smi` says)"
 TENSORFLOW = "pip install 'dtrain[tensorflow]'"
+TENSORBOARD = "pip install tensorboard"
 # Horovod is built against the TensorFlow and the MPI that are there.
 HOROVOD = f"{TENSORFLOW} && HOROVOD_WITH_MPI=1 HOROVOD_WITH_TENSORFLOW=1 pip install --no-build-isolation horovod==0.28.1"

@@ -104,6 +104,7 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
     "horovod": ("dtrain.tensorflow", "dtrain.comm.horovod"),
     "IPython": ("dtrain.azureml.live",),
     "ipywidgets": ("dtrain.azureml.live",),
+    "tensorboard": ("dtrain.azureml.tensorboard",),
 }
 
 

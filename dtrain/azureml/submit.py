@@ -16,6 +16,7 @@ from dtrain import env, switches
 from dtrain.azureml import records
 from dtrain.azureml.compute import LOCAL, check_nodes, hosts_of
 from dtrain.azureml.console import warn
+from dtrain.azureml.datapath import DataPath
 from dtrain.azureml.datastore import VARIABLE, DataReference, DataReferenceConfiguration, Datastore
 from dtrain.azureml.environment import Environment
 from dtrain.azureml.errors import AzureMLException, ExperimentExecutionException, UserErrorException
@@ -33,6 +34,9 @@ from dtrain.layout import RunLayout
 from dtrain.processes import ProcessRecord
 from dtrain.spec import JobSpec
 from dtrain.status import RunStatus, write_record
+
+_RESUME = f"{VARIABLE[1:]}MODEL_LOCATION"
+"""Where a script finds what it is given as ``--resume-from``, too."""
 
 # Kept so that an ended supervisor is no zombie for longer than to the next submit.
 _supervisors: list[subprocess.Popen[bytes]] = []
@@ -218,7 +222,8 @@ def _start(
         process = _start_supervisor(run)
         arguments, variables = _resolve(script_run, run, workspace)
         if script_run.resume_from is not None:
-            arguments += ["--resume-from", _resume_path(script_run.resume_from, run)]
+            variables[_RESUME] = _resume_path(script_run.resume_from, run)
+            arguments += ["--resume-from", variables[_RESUME]]
         submitted.definition["arguments"] = arguments
         spec = dataclasses.replace(spec, args=tuple(arguments), environment={**spec.environment, **variables})
         records.write_submitted(run, submitted)
@@ -277,6 +282,8 @@ def _resolve(script_run: ScriptRunConfig, run: RunLayout, workspace: Workspace) 
 
 def _resume_path(resume_from: Any, run: RunLayout) -> str:
     """The folder that a script is given as ``--resume-from``: a run's outputs, a datastore's path, or a path as it is."""
+    if isinstance(resume_from, DataPath):
+        resume_from = resume_from._target
     layout = getattr(resume_from, "_layout", None) if not isinstance(resume_from, str | Path) else None
     if isinstance(layout, RunLayout):
         return str(layout.outputs)
