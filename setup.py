@@ -33,6 +33,9 @@ TENSORFLOW = ["tensorflow>=2.15"]
 S3 = ["obstore>=0.6"]
 HOROVOD = [*MPI, "horovod==0.28.1", "tensorflow>=2.15,<2.19"]
 
+# A real kernel for tests of what a notebook shows.
+NOTEBOOK = ["ipykernel>=6.29", "ipywidgets>=8"]
+
 EXTRAS = {
     "mpi": MPI,
     "chainer": CHAINER,
@@ -46,6 +49,7 @@ EXTRAS = {
     "demo": DEMO,
     # moto, with flask, is the S3 server of the tests.
     "dev": [
+        *NOTEBOOK,
         "pytest>=8",
         "pytest-mpi>=0.6",
         "pytest-timeout>=2.3",

@@ -11,5 +11,6 @@ CHAINER = f"pip install 'setuptools<81' wheel numpy && pip install --no-build-is
 CUPY = "pip install 'dtrain[cuda12]' (or cuda13, as `nvidia-smi` says)"
 OBJECT_STORE = "pip install 'dtrain[s3]'"
 TENSORFLOW = "pip install 'dtrain[tensorflow]'"
+TENSORBOARD = "pip install tensorboard"
 # Horovod is built against the TensorFlow and the MPI that are there.
 HOROVOD = f"{TENSORFLOW} && HOROVOD_WITH_MPI=1 HOROVOD_WITH_TENSORFLOW=1 pip install --no-build-isolation horovod==0.28.1"

@@ -49,7 +49,7 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "chainer": lambda: _installed("chainer"),
     "tensorflow": lambda: _installed("tensorflow"),
     "horovod": lambda: _installed("horovod"),
-    "jupyter": lambda: _installed("ipykernel", "nbclient", "nbformat"),
+    "jupyter": lambda: _installed("ipykernel", "ipywidgets"),
     "sklearn": lambda: _installed("sklearn"),
     "s3": lambda: _installed("obstore", "moto", "flask_cors"),
     "gpu": _gpu,

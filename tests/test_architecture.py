@@ -104,6 +104,9 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
     "tf_keras": ("dtrain.tensorflow",),
     "horovod": ("dtrain.tensorflow", "dtrain.comm.horovod"),
     "obstore": ("dtrain.azureml.object_store",),
+    "IPython": ("dtrain.azureml.live",),
+    "ipywidgets": ("dtrain.azureml.live",),
+    "tensorboard": ("dtrain.azureml.tensorboard",),
 }
 
 

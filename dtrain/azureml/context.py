@@ -29,7 +29,6 @@ class _OfflineRun(Logged):
     """The run of a script that no job runs. Its folder is made when it is first used, in ./workspace or $DTRAIN_WORKSPACE."""
 
     _refused: ClassVar = {
-        **Logged._refused,
         "experiment": "an offline run belongs to none; ask run.id.startswith('OfflineRun'), and use Workspace.from_config()",
         "register_model": "an offline run belongs to no workspace of the SDK's; use Model.register(workspace, ...)",
         "child_run": "an offline run has no children; log to the run itself",

@@ -106,7 +106,7 @@ class Experiment(Named):
         return f"Experiment(name={self.name!r}, workspace={self.workspace.name!r})"
 
 
-def _has(found: Mapping[str, str], wanted: Any) -> bool:
+def _has(found: Mapping[str, str | None], wanted: Any) -> bool:
     if wanted is None:
         return True
     if isinstance(wanted, str):

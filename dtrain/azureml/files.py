@@ -28,10 +28,20 @@ def run_files(run: RunLayout) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def log_name(rank: int) -> str:
+    """The name of a rank's log, as Azure's newer generation has it."""
+    return f"user_logs/std_log_process_{rank:02d}.txt"
+
+
+def rank_logs(run: RunLayout) -> dict[str, Path]:
+    """The ranks' logs, by :func:`log_name`."""
+    return {log_name(int(path.parent.name)): path for path in sorted(run.ranks.glob("[0-9]*/output.log"))}
+
+
 def log_files(run: RunLayout) -> dict[str, Path]:
     """The ranks' logs by the names of Azure's two generations, and what pip said."""
-    logs = sorted(run.ranks.glob("[0-9]*/output.log"))
-    found = {f"user_logs/std_log_process_{int(path.parent.name):02d}.txt": path for path in logs}
+    found = rank_logs(run)
+    logs = list(found.values())
     if len(logs) == 1:
         found[DRIVER_LOG] = logs[0]
     else:

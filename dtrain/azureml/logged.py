@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
+
+import orjson
 
 from dtrain.azureml import files, records
 from dtrain.azureml.errors import Named, UserErrorException
@@ -14,18 +16,16 @@ from dtrain.azureml.recording import Recorder, logged_ranks, read_rank
 from dtrain.env import RankEnv
 from dtrain.layout import RunLayout
 
-_NO_CHART = "log the numbers with log_table, or a figure with log_image"
+_CHART = {"schema_type", "schema_version", "data"}
 
 
 class Logged(Named):
     """The part of a run that records. All methods write to local files and wait for nobody."""
 
-    _refused: ClassVar = {
-        "log_accuracy_table": _NO_CHART,
-        "log_confusion_matrix": _NO_CHART,
-        "log_predictions": _NO_CHART,
-        "log_residuals": _NO_CHART,
-    }
+    _differs: ClassVar = dict.fromkeys(
+        ("log_accuracy_table", "log_confusion_matrix", "log_predictions", "log_residuals"),
+        "kept as a JSON file of the run, whose name get_metrics() gives; no chart is drawn",
+    )
 
     _layout: RunLayout
     _recorder: Recorder | None = None
@@ -68,17 +68,51 @@ class Logged(Named):
         """
         if (path is None) == (plot is None):
             raise UserErrorException(f"log_image({name!r}) takes path= or plot=, and one of them")
-        plain = re.sub(r"[^\w.-]", "_", name)
-        suffix = Path(path).suffix if path is not None else ".png"
-        number = 0
-        while (target := files.target_of(self._layout, f"{plain}_{number}{suffix}")).exists():
-            number += 1
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target = self._new_file(name, Path(path).suffix if path is not None else ".png")
         if path is not None:
             files.upload(self._layout, target.name, Path(path))
         else:
             plot.savefig(target)
-        self._record().image(name, target.name)
+        self._record().artifact(name, target.name)
+
+    def _new_file(self, name: str, suffix: str) -> Path:
+        """Where a file of what is logged under ``name`` is kept; each in one of its own."""
+        plain = re.sub(r"[^\w.-]", "_", name)
+        number = 0
+        while (target := files.target_of(self._layout, f"{plain}_{number}{suffix}")).exists():
+            number += 1
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+    def log_accuracy_table(self, name: str, value: Any, description: str = "") -> None:
+        """Keep an accuracy table: a dict or JSON text of schema_type, schema_version and data. UserErrorException for others."""
+        self._log_chart(name, value)
+
+    def log_confusion_matrix(self, name: str, value: Any, description: str = "") -> None:
+        """Keep a confusion matrix, as :meth:`log_accuracy_table`."""
+        self._log_chart(name, value)
+
+    def log_predictions(self, name: str, value: Any, description: str = "") -> None:
+        """Keep bins of predictions, as :meth:`log_accuracy_table`."""
+        self._log_chart(name, value)
+
+    def log_residuals(self, name: str, value: Any, description: str = "") -> None:
+        """Keep a histogram of residuals, as :meth:`log_accuracy_table`."""
+        self._log_chart(name, value)
+
+    def _log_chart(self, name: str, value: Any) -> None:
+        try:
+            chart = orjson.loads(value) if isinstance(value, str) else value
+            text = orjson.dumps(chart, option=orjson.OPT_SERIALIZE_NUMPY)
+        except (orjson.JSONDecodeError, TypeError) as error:
+            raise UserErrorException(f"metric {name!r} is no JSON: {error}") from error
+        if not isinstance(chart, Mapping) or _CHART - chart.keys():
+            raise UserErrorException(
+                f"metric {name!r} is {value!r:.80}; log a dict, or JSON text, of {', '.join(sorted(_CHART))}"
+            )
+        target = self._new_file(name, ".json")
+        target.write_bytes(text)
+        self._record().artifact(name, target.name)
 
     def get_metrics(
         self, name: str | None = None, recursive: bool = False, run_type: Any = None, populate: bool = False, ranks: str = "0"
@@ -98,19 +132,19 @@ class Logged(Named):
 
     def tag(self, key: str, value: str | None = None) -> None:
         """Set a tag; a later value takes its place."""
-        records.set_tag(self._layout, key, "" if value is None else value)
+        records.set_tag(self._layout, key, value)
 
-    def set_tags(self, tags: dict[str, str]) -> None:
+    def set_tags(self, tags: Mapping[str, str | None]) -> None:
         """Set several tags."""
         for key, value in tags.items():
             self.tag(key, value)
 
-    def get_tags(self) -> dict[str, str]:
-        """The tags as of now."""
+    def get_tags(self) -> dict[str, str | None]:
+        """The tags as of now; None is the value of one that has none."""
         return records.tags(self._layout)
 
     @property
-    def tags(self) -> dict[str, str]:
+    def tags(self) -> dict[str, str | None]:
         return self.get_tags()
 
     def add_properties(self, properties: dict[str, str]) -> None:

@@ -23,16 +23,28 @@ _CORE = {
     "ScriptRunConfig": "dtrain.azureml.runconfig:ScriptRunConfig",
 }
 
+_TENSORBOARD = {"Tensorboard": "dtrain.azureml.tensorboard:Tensorboard"}
+_EXPORT = {"export_to_tensorboard": "dtrain.azureml.tensorboard:export_to_tensorboard"}
+
 MODULES: dict[str, dict[str, str]] = {
     "azureml": {},
     "azureml.core": _CORE,
-    "azureml.core.authentication": {},
+    "azureml.core.authentication": {
+        name: f"{_HERE}.authentication:{name}"
+        for name in (
+            "AzureCliAuthentication",
+            "InteractiveLoginAuthentication",
+            "MsiAuthentication",
+            "ServicePrincipalAuthentication",
+        )
+    },
     "azureml.core.compute": {
         "ComputeTarget": "dtrain.azureml.compute:ComputeTarget",
         "AmlCompute": "dtrain.azureml.compute:AmlCompute",
     },
     "azureml.contrib": {},
-    "azureml.contrib.tensorboard": {"Tensorboard": "dtrain.azureml.tensorboard:Tensorboard"},
+    "azureml.contrib.tensorboard": _TENSORBOARD,
+    "azureml.contrib.tensorboard.export": _EXPORT,
     "azureml.core.compute_target": {"ComputeTargetException": "dtrain.azureml.errors:ComputeTargetException"},
     "azureml.core.conda_dependencies": {"CondaDependencies": "dtrain.azureml.environment:CondaDependencies"},
     "azureml.core.container_registry": {},
@@ -60,7 +72,7 @@ MODULES: dict[str, dict[str, str]] = {
     "azureml.core.workspace": {"Workspace": "dtrain.azureml.workspace:Workspace"},
     "azureml.data": {},
     "azureml.data.data_reference": {"DataReference": "dtrain.azureml.datastore:DataReference"},
-    "azureml.data.datapath": {},
+    "azureml.data.datapath": {"DataPath": "dtrain.azureml.datapath:DataPath"},
     "azureml.exceptions": {
         name: f"{_HERE}.errors:{name}"
         for name in (
@@ -81,7 +93,8 @@ MODULES: dict[str, dict[str, str]] = {
     "azureml.telemetry": {
         "set_diagnostics_collection": "dtrain.azureml.telemetry:set_diagnostics_collection",
     },
-    "azureml.tensorboard": {"Tensorboard": "dtrain.azureml.tensorboard:Tensorboard"},
+    "azureml.tensorboard": _TENSORBOARD,
+    "azureml.tensorboard.export": _EXPORT,
     "azureml.train": {},
     "azureml.train.dnn": {
         "Chainer": "dtrain.azureml.estimator:Chainer",
@@ -96,9 +109,9 @@ MODULES: dict[str, dict[str, str]] = {
     "azureml.widgets": {"RunDetails": "dtrain.azureml.widgets:RunDetails"},
 }
 
-_NO_LOGIN = "there is no account to log in to; leave auth= out"
 _NO_DATASET = "use a Datastore: ws.get_default_datastore().path('...').as_mount() in script_params"
 _NO_DEPLOY = "models are registered and downloaded here, not deployed; `dtrain pull NAME:VERSION FOLDER` copies one out"
+_NO_EXPLAIN = "interpret the model with the library itself, in the training script"
 _NO_PIPELINE = "submit the steps one after another from the control script, with wait_for_completion() between them"
 _NO_SWEEP = "submit one run for each setting from a loop; experiment.submit() returns at once"
 _NO_TORCH = "dtrain starts Chainer and TensorFlow ranks; a PyTorch script on one rank runs with Estimator(entry_script=...)"
@@ -110,12 +123,6 @@ REFUSED: dict[str, dict[str, str]] = {
         "Image": _NO_DEPLOY,
         "LinkedService": "there are no services of Azure's to link",
         "Webservice": _NO_DEPLOY,
-    },
-    "azureml.core.authentication": {
-        "AzureCliAuthentication": _NO_LOGIN,
-        "InteractiveLoginAuthentication": _NO_LOGIN,
-        "MsiAuthentication": _NO_LOGIN,
-        "ServicePrincipalAuthentication": _NO_LOGIN,
     },
     "azureml.core.compute": {
         "AksCompute": _NO_DEPLOY,
@@ -133,7 +140,6 @@ REFUSED: dict[str, dict[str, str]] = {
         "PyTorchConfiguration": _NO_TORCH,
         "ParallelTaskConfiguration": _NO_SWEEP,
     },
-    "azureml.data.datapath": {"DataPath": "use datastore.path('...'), which is a DataReference"},
     "azureml.train.dnn": {"Gloo": _NO_TORCH, "Nccl": _NO_TORCH, "PyTorch": _NO_TORCH},
 }
 
@@ -141,12 +147,21 @@ REFUSED_MODULES: dict[str, str] = {
     "azureml.automl": _NO_SWEEP,
     "azureml.core.dataset": _NO_DATASET,
     "azureml.core.image": _NO_DEPLOY,
+    "azureml.contrib.fairness": _NO_EXPLAIN,
+    "azureml.contrib.services": _NO_DEPLOY,
     "azureml.core.keyvault": "give secrets to jobs as environment variables",
+    "azureml.core.resource_configuration": _NO_DEPLOY,
     "azureml.core.webservice": _NO_DEPLOY,
+    "azureml.data.azure_storage_datastore": "use ws.get_default_datastore(), or Datastore(ws, name)",
+    "azureml.data.dataset_consumption_config": _NO_DATASET,
     "azureml.data.dataset_factory": _NO_DATASET,
+    "azureml.data.output_dataset_config": "let the script write to ./outputs",
     "azureml.dataprep": _NO_DATASET,
-    "azureml.explain": "interpret the model with the library itself, in the training script",
-    "azureml.interpret": "interpret the model with the library itself, in the training script",
+    "azureml.datadrift": _NO_DATASET,
+    "azureml.explain": _NO_EXPLAIN,
+    "azureml.interpret": _NO_EXPLAIN,
+    "azureml.mlflow": "log with Run.get_context().log(...); `dtrain metrics RUN --csv` gives what was logged to others",
+    "azureml.monitoring": _NO_DEPLOY,
     "azureml.opendatasets": _NO_DATASET,
     "azureml.pipeline": _NO_PIPELINE,
     "azureml.train.automl": _NO_SWEEP,

@@ -46,8 +46,9 @@ class Recorder:
             plain[str(key)] = [_plain(f"{name}.{key}", v) for v in column] if several else _plain(f"{name}.{key}", column)
         self._append("table", name, plain)
 
-    def image(self, name: str, artifact: str) -> None:
-        self._append("image", name, artifact)
+    def artifact(self, name: str, file: str) -> None:
+        """What is logged is in a file of the run."""
+        self._append("image", name, file)
 
     def _append(self, kind: str, name: str, value: Any, step: int | None = None) -> None:
         append_line(self._path, {"kind": kind, "name": str(name), "value": _encoded(value), "step": step})

@@ -153,16 +153,16 @@ def events(run: RunLayout, kind: EventKind) -> list[dict[str, Any]]:
     return [line for line in read_lines(AzureLayout(run).events) if line["kind"] == kind]
 
 
-def set_tag(run: RunLayout, key: str, value: str) -> None:
-    """Set a tag; it is also one of dtrain's own (`dtrain show`)."""
-    note(run, "tag", key=str(key), value=str(value))
-    write_json(run.tags, tags(run))
+def set_tag(run: RunLayout, key: str, value: str | None) -> None:
+    """Set a tag; it is also one of dtrain's own (`dtrain show`), where a tag without a value has an empty one."""
+    note(run, "tag", key=str(key), value=None if value is None else str(value))
+    write_json(run.tags, {name: text or "" for name, text in tags(run).items()})
 
 
-def tags(run: RunLayout) -> dict[str, str]:
+def tags(run: RunLayout) -> dict[str, str | None]:
     """The run's tags: those that a script set by dtrain itself, and those set by the SDK's names."""
     try:
-        found: dict[str, str] = read_json(run.tags)
+        found: dict[str, str | None] = read_json(run.tags)
     except FileNotFoundError:
         found = {}
     return {**found, **{event["key"]: event["value"] for event in events(run, "tag")}}

@@ -18,6 +18,7 @@ from dtrain.layout import RunLayout
 from dtrain.layout import Workspace as WorkspaceFolder
 
 if TYPE_CHECKING:
+    from dtrain.azureml.datapath import DataPath
     from dtrain.azureml.experiment import Experiment
     from dtrain.azureml.model import Model
 
@@ -39,7 +40,6 @@ class Run(Logged):
     """
 
     _refused: ClassVar = {
-        **Logged._refused,
         "add_type_providers": "there is one type of run here",
         "get_detailed_status": "use get_details()",
         "get_docs_url": "see docs/azureml.md",
@@ -52,12 +52,15 @@ class Run(Logged):
         "start": "a run that was submitted begins by itself",
     }
     _differs: ClassVar = {
+        **Logged._differs,
         "get_metrics": "rank 0's, whichever rank logs; ranks='all' gives every rank's",
         "get_details": "also 'runFolder', dtrain's folder of the run, and 'warnings'",
         "get_status": "told from the run's processes and files; Queued until the first rank has begun",
         "cancel": "ends the ranks by SIGTERM, and SIGKILL after 10 s",
-        "complete": "in a job it has no effect but a note: the job ends when its script does",
-        "fail": "in a job, this rank ends with exit code 1 when its script has ended",
+        "complete": "in a job it has no effect but a note: the job ends when its script does; in a control script refused for "
+        "one that has not completed",
+        "fail": "in a job, this rank ends with exit code 1 when its script has ended; in a control script the job's run is "
+        "Failed from then on, and ended where it still runs",
         "restore_snapshot": "copies the run's code folder",
         "register_model": "model_path is a file or folder of the run; None: all outputs",
         "get_snapshot_id": "the run's id",
@@ -187,26 +190,36 @@ class Run(Logged):
         state.cancel(self._layout)
 
     def complete(self, _set_status: bool = True) -> None:
-        """End a run of ``start_logging`` or ``child_run``."""
-        self._end("complete", 0)
-
-    def fail(self, error_details: Any = None, error_code: Any = None, _set_status: bool = True) -> None:
-        """End a run of ``start_logging`` or ``child_run`` as failed; in a job, let this rank fail when its script has ended."""
-        self._end(str(error_details or error_code or "fail() was called"), 1)
-
-    def _end(self, message: str, exit_code: int) -> None:
-        from dtrain.azureml.context import fail_at_exit, is_rank_of
+        """End a run of ``start_logging`` or ``child_run``; in a job, note that its script is done. UserErrorException else."""
+        from dtrain.azureml.context import is_rank_of
 
         status = state.status_of(self._layout)
-        if self._submitted.kind == "script":
-            if status.state == "running" and exit_code and is_rank_of(self._layout):
-                fail_at_exit(message)
-            elif status.state == "running" and exit_code:
-                raise UserErrorException(f"run {self.id} is a job, which ends by itself; cancel() ends it early")
-            else:
-                records.note(self._layout, "status", asked=message)
-        elif status.state == "running":
-            state.end_by_hand(self._layout, message, exit_code=exit_code)
+        if self._submitted.kind != "script":
+            if status.state == "running":
+                state.end_by_hand(self._layout, "", exit_code=0)
+        elif is_rank_of(self._layout):
+            records.note(self._layout, "status", asked="complete")
+        elif status.state != "completed":
+            raise UserErrorException(
+                f"run {self.id} is a job, and {self.get_status()}, as its processes tell; complete() is for runs of "
+                "start_logging() and child_run(). wait_for_completion() waits for a job, cancel() ends it"
+            )
+
+    def fail(self, error_details: Any = None, error_code: Any = None, _set_status: bool = True) -> None:
+        """End a run of ``start_logging`` or ``child_run`` as failed; in a job, let this rank fail when its script has ended.
+
+        A job's run elsewhere counts as failed from now on, also one that has completed; one that still runs is ended.
+        """
+        from dtrain.azureml.context import fail_at_exit, is_rank_of
+
+        message = str(error_details or error_code or "fail() was called")
+        if self._submitted.kind != "script":
+            if state.status_of(self._layout).state == "running":
+                state.end_by_hand(self._layout, message, exit_code=1)
+        elif is_rank_of(self._layout):
+            fail_at_exit(message)
+        else:
+            state.fail_job(self._layout, message)
 
     def __enter__(self) -> Run:
         return self
@@ -252,6 +265,12 @@ class Run(Logged):
             shown = name if append_prefix or not folder else name.removeprefix(folder).lstrip("/")
             target = output_paths[number] if output_paths is not None else str(Path(output_directory or ".") / shown)
             self.download_file(name, target)
+
+    def _get_outputs_datapath(self) -> DataPath:
+        """The run's outputs, for another one's ``resume_from``; public samples call it in spite of its name."""
+        from dtrain.azureml.datapath import DataPath
+
+        return DataPath._of_outputs(self)
 
     def restore_snapshot(self, snapshot_id: str | None = None, path: str | None = None) -> str:
         """Copy the source that the run was submitted with to ``path`` (None: here), and return its absolute path.

@@ -16,6 +16,7 @@ from typing import Any
 from dtrain import env, switches
 from dtrain.azureml import records
 from dtrain.azureml.console import warn
+from dtrain.azureml.datapath import DataPath
 from dtrain.azureml.datastore import VARIABLE, DataReference, DataReferenceConfiguration, Datastore
 from dtrain.azureml.errors import ExperimentExecutionException, UserErrorException
 from dtrain.azureml.records import AzureLayout, Mount, Order, Submitted
@@ -26,6 +27,9 @@ from dtrain.layout import RunLayout
 from dtrain.processes import ProcessRecord
 from dtrain.spec import JobSpec
 from dtrain.status import RunStatus, write_record
+
+_RESUME = f"{VARIABLE[1:]}MODEL_LOCATION"
+"""Where a script finds what it is given as ``--resume-from``, too."""
 
 # Kept so that an ended supervisor is no zombie for longer than to the next submit.
 _supervisors: list[subprocess.Popen[bytes]] = []
@@ -58,7 +62,8 @@ def start(run: RunLayout, job: Job, workspace: Workspace) -> None:
         process = _start_supervisor(run)
         arguments, variables, mounts = _resolve(job.script_run, run, workspace)
         if job.script_run.resume_from is not None:
-            arguments += ["--resume-from", _resume_path(job.script_run.resume_from, run)]
+            variables[_RESUME] = _resume_path(job.script_run.resume_from, run)
+            arguments += ["--resume-from", variables[_RESUME]]
         job.submitted.definition["arguments"] = arguments
         spec = dataclasses.replace(job.spec, args=tuple(arguments), environment={**job.spec.environment, **variables})
         records.write_submitted(run, job.submitted)
@@ -123,6 +128,8 @@ def _resolve(script_run: ScriptRunConfig, run: RunLayout, workspace: Workspace) 
 
 def _resume_path(resume_from: Any, run: RunLayout) -> str:
     """The folder that a script is given as ``--resume-from``: a run's outputs, a datastore's path, or a path as it is."""
+    if isinstance(resume_from, DataPath):
+        resume_from = resume_from._target
     layout = getattr(resume_from, "_layout", None) if not isinstance(resume_from, str | Path) else None
     if isinstance(layout, RunLayout):
         return str(layout.outputs)

@@ -20,13 +20,16 @@ _WORDS = {"completed": "Completed", "failed": "Failed", "canceled": "Canceled"}
 
 
 def status_of(run: RunLayout) -> RunStatus:
-    """The run's status; one whose supervisor was asked to cancel it, and is gone, is canceled."""
+    """The run's status; one whose supervisor was asked to cancel it, and is gone, is canceled; one that was let fail, failed."""
     status = read_status(run)
     if status.state == "failed" and status.ended is None and records.events(run, "cancel"):
         # The supervisor was told to end before it could listen.
         status = dataclasses.replace(
             status, state="canceled", ended=time.time(), exit_code=128 + signal.SIGTERM, cause="canceled before it began"
         )
+        write_record(run.status, status)
+    if status.state in ("completed", "canceled") and (asked := records.events(run, "fail")):
+        status = dataclasses.replace(status, state="failed", exit_code=1, cause=asked[0]["text"])
         write_record(run.status, status)
     return status
 
@@ -98,6 +101,12 @@ def cancel(run: RunLayout) -> None:
         process.send_signal(signal.SIGTERM)
     elif not supervisor.vanished():
         raise UserErrorException(f"run {run.id} is supervised on {supervisor.host}; call cancel() there")
+
+
+def fail_job(run: RunLayout, message: str) -> None:
+    """Let a job count as failed: what has ended at once, what runs when its supervisor has ended it. Returns at once."""
+    records.note(run, "fail", text=message)
+    cancel(run)
 
 
 def end_by_hand(run: RunLayout, message: str, *, exit_code: int) -> None:

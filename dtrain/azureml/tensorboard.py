@@ -1,23 +1,32 @@
-"""``Tensorboard``: a real TensorBoard over the ``./logs`` of runs."""
+"""``Tensorboard``: a real TensorBoard over the ``./logs`` of runs. ``export_to_tensorboard`` writes their metrics for one."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
+import importlib
 import importlib.util
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import webbrowser
 from collections.abc import Sequence
+from pathlib import Path
 from typing import IO, Any, ClassVar
 
 from dtrain import install
+from dtrain.azureml.console import warn
 from dtrain.azureml.errors import Named, UserErrorException
+from dtrain.azureml.experiment import Experiment
 from dtrain.azureml.run import Run
 from dtrain.errors import MissingDependency
 from dtrain.launch.ports import free_ports, is_free
+from dtrain.metrics import read_metrics
+from dtrain.processes import begin_group
 
 _START_TIMEOUT_S = 120.0
 _POLL_S = 0.1
@@ -30,44 +39,72 @@ class Tensorboard(Named):
     """
 
     _differs: ClassVar = {
-        "start": "reads the runs' own logs folders, as they grow; another port is taken where that one is in use",
+        "start": "reads the runs' own logs folders, as they grow; another port is taken, and said, where that one is in use",
+        "(local_root=)": "a folder where each run's logs are linked to, as the runs are here; without runs, the folder to show",
     }
+    _options: ClassVar = ("runs", "local_root", "port")
 
     def __init__(self, runs: Sequence[Run] | Run, local_root: str | None = None, port: int = 6006) -> None:
-        if local_root is not None:
-            raise UserErrorException("local_root= has no effect: the runs' logs are on this machine already; leave it out")
         self._runs = [runs] if isinstance(runs, Run) else list(runs)
-        if not self._runs:
-            raise UserErrorException("Tensorboard() needs a run at least")
+        if not self._runs and local_root is None:
+            raise UserErrorException("Tensorboard([]) has nothing to show; give runs, or local_root= for a folder of event files")
+        self._local_root = None if local_root is None else Path(local_root).absolute()
         self._port = port
         self._process: subprocess.Popen[bytes] | None = None
         self._output: IO[bytes] | None = None
+        self._links: tempfile.TemporaryDirectory[str] | None = None
 
     def start(self, start_browser: bool = False) -> str:
-        """Start TensorBoard, and return its URL when it answers. Blocks until then.
+        """Start TensorBoard, and return its URL when it answers; ``start_browser`` opens that, too. Blocks until then.
 
-        Raises MissingDependency when TensorBoard is not installed, UserErrorException when it ends before it answers.
+        To be called by a thread that stays: TensorBoard ends with it. Raises MissingDependency when TensorBoard is not
+        installed, UserErrorException when it ends before it answers.
         """
-        if start_browser:
-            raise UserErrorException("start_browser=True: open the URL that start() returns yourself")
-        if importlib.util.find_spec("tensorboard") is None:
-            raise MissingDependency(f"TensorBoard is not installed for {sys.executable}; {install.TENSORFLOW} brings it")
+        _check_installed()
         if self._process is not None:
             raise UserErrorException("this Tensorboard runs already; stop() ends it")
-        port = self._port if is_free(self._port) else free_ports(1)[0]
-        argv = [sys.executable, "-m", "tensorboard.main", "--host", "localhost", "--port", str(port), *self._where()]
+        port = self._port
+        if not is_free(port):
+            port = free_ports(1)[0]
+            warn(f"port {self._port} is in use; TensorBoard takes port {port}")
+        argv = [
+            sys.executable,
+            "-m",
+            "tensorboard.main",
+            "--host",
+            "localhost",
+            "--port",
+            str(port),
+            "--logdir",
+            str(self._folder()),
+        ]
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 -- until it is stopped
-        self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=self._output, stderr=self._output)
+        # A Ctrl-C, in a terminal or of a notebook's cell, is not TensorBoard's; the end of this process, however it comes, is.
+        prepare = functools.partial(begin_group, signal.SIGTERM)
+        self._process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=self._output, stderr=self._output, preexec_fn=prepare
+        )
         atexit.register(self.stop)
+        try:
+            self._wait_for_answer(port)
+        except BaseException:
+            self.stop()
+            raise
+        url = f"http://localhost:{port}/"
+        if start_browser:
+            webbrowser.open(url)
+        return url
+
+    def _wait_for_answer(self, port: int) -> None:
+        assert self._process is not None
+        assert self._output is not None
         deadline = time.monotonic() + _START_TIMEOUT_S
         while not _answers(port):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self._output.seek(0)
                 said = self._output.read().decode(errors="replace")[-2000:]
-                self.stop()
                 raise UserErrorException(f"TensorBoard did not start; it said:\n{said}")
             time.sleep(_POLL_S)
-        return f"http://localhost:{port}/"
 
     def stop(self) -> None:
         """End TensorBoard; blocks until it has ended. Nothing happens when it does not run."""
@@ -83,12 +120,25 @@ class Tensorboard(Named):
         if self._output is not None:
             self._output.close()
             self._output = None
+        if self._links is not None:
+            self._links.cleanup()
+            self._links = None
 
-    def _where(self) -> list[str]:
-        folders = {run.id: str(run._layout.logs) for run in self._runs}
-        if len(folders) == 1:
-            return ["--logdir", *folders.values()]
-        return ["--logdir_spec", ",".join(f"{name}:{folder}" for name, folder in folders.items())]
+    def _folder(self) -> Path:
+        """The folder to show, with each run's logs by its id. Raises UserErrorException where it holds others of these names."""
+        if self._local_root is None:
+            self._links = tempfile.TemporaryDirectory(prefix="dtrain-tensorboard-")
+            folder = Path(self._links.name)
+        else:
+            folder = self._local_root
+            folder.mkdir(parents=True, exist_ok=True)
+        for run in self._runs:
+            link, logs = folder / run.id, run._layout.logs.absolute()
+            if not link.is_symlink() and not link.exists():
+                link.symlink_to(logs)
+            elif link.resolve() != logs.resolve():
+                raise UserErrorException(f"{link} is there already, and not the logs of that run; use another local_root=")
+        return folder
 
     def __enter__(self) -> Tensorboard:
         return self
@@ -101,3 +151,27 @@ def _answers(port: int) -> bool:
     with contextlib.suppress(OSError), contextlib.closing(socket.create_connection(("localhost", port), timeout=1)):
         return True
     return False
+
+
+def export_to_tensorboard(run_data: Run | Experiment, logdir: str, logger: Any = None, recursive: bool = True) -> None:
+    """Write the metrics of a run, or of an experiment's runs, as event files in ``logdir``, for ``Tensorboard([], logdir)``.
+
+    Numbers of rank 0, by the steps and times at which they were logged; of ``recursive`` the runs below as well. Blocks.
+    Raises MissingDependency when TensorBoard is not installed.
+    """
+    _check_installed()
+    events = importlib.import_module("tensorboard.summary")
+    runs = [run_data] if isinstance(run_data, Run) else list(run_data.get_runs())
+    children = [child for run in runs for child in run.get_children(recursive=True)] if recursive else []
+    for run in [*runs, *children]:
+        writer = events.Writer(str(Path(logdir) / run.id))
+        for row in read_metrics(run._layout).rows.get(0, []):
+            for name in row.keys() - {"t", "step"}:
+                if isinstance(row[name], int | float):
+                    writer.add_scalar(name, row[name], row["step"], wall_time=row["t"])
+        writer.close()
+
+
+def _check_installed() -> None:
+    if importlib.util.find_spec("tensorboard") is None:
+        raise MissingDependency(f"TensorBoard is not installed for {sys.executable}; {install.TENSORBOARD} brings it")

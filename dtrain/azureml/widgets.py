@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import html
-import sys
 import threading
+import time
+from pathlib import Path
 from typing import Any, ClassVar
 
+from dtrain.azureml import glance, state
 from dtrain.azureml.console import say
 from dtrain.azureml.errors import Named, UserErrorException
-from dtrain.azureml.files import log_files
+from dtrain.azureml.files import log_name, rank_logs
+from dtrain.azureml.live import View, find_view
 from dtrain.azureml.run import Run
-from dtrain.azureml.state import ENDED
 from dtrain.errors import DtrainError
+from dtrain.launch.console import plain_lines
 
 _LINES = 10
 _TAIL_BYTES = 20_000
 _REFRESH_S = 1.0
+# Reading long metrics takes time that the notebook's own cells need.
+_SHARE = 10
 
 
 class RunDetails(Named):
     """A run to be shown. Called by control scripts and notebooks."""
 
     _differs: ClassVar = {
-        "show": "in a notebook state, metrics and the end of rank 0's log, anew every second until the run has ended; elsewhere "
-        "the same as text, once",
+        "show": "in a notebook state, metrics and the last lines of a log, anew every second until the run has ended: widgets "
+        "where ipywidgets is installed, with every rank's log; elsewhere the same as text, once",
     }
 
     def __init__(self, run_instance: Run) -> None:
@@ -34,70 +38,58 @@ class RunDetails(Named):
         self.run = run_instance
 
     def show(self, render_lib: Any = None, widget_settings: Any = None) -> None:
-        """Show the run's state, its metrics and the last lines of rank 0's log; does not wait.
+        """Show the run's state, its metrics and the last lines of a rank's log; does not wait.
 
         In a notebook a thread of this process shows them anew, until the run has ended.
         """
-        display = _notebook()
-        if display is None:
-            say(_text(self.get_widget_data()))
+        for name, value in (("render_lib", render_lib), ("widget_settings", widget_settings)):
+            if value is not None:
+                raise UserErrorException(f"{name}= has no effect here; leave it out")
+        view = find_view(self._data)
+        if view is None:
+            say(glance.as_text(self._data()))
             return
-        handle = display.display(display.HTML(_page(self.get_widget_data())), display_id=True)
-        threading.Thread(target=self._follow, args=(display, handle), daemon=True, name=f"show {self.run.id}").start()
+        self._refresh(view)  # in the cell that is executed now
+        threading.Thread(target=self._follow, args=(view,), daemon=True, name=f"show {self.run.id}").start()
 
-    def _follow(self, display: Any, handle: Any) -> None:
+    def _follow(self, view: View) -> None:
         waits = threading.Event()
-        while True:
-            ended = self.run.get_status() in ENDED
-            with contextlib.suppress(DtrainError, OSError):  # a file that is just being made: shown the next time
-                handle.update(display.HTML(_page(self.get_widget_data())))
-            if ended:
+        while self.run._layout.root.is_dir():  # until somebody removes it
+            began = time.monotonic()
+            if self._refresh(view) in state.ENDED:
                 return
-            waits.wait(_REFRESH_S)
+            waits.wait(max(_REFRESH_S, _SHARE * (time.monotonic() - began)))
+
+    def _refresh(self, view: View) -> str:
+        """Show the run as of now, and return its state; empty where that cannot be told now."""
+        with contextlib.suppress(DtrainError, OSError):  # a file that is just being made: shown the next time
+            return view.refresh()
+        return ""
 
     def get_widget_data(self, widget_settings: Any = None) -> dict[str, Any]:
         """What :meth:`show` shows, as a dict."""
+        return self._data()
+
+    def _data(self, log: str | None = None) -> dict[str, Any]:
+        """The run as of now, with the last lines of ``log``; None: of the rank that failed first, else of rank 0."""
+        shown = self.run.get_status()  # before the rest, which is whole when it is one of those at the end
+        status = state.status_of(self.run._layout)
+        logs = rank_logs(self.run._layout)
+        log = log or log_name(status.failure.rank if status.failure is not None else 0)
         return {
             "run_id": self.run.id,
             "experiment": self.run.experiment.name,
-            "status": self.run.get_status(),
+            "status": shown,
+            "seconds": status.duration_s if status.duration_s is not None else time.time() - status.started,
+            "cause": status.cause if shown in state.ENDED else "",
             "run_metrics": self.run.get_metrics(),
-            "run_logs": self._last_lines(),
+            "logs": list(logs),
+            "log": log if log in logs else None,
+            "run_logs": _last_lines(logs[log]) if log in logs else [],
         }
 
-    def _last_lines(self) -> list[str]:
-        first = next(iter(log_files(self.run._layout).values()), None)
-        if first is None:
-            return []
-        with open(first, "rb") as file:
-            file.seek(max(0, first.stat().st_size - _TAIL_BYTES))
-            return file.read().decode(errors="replace").splitlines()[-_LINES:]
 
-
-def _notebook() -> Any:
-    """IPython's display module where a notebook shows what is displayed; else None."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return sys.modules.get("IPython.display") if shell is not None and getattr(shell, "kernel", None) is not None else None
-
-
-def _shown(value: Any) -> str:
-    return f"{value[-1]} (last of {len(value)})" if isinstance(value, list) else str(value)
-
-
-def _text(data: dict[str, Any]) -> str:
-    lines = [f"run {data['run_id']} of experiment {data['experiment']}: {data['status']}"]
-    lines += [f"  {name}: {_shown(value)}" for name, value in data["run_metrics"].items()]
-    lines += [f"  | {line}" for line in data["run_logs"]]
-    if data["status"] not in ENDED:
-        lines.append(
-            f"  run.wait_for_completion(show_output=True) or `dtrain logs {data['run_id']} --follow` shows how it goes on"
-        )
-    return "\n".join(lines)
-
-
-def _page(data: dict[str, Any]) -> str:
-    rows = [("run", data["run_id"]), ("experiment", data["experiment"]), ("state", data["status"])]
-    rows += [(name, _shown(value)) for name, value in data["run_metrics"].items()]
-    cells = "".join(f"<tr><th>{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>" for name, value in rows)
-    return f"<table>{cells}</table><pre>{html.escape(chr(10).join(data['run_logs']))}</pre>"
+def _last_lines(path: Path) -> list[str]:
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        return plain_lines(file.read())[-_LINES:]

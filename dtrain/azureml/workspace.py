@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dtrain import env
+from dtrain.azureml.authentication import check_login
 from dtrain.azureml.console import say
 from dtrain.azureml.errors import Named, UserErrorException, WorkspaceException, take_options
 from dtrain.files import read_json, write_json
@@ -35,7 +36,6 @@ _CREATE = {
     "sku": "basic",
 }
 _CREATE_REFUSED = {
-    "auth": _NO_ACCOUNT,
     "storage_account": "the workspace's folder is its storage",
     "key_vault": "there is no key vault; give secrets to jobs as environment variables",
     "app_insights": "there is no such service",
@@ -82,8 +82,7 @@ class Workspace(Named):
 
         Raises WorkspaceException when the folder is that of a workspace of another name.
         """
-        if auth is not None:
-            raise UserErrorException(f"auth= has no meaning without Azure: {_NO_ACCOUNT}; leave it out")
+        check_login(auth)
         self._folder = WorkspaceFolder(folder) if folder is not None else env.workspace()
         self._details = {
             "name": workspace_name,
@@ -135,9 +134,9 @@ class Workspace(Named):
         """
         if not re.fullmatch(r"[A-Za-z0-9][\w-]{1,259}", name):
             raise UserErrorException(f"workspace name {name!r} is not allowed; use 2 to 260 letters, digits, '_' or '-'")
-        options = take_options("Workspace.create", {**given, "auth": auth}, _CREATE, _CREATE_REFUSED)
+        options = take_options("Workspace.create", given, _CREATE, _CREATE_REFUSED)
         group, location = options["resource_group"] or "local", options["location"] or "local"
-        workspace = Workspace(options["subscription_id"] or "local", group, name, location=location)
+        workspace = Workspace(options["subscription_id"] or "local", group, name, auth, location=location)
         if workspace._record.exists() and not options["exist_ok"]:
             raise WorkspaceException(
                 f"workspace {name!r} exists in {workspace._folder.root}; use Workspace.from_config(), or exist_ok=True"

@@ -128,6 +128,8 @@ def _after_earlier(run: RunLayout, running: RunStatus, console: Console) -> RunS
     """``running`` as the status of the next attempt, where the run has had some; their last one is closed and recorded."""
     if not run.status.is_file() or (before := read_status(run)).state == "queued":
         return running
+    if before.supervisor == running.supervisor:
+        return running  # of this very process: who started it wrote that, no earlier attempt
     last = RunLayout(run.root, len(before.earlier))
     ended = dataclasses.replace(
         before, ended=before.ended or time.time(), cause=before.cause or "its host was lost, or it was killed"

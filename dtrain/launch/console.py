@@ -86,14 +86,14 @@ class LineReader:
         self._redraws = b"\r" in rest or (self._redraws and not end)
         # Of a bar that is still being drawn only its last state can matter; all of them would be read again and again.
         self._rest = rest[rest.rfind(b"\r", 0, max(0, len(rest) - 1)) + 1 :]
-        return self._shown(whole).split("\n") if end else []
+        return self.shown(whole).split("\n") if end else []
 
     def bar(self) -> str:
         """The last state of a progress bar that has not ended its line yet; else nothing."""
-        return self._shown(self._rest) if self._redraws else ""
+        return self.shown(self._rest) if self._redraws else ""
 
     @staticmethod
-    def _shown(data: bytes) -> str:
+    def shown(data: bytes) -> str:
         """Whole lines as they stand there in the end: a progress bar overwrites its own by carriage returns."""
         text = data.decode(errors="replace")
         if "\r" in text:
@@ -104,6 +104,11 @@ class LineReader:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def plain_lines(data: bytes) -> list[str]:
+    """Lines of a rank's output as they stand there in the end, without colours: for what is no terminal."""
+    return _COLOUR.sub("", LineReader.shown(data)).splitlines()
 
 
 class Console:

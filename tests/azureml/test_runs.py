@@ -6,8 +6,6 @@ import json
 import subprocess
 import sys
 
-import pytest
-
 from tests.azureml.conftest import AzureProject
 from tests.azureml.test_submit import told
 
@@ -203,23 +201,110 @@ print(json.dumps({
     assert (found["lacks"], found["curated"]) == (["no-such-thing>2"], ["chainer"])
 
 
-@pytest.mark.needs("tensorflow")
-def test_tensorboard_is_a_real_one(azure: AzureProject) -> None:
-    azure.train("open('logs/note.txt', 'w').write('x')")
+def test_a_job_that_is_let_fail_by_its_control_script(azure: AzureProject) -> None:
+    """One that has completed and one that runs, which is ended; complete() says nothing of a job that is not true."""
+    azure.train("print('done')")
+    azure.train("import time\ntime.sleep(600)", "waits.py")
     done = azure.control(
         """
-import urllib.request
-from azureml.tensorboard import Tensorboard
-runs = [experiment.submit(ScriptRunConfig("src", "train.py")) for _ in range(2)]
-for run in runs:
-    run.wait_for_completion()
-board = Tensorboard(runs)
-url = board.start()
-with urllib.request.urlopen(url, timeout=60) as answer:
-    page = answer.read().decode()
-process = board._process
-board.stop()
-print(json.dumps({"is": "TensorBoard" in page, "ended": process.poll() is not None, "files": runs[0].get_file_names()[:-2]}))
+done = experiment.submit(ScriptRunConfig("src", "train.py"))
+done.wait_for_completion()
+done.complete()
+before = done.get_status()
+done.fail("the wrong data")
+waits = experiment.submit(ScriptRunConfig("src", "waits.py"))
+try:
+    waits.complete()
+except Exception as error:
+    refused = str(error)
+waits.fail()
+waits.wait_for_completion(raise_on_error=False)
+print(json.dumps({
+    "before": before, "after": done.get_status(), "message": done.get_details()["error"]["error"]["message"],
+    "waits": waits.get_status(), "refused": refused,
+}))
 """
     )
-    assert (told(done)["is"], told(done)["ended"]) == (True, True)
+    found = told(done)
+    assert (found["before"], found["after"], found["waits"]) == ("Completed", "Failed", "Failed")
+    assert found["message"] == "the wrong data"
+    assert "cancel() ends it" in str(found["refused"])
+    assert {run["state"] for run in azure.json("runs")} == {"failed"}
+
+
+CHARTS = """
+run = experiment.start_logging()
+matrix = {"schema_type": "confusion_matrix", "schema_version": "1.0.0", "data": {"class_labels": ["a"], "matrix": [[3]]}}
+run.log_confusion_matrix("confusion", matrix)
+run.log_predictions("predictions", json.dumps(matrix))
+run.log_residuals("residuals", matrix)
+run.log_accuracy_table("accuracy", matrix)
+try:
+    run.log_residuals("bad", {"data": 1})
+except Exception as error:
+    bad = str(error)
+run.tag("plain")
+run.complete()
+run.download_file("confusion_0.json", "confusion.json")
+print(json.dumps({
+    "metrics": run.get_metrics(), "same": json.load(open("confusion.json")) == matrix, "bad": bad, "tags": run.get_tags(),
+    "with tag": len(list(experiment.get_runs(tags="plain"))),
+}))
+"""
+
+
+def test_charts_and_tags_without_a_value(azure: AzureProject) -> None:
+    found = told(azure.control(CHARTS))
+    assert found["metrics"] == {name: f"{name}_0.json" for name in ("confusion", "predictions", "residuals", "accuracy")}
+    assert (found["same"], found["tags"], found["with tag"]) == (True, {"plain": None}, 1)
+    assert "of data, schema_type, schema_version" in str(found["bad"])
+    assert azure.json("show", "latest")["tags"] == {"plain": ""}
+
+
+def test_ways_to_log_in_are_taken_and_not_used(azure: AzureProject) -> None:
+    done = azure.control(
+        "from azureml.core.authentication import ServicePrincipalAuthentication\n"
+        "auth = ServicePrincipalAuthentication('tenant', service_principal_id='me', service_principal_password='hush')\n"
+        "print(Workspace.from_config(auth=auth).name)\n"
+        "try:\n    Workspace.from_config(auth='key')\nexcept Exception as error:\n    print(error)\n"
+    )
+    assert done.stdout.splitlines()[-2:] == [
+        "mine",
+        "auth=str(...) has no meaning here: there is no account to log in to; leave it out",
+    ]
+    assert "ServicePrincipalAuthentication is not used: there is no account to log in to" in done.stderr
+    assert "hush" not in done.stderr
+
+
+RESUMED = """
+import os, sys
+before = sys.argv[sys.argv.index("--resume-from") + 1] if "--resume-from" in sys.argv else None
+assert os.environ.get("AZUREML_DATAREFERENCE_MODEL_LOCATION") == before
+count = int(open(os.path.join(before, "count")).read()) if before else 0
+open("outputs/count", "w").write(str(count + 1))
+"""
+
+
+def test_resume_from_a_run_and_from_a_datastore(azure: AzureProject) -> None:
+    azure.train(RESUMED)
+    done = azure.control(
+        """
+from azureml.data.datapath import DataPath
+store = ws.get_default_datastore()
+def count_after(resume_from=None):
+    run = experiment.submit(Estimator("src", entry_script="train.py", resume_from=resume_from))
+    run.wait_for_completion(show_output=True)
+    run.download_file("outputs/count", "count/")
+    return run, int(open("count/count").read())
+first, one = count_after()
+_, of_outputs = count_after(first._get_outputs_datapath())
+second, of_run = count_after(first)
+_, three = count_after(second)
+store.upload("count", "kept")
+reference = store.path("kept")
+_, of_path = count_after(DataPath(store, "kept"))
+_, of_reference = count_after(DataPath.create_from_data_reference(reference.as_download()))
+print(json.dumps([one, of_outputs, of_run, three, of_path, of_reference]))
+"""
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == [1, 2, 2, 3, 4, 4]
