@@ -58,8 +58,14 @@ def submit_run(run: RunLayout, spec: JobSpec, console: Console) -> SlurmJob:
 
     Raises UsageError, WorkspaceError, and NotRunnable where sbatch, or the ranks' Python, does not.
     """
-    if list(spec.args) != spec.to_json()["args"]:
+    masked = spec.to_json()
+    if list(spec.args) != masked["args"]:
         raise UsageError("--secret: the script's arguments hold its value, which Slurm would show; have it read the variable")
+    if hold := [name for name, value in spec.open_environment.items() if masked["environment"][name] != value]:
+        raise UsageError(
+            f"--secret: --env {hold[0]} holds the value of a secret, which the job would be given masked; make it one, too "
+            f"(--secret {hold[0]})"
+        )
     if spec.python is not None:
         check_python(spec.interpreter)
     plan = slurm.submission(spec, run, run.code)
