@@ -69,8 +69,8 @@ class Agents:
     """The agents of one attempt, as the crew sees them. Nothing here blocks but :meth:`start`, for the time of a fork."""
 
     def __init__(self, plan: LaunchPlan, run: RunLayout, lost_s: float, say: Callable[[str], None]) -> None:
-        """``lost_s``: seconds of silence after which ssh gives a connection up; ``say`` shows words."""
-        self._hosts, self._run, self._scratch, self._lost_s = plan.other_hosts, run, plan.scratch, lost_s
+        """``lost_s``: seconds of silence after which a host is lost; ``say`` shows words."""
+        self._hosts, self._run, self._scratch, self.lost_s = plan.other_hosts, run, plan.scratch, lost_s
         self._incoming = {host.name: Incoming(run, say) for host in self._hosts}
         self._copied = {rank for host in self._hosts if host.copied for rank in host.ranks}
         self._asked: set[int] = set()
@@ -87,7 +87,9 @@ class Agents:
             copied = "copied" if host.copied else ""
             words = [str(self._run.root), str(self._run.attempt or 0), str(self._scratch or ""), copied, *map(str, host.ranks)]
             argv = [sys.executable, "-m", "dtrain.launch.agent", *words]
-            line = ssh.command(host.name, Path("/"), env.starting_variables(), argv, lost_s=self._lost_s)
+            line = ssh.command(
+                host.name, Path("/"), env.starting_variables(), argv, lost_s=2 * self.lost_s
+            )  # what watches the beats names it better
             try:
                 connection = ssh.connect(line, self._run.root, {env.RUN_DIR: str(self._run.root)}, prepare, listen=True)
             except OSError as error:

@@ -22,7 +22,7 @@ from dtrain.launch.plan import LaunchPlan, PlannedProcess, PlannedTask
 from dtrain.launch.ssh import Connection
 from dtrain.layout import RunLayout
 from dtrain.processes import begin_group, signal_name
-from dtrain.status import Kind, RankFailure, failure_from_line, read_failure, read_process
+from dtrain.status import ORPHANED, Kind, RankFailure, failure_from_line, read_failure, read_process
 
 _PROBE_S = 0.2
 # How long a killed task may take to let its port go: a big process is a while in dying.
@@ -214,7 +214,7 @@ class Crew:
         if member.connection is not None:
             self._run.rank(task.rank).look_again()
         recorded = read_failure(self._run, task.rank)
-        if member.connection is not None and (code < 0 or recorded is None):
+        if member.connection is not None and (code < 0 or recorded is None or recorded.message == ORPHANED):
             return self._lost(planned, member.connection, code, member.seen_alive)
         if recorded is None:
             how = f"killed by {signal_name(-code)}" if code < 0 else f"exited with code {code}"
@@ -299,7 +299,7 @@ class Crew:
 
     def _connect(self, planned: PlannedProcess, supervised: Mapping[str, str], prepare: Callable[[], None]) -> Connection:
         environment = {**planned.environment, **supervised, **env.control_variables()}
-        argv = ssh.command(planned.host, planned.cwd, environment, planned.argv)
+        argv = ssh.command(planned.host, planned.cwd, environment, planned.argv, lost_s=self.agents.lost_s)
         connection = ssh.connect(argv, planned.cwd, {env.RUN_DIR: str(self._run.root)}, prepare)
         others = {name: value for name, value in env.sent_variables().items() if name not in environment}
         connection.introduce({**others, **self._secrets})

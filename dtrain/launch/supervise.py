@@ -41,7 +41,7 @@ _CHECK_S = 0.1
 # How often the folders of ranks on other hosts are opened anew, which costs a network file system some of its time.
 _LOOK_AGAIN_S = 1.0
 # How long a silent connection to another host is kept, where --heartbeat-timeout sets no limit.
-_AGENT_LOST_S = 3600.0
+_NEVER_LOST_S = 3600.0
 # After a failure the launcher ends the other ranks by itself, as a rule at once; it says more when it may.
 _LAUNCHER_REACTION_S = 0.3
 # How long mpirun may take to end once its ranks have, before it is killed too.
@@ -83,7 +83,7 @@ class Supervisor:
         self._plan, self._run, self._limits, self._console = plan, run, limits, console
         self._names = {rank: str(planned.task) for rank, planned in plan.tasks.items()}
         self._output = Output(plan, run, console, self._host)
-        agents = Agents(plan, run, 2 * (limits.hangs.heartbeat_timeout_s or _AGENT_LOST_S), console.say)
+        agents = Agents(plan, run, limits.hangs.heartbeat_timeout_s or _NEVER_LOST_S, console.say)
         self._crew = Crew(plan, run, agents, output=self._output.pipe, start_timeout_s=limits.start_timeout_s, say=console.say)
         self._ending = False
         self._work_done = False

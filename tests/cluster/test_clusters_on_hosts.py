@@ -192,7 +192,7 @@ def test_nothing_outlives_a_killed_launcher(project: ClusterProject, wait_until:
 def test_a_host_that_is_cut_off_is_found_and_named(
     project: ClusterProject, cut: Callable[[str], None], wait_until: Callable[..., None]
 ) -> None:
-    job = project.start(*CLUSTER, *HOSTS, project.script(PRELUDE + SERVE))
+    job = project.start(*CLUSTER, *HOSTS, "--heartbeat-timeout", "6", project.script(PRELUDE + SERVE))
     wait_until(lambda: all(count(project, task, "listens") for task in ("chief0", "worker1", "ps0")))
     cut("node2")
     began = time.monotonic()
@@ -213,7 +213,7 @@ def test_a_short_cut_is_outlived(project: ClusterProject, cut: Callable[[str], N
     job = project.start(*CLUSTER, *HOSTS, script)
     wait_until(lambda: all(count(project, task, "listens") for task in ("chief0", "worker1", "ps0")))
     cut("node2")
-    time.sleep(2)
+    time.sleep(8)
     project.hosts("heal", "node2")
     time.sleep(2)
     (project.latest.outputs / "go").touch()
