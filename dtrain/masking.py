@@ -54,6 +54,9 @@ class MaskedStream:
     def __init__(self, masker: Masker) -> None:
         self._masker, self._held = masker, b""
         self._longest = max(map(len, masker.forms), default=1)
+        # Overlapping ones, too: so it looks ahead. A whole form is at least so long.
+        beginnings = {form[:SHORTEST] for form in masker.forms}
+        self._beginning = re.compile(b"(?=" + b"|".join(map(re.escape, beginnings)) + b")")
 
     def feed(self, data: bytes) -> bytes:
         """What can be told of all that came so far, and was not told before."""
@@ -73,8 +76,10 @@ class MaskedStream:
 
     def _first_open(self, data: bytes) -> int:
         """Where the first end of ``data`` begins that more bytes could make a secret of; its length when there is none."""
-        begin = max(0, len(data) - self._longest + 1)
-        for place in range(begin, len(data)):
+        begin, sure = max(0, len(data) - self._longest + 1), max(0, len(data) - SHORTEST + 1)
+        likely = (found.start() for found in self._beginning.finditer(data, begin)) if self._masker.forms else ()
+        place: int
+        for place in (*likely, *range(max(begin, sure), len(data))):
             end = data[place:]
             if any(len(form) > len(end) and form.startswith(end) for form in self._masker.forms):
                 return place
