@@ -32,12 +32,12 @@ class ApartProject(MpiProject):
 
     def __init__(self, folder: Path, *, hosts: Testbed) -> None:
         super().__init__(folder, hosts=hosts)
-        self.apart: set[str] = set()
+        self.mounted: list[tuple[str, Path]] = []
 
-    def hide_on(self, *nodes: str, size: str = "100m") -> None:
+    def hide_on(self, *nodes: str, size: str = "100m", below: str = "") -> None:
         for node in nodes:
-            self.hosts("exec", node, "mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(self.folder))
-            self.apart.add(node)
+            self.hosts("exec", node, "mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(self.folder / below))
+            self.mounted.append((node, self.folder / below))
 
     def on(self, node: str, *command: str) -> str:
         return self.hosts("exec", node, "env", "-C", str(self.folder), *command)
@@ -56,8 +56,8 @@ def project(request: pytest.FixtureRequest, tmp_path: Path, testbed: Testbed) ->
     try:
         yield from watched(project)  # type: ignore[misc]
     finally:
-        for node in project.apart:
-            project.hosts("exec", node, "umount", "-l", str(tmp_path))
+        for node, folder in project.mounted:
+            project.hosts("exec", node, "umount", "-l", str(folder))
 
 
 @pytest.fixture
@@ -261,6 +261,20 @@ def test_a_full_disk_of_one_host_is_named(project: ApartProject) -> None:
 
 
 @OPENMPI
+def test_a_full_disk_here_leaves_what_was_written_where_it_is(project: ApartProject) -> None:
+    project.hide_on("node2")
+    (project.folder / "workspace").mkdir()
+    project.hide_on("node1", size="2m", below="workspace")
+    script = project.script(WRITES + "if run.rank == 1:\n    open('outputs/large', 'wb').write(bytes(5_000_000))\n")
+    done = project.dtrain("run", "-H", "node1,node2", script)
+    assert done.returncode == 1
+    assert "what host node2 wrote is not brought back: [Errno 28] No space left on device" in done.stderr
+    assert [name for name in project.left_on("node2") if name.endswith("/outputs/large")]
+    here = project.on("node1", "find", "workspace")
+    assert ("/outputs/rank-0" in here, "/outputs/rank-1" in here, "/.from-node2" in here) == (True, False, False)
+
+
+@OPENMPI
 def test_a_flood_of_output_is_whole(apart: ApartProject) -> None:
     flood = "import sys\nfor n in range(300_000):\n    sys.stdout.write(f'{n:07d} {\"x\" * 60}\\n')\n"
     done = apart.dtrain("run", "-H", "node1,node2", "--show", "1", apart.script(flood))
@@ -328,6 +342,17 @@ def test_horovod_trains_and_resumes(apart: ApartProject) -> None:
     assert verify_step(step) == []
     done = apart.dtrain(*run, "--resume", "latest", script, "--epochs", "2", timeout=110)
     assert done.returncode == 0, done.stderr
+    assert apart.left_on("node2") == []
+
+
+@OPENMPI
+@pytest.mark.needs("tensorflow", "sklearn")
+def test_tensorflow_trains_on_a_server_elsewhere(apart: ApartProject) -> None:
+    script = apart.script((ROOT / "examples" / "tensorflow_ps_digits.py").read_text())
+    cluster = ("--launcher", "parameter_server", "--workers", "2", "--servers", "1", "--chief", "-H", "node1:2,node2:2")
+    done = apart.dtrain("run", *cluster, script, timeout=110)
+    assert done.returncode == 0, done.stderr
+    assert read_metrics(apart.latest).rows[0]
     assert apart.left_on("node2") == []
 
 
