@@ -150,6 +150,19 @@ def test_output_is_shown_while_it_is_written_and_comes_back_after_an_interruptio
 
 
 @OPENMPI
+def test_an_interruption_of_the_copying(project: ApartProject, wait_until: Callable[..., None]) -> None:
+    project.hide_on("node2", size="400m")
+    (project.folder / "weights").write_bytes(bytes(280_000_000))
+    job = project.start("run", "-H", "node1,node2", project.script(WRITES))
+    wait_until(lambda: any(name.endswith("/code") for name in project.left_on("node2")))
+    project.find(job, "dtrain.cli").send_signal(signal.SIGINT)
+    out, words = job.communicate(timeout=60)
+    assert (job.returncode, out) == (130, ""), words
+    assert "canceled by SIGINT" in words
+    wait_until(lambda: project.left_on("node2") == [])
+
+
+@OPENMPI
 def test_stacks_of_a_hang_are_here(apart: ApartProject) -> None:
     script = apart.script(WRITES + "if run.rank == 0:\n    run.comm.barrier()\ndef stuck():\n    time.sleep(60)\nstuck()\n")
     done = apart.dtrain("run", "-H", "node1,node2", "--hang-timeout", "3", "--grace", "1", script)
@@ -211,6 +224,22 @@ def test_a_host_that_is_cut_off_keeps_what_it_wrote(
     assert (apart.output("rank-0"), apart.latest.rank(1).output_log.read_text()) == ("0", "says 1\n")
     apart.hosts("heal", "node2")
     assert apart.on("node2", "cat", str(apart.latest.outputs / "rank-1")) == "1"
+    wait_until(lambda: not apart.processes())
+
+
+@OPENMPI
+def test_a_host_of_a_cluster_that_is_cut_off(
+    apart: ApartProject, cut: Callable[[str], None], wait_until: Callable[..., None]
+) -> None:
+    script = apart.script(PRELUDE + "print('says', index, flush=True)\nserver = listen()\ntime.sleep(60)\n")
+    job = apart.start("run", "--launcher", "multi_worker", "-n", "2", "-H", "node1,node2", "--grace", "1", script)
+    wait_until(lambda: said(apart, 0) and said(apart, 1))
+    cut("node2")
+    words = job.communicate(timeout=60)[1]
+    assert job.returncode == 255, words
+    assert "first to fail was worker 1 on node2: lost: the ssh connection to node2 broke" in words
+    assert f"it is kept there, in {apart.latest.root}\n" in words
+    apart.hosts("heal", "node2")
     wait_until(lambda: not apart.processes())
 
 
