@@ -155,9 +155,10 @@ class Agents:
         return failures
 
     def give_up(self, host: str) -> None:
-        """Wait no more for a host that does not answer; its agent ends what is left there when it learns of it."""
+        """Wait no more for the agent of a host that does not answer, if it has one: that ends what is left there when it can."""
         self._reported.add(host)
-        self._connections[host].process.kill()
+        if host in self._connections:
+            self._connections[host].process.kill()
 
     def close(self) -> None:
         """Let them end what is left on their hosts, and then themselves."""

@@ -249,6 +249,7 @@ class Crew:
         if code != ssh.FAILED:
             return _failure(planned, f"exited with code {code}: {words}", exit_code=code, when=when)
         if connection.broke():
+            self.agents.give_up(planned.host)
             message = f"lost: the ssh connection to {planned.host} broke: {words}"
             return _failure(planned, message, exit_code=code, when=when)
         message = "vanished without a record: it was killed together with the process that watched it"

@@ -48,6 +48,8 @@ _LAUNCHER_REACTION_S = 0.3
 _LAUNCHER_END_S = 3.0
 # How long a rank on another host may take to be killed, and its ssh client to learn of it.
 _CUT_OFF_S = 2.0
+# How long one that does not see the run folder may send nothing of what is left, on a machine with much to do.
+_LAST_WORDS_S = 15.0
 # How long to insist on SIGKILL: a process in uninterruptible sleep (a dead network file system) does not die of it.
 _KILL_S = 10.0
 # How long a worker whose chief is done may take to end by itself, as an Estimator's does. One that serves never would.
@@ -220,9 +222,10 @@ class Supervisor:
     def _cut_off(self) -> None:
         """End what is left on other hosts, and take over what is still to come from there."""
         self._crew.cut_off()
+        patience_s = _LAST_WORDS_S if any(host.copied for host in self._plan.other_hosts) else _CUT_OFF_S
         came = -1
         while self._crew.remote_alive() and came < (came := sum(self._crew.agents.heard().values())):
-            self._wait(_CUT_OFF_S, lambda: not self._crew.remote_alive())
+            self._wait(patience_s, lambda: not self._crew.remote_alive())
         while came < (came := sum(self._crew.agents.heard().values())):
             pass
 

@@ -32,12 +32,12 @@ class ApartProject(MpiProject):
 
     def __init__(self, folder: Path, *, hosts: Testbed) -> None:
         super().__init__(folder, hosts=hosts)
-        self.apart: set[str] = set()
+        self.mounted: list[tuple[str, Path]] = []
 
-    def hide_on(self, *nodes: str, size: str = "100m") -> None:
+    def hide_on(self, *nodes: str, size: str = "100m", below: str = "") -> None:
         for node in nodes:
-            self.hosts("exec", node, "mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(self.folder))
-            self.apart.add(node)
+            self.hosts("exec", node, "mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(self.folder / below))
+            self.mounted.append((node, self.folder / below))
 
     def on(self, node: str, *command: str) -> str:
         return self.hosts("exec", node, "env", "-C", str(self.folder), *command)
@@ -56,8 +56,8 @@ def project(request: pytest.FixtureRequest, tmp_path: Path, testbed: Testbed) ->
     try:
         yield from watched(project)  # type: ignore[misc]
     finally:
-        for node in project.apart:
-            project.hosts("exec", node, "umount", "-l", str(tmp_path))
+        for node, folder in project.mounted:
+            project.hosts("exec", node, "umount", "-l", str(folder))
 
 
 @pytest.fixture
@@ -150,6 +150,19 @@ def test_output_is_shown_while_it_is_written_and_comes_back_after_an_interruptio
 
 
 @OPENMPI
+def test_an_interruption_of_the_copying(project: ApartProject, wait_until: Callable[..., None]) -> None:
+    project.hide_on("node2", size="400m")
+    (project.folder / "weights").write_bytes(bytes(280_000_000))
+    job = project.start("run", "-H", "node1,node2", project.script(WRITES))
+    wait_until(lambda: any(name.endswith("/code") for name in project.left_on("node2")))
+    project.find(job, "dtrain.cli").send_signal(signal.SIGINT)
+    out, words = job.communicate(timeout=60)
+    assert (job.returncode, out) == (130, ""), words
+    assert "canceled by SIGINT" in words
+    wait_until(lambda: project.left_on("node2") == [])
+
+
+@OPENMPI
 def test_stacks_of_a_hang_are_here(apart: ApartProject) -> None:
     script = apart.script(WRITES + "if run.rank == 0:\n    run.comm.barrier()\ndef stuck():\n    time.sleep(60)\nstuck()\n")
     done = apart.dtrain("run", "-H", "node1,node2", "--hang-timeout", "3", "--grace", "1", script)
@@ -215,6 +228,22 @@ def test_a_host_that_is_cut_off_keeps_what_it_wrote(
 
 
 @OPENMPI
+def test_a_host_of_a_cluster_that_is_cut_off(
+    apart: ApartProject, cut: Callable[[str], None], wait_until: Callable[..., None]
+) -> None:
+    script = apart.script(PRELUDE + "print('says', index, flush=True)\nserver = listen()\ntime.sleep(60)\n")
+    job = apart.start("run", "--launcher", "multi_worker", "-n", "2", "-H", "node1,node2", "--grace", "1", script)
+    wait_until(lambda: said(apart, 0) and said(apart, 1))
+    cut("node2")
+    words = job.communicate(timeout=60)[1]
+    assert job.returncode == 255, words
+    assert "first to fail was worker 1 on node2: lost: the ssh connection to node2 broke" in words
+    assert f"it is kept there, in {apart.latest.root}\n" in words
+    apart.hosts("heal", "node2")
+    wait_until(lambda: not apart.processes())
+
+
+@OPENMPI
 def test_a_job_is_not_complete_without_what_was_written_elsewhere(apart: ApartProject) -> None:
     loses = WRITES + "if run.rank == 1:\n    os.remove('../.copy.json')\n"
     done = apart.dtrain("run", "-H", "node1,node2", apart.script(loses))
@@ -258,6 +287,20 @@ def test_a_full_disk_of_one_host_is_named(project: ApartProject) -> None:
     assert "host node3: the run folder cannot be copied there: [Errno 28] No space left on device" in done.stderr
     assert (done.stdout, read_status(project.latest).state) == ("", "failed")
     assert project.left_on("node2") == project.left_on("node3") == []
+
+
+@OPENMPI
+def test_a_full_disk_here_leaves_what_was_written_where_it_is(project: ApartProject) -> None:
+    project.hide_on("node2")
+    (project.folder / "workspace").mkdir()
+    project.hide_on("node1", size="2m", below="workspace")
+    script = project.script(WRITES + "if run.rank == 1:\n    open('outputs/large', 'wb').write(bytes(5_000_000))\n")
+    done = project.dtrain("run", "-H", "node1,node2", script)
+    assert done.returncode == 1
+    assert "what host node2 wrote is not brought back: [Errno 28] No space left on device" in done.stderr
+    assert [name for name in project.left_on("node2") if name.endswith("/outputs/large")]
+    here = project.on("node1", "find", "workspace")
+    assert ("/outputs/rank-0" in here, "/outputs/rank-1" in here, "/.from-node2" in here) == (True, False, False)
 
 
 @OPENMPI
@@ -328,6 +371,17 @@ def test_horovod_trains_and_resumes(apart: ApartProject) -> None:
     assert verify_step(step) == []
     done = apart.dtrain(*run, "--resume", "latest", script, "--epochs", "2", timeout=110)
     assert done.returncode == 0, done.stderr
+    assert apart.left_on("node2") == []
+
+
+@OPENMPI
+@pytest.mark.needs("tensorflow", "sklearn")
+def test_tensorflow_trains_on_a_server_elsewhere(apart: ApartProject) -> None:
+    script = apart.script((ROOT / "examples" / "tensorflow_ps_digits.py").read_text())
+    cluster = ("--launcher", "parameter_server", "--workers", "2", "--servers", "1", "--chief", "-H", "node1:2,node2:2")
+    done = apart.dtrain("run", *cluster, script, timeout=110)
+    assert done.returncode == 0, done.stderr
+    assert read_metrics(apart.latest).rows[0]
     assert apart.left_on("node2") == []
 
 
