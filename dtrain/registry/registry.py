@@ -122,7 +122,7 @@ class Registry:
 
     def _used_blobs(self) -> set[str]:
         """What the records of all versions name. Raises RegistryError for a damaged one."""
-        found = set()
+        found: set[str] = set()
         for name, number in self._meant(None):
             with suppress(FileNotFoundError):  # deleted meanwhile
                 found.update(file.blake3 for file in version_from(self.layout.record(name, number), name, number).files)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from blake3 import blake3
@@ -12,6 +13,7 @@ from blake3 import blake3
 from dtrain.errors import RegistryError, UsageError
 from dtrain.layout import RunLayout, Workspace
 from dtrain.registry import Registry
+from dtrain.registry import registry as registry_module
 from dtrain.status import State
 from tests.registry_cases import MODEL, blob_of, content, flip_bit, make_run, save_checkpoint
 
@@ -283,3 +285,35 @@ def test_no_file_goes_where_a_record_cannot_be_read(tmp_path: Path) -> None:
     registry.delete("digits:1")
     assert registry.names() == ["letters"]
     assert blob_of(registry, MODEL).exists()
+
+
+def test_a_deletion_between_the_steps_of_a_registration_takes_nothing_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once when the files are in the store and the record is not yet, once when the deletion has asked who uses them."""
+    registry = Registry(Workspace(tmp_path).registry)
+    run = make_run(tmp_path)
+    registry.register(run, "digits")
+    claim_next = registry_module.claim_next
+
+    def delete_first(*args: Any, **given: Any) -> int:
+        monkeypatch.undo()
+        registry.delete("digits:1")
+        assert not blob_of(registry, MODEL).exists()
+        return claim_next(*args, **given)
+
+    monkeypatch.setattr(registry_module, "claim_next", delete_first)
+    assert registry.register(run, "digits").id == "digits:2"
+    assert registry.verify() == []
+
+    used_blobs, asked = registry._used_blobs, []
+
+    def register_then() -> set[str]:
+        found = used_blobs()
+        if not asked:
+            asked.append(registry.register(run, "letters"))
+        return found
+
+    monkeypatch.setattr(registry, "_used_blobs", register_then)
+    registry.delete("digits:2")
+    assert [registry.names(), registry.verify()] == [["letters"], []]
