@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dtrain.errors import RegistryError, did_you_mean
 from dtrain.files import atomic_write, fsync_folder
@@ -85,20 +85,22 @@ class Registry:
                     files=files,
                 )
 
-            # A version whose record somebody removed may have left tags behind, which must not become the next one's.
-            def used() -> int:
-                events, deleted = numbers_in(self.layout.model_events(name), suffix=""), numbers_in(self.layout.deleted(name))
-                return max([*events, *deleted], default=0)
-
-            number = claim_next(
-                self.layout,
-                self.layout.versions(name),
-                lambda n: version(n).record(),
-                above=used,
-                is_spent=lambda n: self.layout.tombstone(name, n).exists(),
-            )
+            number = self._claim(name, lambda n: version(n).record())
             self._blobs.restore_missing(zip((file.source for file in selected), blobs, strict=True))
         return version(number)
+
+    def _claim(self, name: str, record_of: Callable[[int], Mapping[str, Any]]) -> int:
+        """Write the record of the next version, and return its number: one that none had before it. Raises OSError."""
+
+        # A version whose record somebody removed may have left tags behind, which must not become the next one's.
+        def used() -> int:
+            events, deleted = numbers_in(self.layout.model_events(name), suffix=""), numbers_in(self.layout.deleted(name))
+            return max([*events, *deleted], default=0)
+
+        def is_spent(number: int) -> bool:
+            return self.layout.tombstone(name, number).exists()
+
+        return claim_next(self.layout, self.layout.versions(name), record_of, used, is_spent)
 
     def delete(self, ref: str) -> ModelVersion:
         """Remove one version (``name:3``) for good, with those of its files that no other has. Blocks; returns what it was.
