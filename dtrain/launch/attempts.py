@@ -106,8 +106,8 @@ def _is_over(limits: Limits) -> bool:
 
 def _after_earlier(run: RunLayout, running: RunStatus, console: Console) -> RunStatus:
     """``running`` as the status of the next attempt, where the run has had some; their last one is closed and recorded."""
-    if not run.status.is_file() or (before := read_status(run)).state == "queued":
-        return running
+    if not run.status.is_file() or (before := read_status(run)).state == "queued" or before.supervisor == running.supervisor:
+        return running  # who submitted a job by Azure ML's names has written that this process sees to it
     last = RunLayout(run.root, len(before.earlier))
     ended = dataclasses.replace(
         before, ended=before.ended or time.time(), cause=before.cause or "its host was lost, or it was killed"
