@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 # Kept as tags of the registry's; not among the model's own tags.
 _PREFIX = "azureml."
-_DELETED = f"{_PREFIX}deleted"
 _NO_DEPLOY = "models are registered and downloaded here, not deployed; `dtrain pull NAME:VERSION FOLDER` copies one out"
 _KNOWN: Mapping[str, Any] = {
     "tags": None,
@@ -75,7 +74,7 @@ class Model(Named):
         "update": "register a new version",
     }
     _differs: ClassVar = {
-        "delete": "hides the version from these names; the registry keeps it (`dtrain models`): no number is used twice",
+        "delete": "also its files, where no other version has the same; its number is not used again",
         "register": "a local file is copied into a run folder of its own first, from which it is registered",
         "get_model_path": "downloads to ./azureml-models/NAME/VERSION",
     }
@@ -233,8 +232,11 @@ class Model(Named):
         return str(path) if path.exists() else model.download(str(folder))
 
     def delete(self) -> None:
-        """Hide this version from ``Model`` and ``ws.models``; `dtrain models` still shows it, with the tag azureml.deleted."""
-        _registry(self.workspace).tag(self.id, _DELETED, "true")
+        """Remove this version for good, with those of its files that no other has. Raises UserErrorException where it is gone."""
+        try:
+            _registry(self.workspace).delete(self.id)
+        except RegistryError as error:
+            raise UserErrorException(str(error)) from error
 
     def add_tags(self, tags: dict[str, str]) -> None:
         """Set tags of this version."""
@@ -252,8 +254,7 @@ def _registry(workspace: Workspace) -> Registry:
 
 def _versions(workspace: Workspace, name: str) -> list[ModelVersion]:
     registry = _registry(workspace)
-    found = registry.versions(name) if name in registry.names() else []
-    return [version for version in found if _DELETED not in version.tags]
+    return registry.versions(name) if name in registry.names() else []
 
 
 def _kept(version: ModelVersion) -> dict[str, Any]:

@@ -133,8 +133,10 @@ def _make(layout: VenvLayout, wanted: list[str], log: Path) -> Path:
     try:
         root.mkdir()
         write_json(VenvLayout.builder(root), dataclasses.asdict(ProcessRecord.of(os.getpid())))
+        # What the Python is based on, of which this one is a virtual environment, this one does not see, nor shall the new one.
+        system = ["--system-site-packages"] if sys.prefix == sys.base_prefix else []
         # This Python's own pip serves: the new one sees it, and it installs for whoever runs it.
-        _run([sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", str(root)], log)
+        _run([sys.executable, "-m", "venv", "--without-pip", *system, str(root)], log)
         _join(root)
         constraints = root / "constraints.txt"
         constraints.write_text("".join(f"{name}=={version}\n" for name, version in fixed_versions().items()))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dtrain.errors import RegistryError, did_you_mean
-from dtrain.files import fsync_folder
+from dtrain.files import atomic_write, fsync_folder
 from dtrain.layout import NAME_PATTERN, RunLayout, check_name
 from dtrain.registry.records import (
     ModelFile,
@@ -20,6 +20,7 @@ from dtrain.registry.records import (
     Problem,
     check_tag,
     check_text,
+    seal,
     split_reference,
     unseal,
     version_from,
@@ -84,10 +85,50 @@ class Registry:
                     files=files,
                 )
 
-            # A version whose record somebody removed may have left tags behind, which must not become the next one's.
-            used = max(numbers_in(self.layout.model_events(name), suffix=""), default=0)
-            number = claim_next(self.layout, self.layout.versions(name), lambda n: version(n).record(), above=used)
+            number = self._claim(name, lambda n: version(n).record())
+            self._blobs.restore_missing(zip((file.source for file in selected), blobs, strict=True))
         return version(number)
+
+    def _claim(self, name: str, record_of: Callable[[int], Mapping[str, Any]]) -> int:
+        """Write the record of the next version, and return its number: one that none had before it. Raises OSError."""
+
+        # A version whose record somebody removed may have left tags behind, which must not become the next one's.
+        def used() -> int:
+            events, deleted = numbers_in(self.layout.model_events(name), suffix=""), numbers_in(self.layout.deleted(name))
+            return max([*events, *deleted], default=0)
+
+        def is_spent(number: int) -> bool:
+            return self.layout.tombstone(name, number).exists()
+
+        return claim_next(self.layout, self.layout.versions(name), record_of, used, is_spent)
+
+    def delete(self, ref: str) -> ModelVersion:
+        """Remove one version (``name:3``) for good, with those of its files that no other has. Blocks; returns what it was.
+
+        Its number is never used again. Where a record of the registry is damaged, all files stay. Raises RegistryError.
+        """
+        name, number = split_reference(ref)
+        if number is None or number == "latest":
+            raise RegistryError(f"{ref!r} does not say which version is to be deleted; write {name}:VERSION")
+        found = self._find(ref)
+        now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        with explain_errors(f"{found.id} cannot be deleted from registry {self.layout.root}"):
+            tombstone = self.layout.tombstone(name, found.version)
+            tombstone.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(tombstone, seal({"name": name, "version": found.version, "deleted": now}))
+            self.layout.record(name, found.version).unlink(missing_ok=True)
+            fsync_folder(self.layout.versions(name))
+            with suppress(RegistryError):
+                self._blobs.remove({file.blake3 for file in found.files}, self._used_blobs)
+        return found
+
+    def _used_blobs(self) -> set[str]:
+        """What the records of all versions name. Raises RegistryError for a damaged one."""
+        found: set[str] = set()
+        for name, number in self._meant(None):
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                found.update(file.blake3 for file in version_from(self.layout.record(name, number), name, number).files)
+        return found
 
     def names(self) -> list[str]:
         """All models that have a version, in the order of their names."""

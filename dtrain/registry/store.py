@@ -11,7 +11,7 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -53,6 +53,13 @@ class RegistryLayout:
 
     def record(self, name: str, version: int) -> Path:
         return self.versions(name) / f"{version}.json"
+
+    def deleted(self, name: str) -> Path:
+        """The folder of what is left of a model's deleted versions, ``<N>.json`` each: their numbers, which stay taken."""
+        return self.root / "deleted" / name
+
+    def tombstone(self, name: str, version: int) -> Path:
+        return self.deleted(name) / f"{version}.json"
 
     def model_events(self, name: str) -> Path:
         return self.root / "events" / name
@@ -103,6 +110,35 @@ class BlobStore:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(temporary, target)
         return blob
+
+    def restore_missing(self, pairs: Iterable[tuple[Path, Blob]]) -> None:
+        """Copy in again what was removed since :meth:`add_all`: a version with the same files may have been deleted meanwhile.
+
+        To be called when the new version's record is there. Raises as :meth:`add_all` does.
+        """
+        for source, blob in pairs:
+            if not self._layout.blob(blob.blake3).exists() and self._add(source) != blob:
+                raise RegistryError(f"{source} changed while it was registered; register it again when nothing writes to it")
+
+    def remove(self, digests: set[str], used: Callable[[], set[str]]) -> None:
+        """Remove those of these blobs that no record names, as ``used()`` tells. Blocks. Raises OSError.
+
+        No version loses one that comes meanwhile: blobs are put aside before it is asked for the last time who uses them, and a
+        new version looks for its own when its record is there (:meth:`restore_missing`).
+        """
+        aside: dict[str, Path] = {}
+        self._layout.incoming.mkdir(parents=True, exist_ok=True)
+        for digest in digests - used():
+            path = self._layout.incoming / f"{os.getpid()}-{secrets.token_hex(8)}"
+            with suppress(FileNotFoundError):
+                os.replace(self._layout.blob(digest), path)
+                aside[digest] = path
+        still_used = used()
+        for digest, path in aside.items():
+            if digest in still_used:
+                os.replace(path, self._layout.blob(digest))
+            else:
+                path.unlink()
 
     def read(self, blob: Blob) -> Iterator[memoryview]:
         """The blob's bytes, in pieces that are valid until the next is asked for; after the last they are known to be good.
@@ -198,8 +234,16 @@ def numbers_in(folder: Path, suffix: str = ".json") -> list[int]:
     return sorted(int(stem) for stem in stems if VERSION_PATTERN.fullmatch(stem))
 
 
-def claim_next(layout: RegistryLayout, folder: Path, body_of: Callable[[int], Mapping[str, Any]], above: int = 0) -> int:
-    """Write ``body_of(N)`` as ``folder/<N>.json``, N being the first free number after all that are there (and ``above``).
+def claim_next(
+    layout: RegistryLayout,
+    folder: Path,
+    body_of: Callable[[int], Mapping[str, Any]],
+    above: Callable[[], int] = lambda: 0,
+    is_spent: Callable[[int], bool] = lambda number: False,
+) -> int:
+    """Write ``body_of(N)`` as ``folder/<N>.json``, N being the first free number after all that are there, and ``above()``.
+
+    ``is_spent(N)`` says that N was taken and given up meanwhile, by others, and is not to be used again.
 
     Versions and tag events are both claimed so: the finished, synced file gets its name by ``os.link``, which fails when
     the name is taken, on network file systems too. (An ``O_APPEND`` log would be shorter, but NFS clients find the end of the
@@ -207,8 +251,10 @@ def claim_next(layout: RegistryLayout, folder: Path, body_of: Callable[[int], Ma
     On return the file is durable. Raises OSError.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    number = max([above, *numbers_in(folder)]) + 1
+    number = 0
     while True:
+        # What was given up is noted before it goes, and so has to be looked for after what is there.
+        number = max([number, *numbers_in(folder), above()]) + 1
         target = folder / f"{number}.json"
         with _incoming(layout) as (temporary, file):
             file.write(seal(body_of(number)))
@@ -218,14 +264,23 @@ def claim_next(layout: RegistryLayout, folder: Path, body_of: Callable[[int], Ma
                 os.link(temporary, target)
             except FileExistsError:
                 # NFS repeats a request whose answer was lost: the name that exists may be the one we have just made.
-                if not os.path.samefile(temporary, target):
-                    number += 1
+                if not _are_one(temporary, target):
                     continue
+        if is_spent(number):
+            target.unlink(missing_ok=True)
+            continue
         # Up to the root, because another writer may have made one of these folders and not have synced it yet.
         while folder != layout.root.parent:
             fsync_folder(folder)
             folder = folder.parent
         return number
+
+
+def _are_one(path: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except FileNotFoundError:  # one was deleted meanwhile
+        return False
 
 
 @contextmanager

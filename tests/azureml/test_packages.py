@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,8 @@ print(json.dumps({{
     record, lock, folder = environments(shop)[1], environments(shop)[2], environments(shop)[0]
     assert re.fullmatch(r"([0-9a-f]{16})-[0-9a-f]{8} \1.json \1.lock", f"{folder} {record} {lock}")
     assert f"/{folder}/bin/python" in str(found["python"])
+    system = (shop.folder / "workspace" / "environments" / folder / "pyvenv.cfg").read_text()
+    assert f"include-system-site-packages = {str(sys.prefix == sys.base_prefix).lower()}\n" in system
     # A later job finds it; a bare script's ranks know the MPI as well.
     shop.control(ESTIMATOR.replace("Estimator", "run = experiment.submit(Estimator", 1) + ")\nrun.wait_for_completion()")
     assert len(environments(shop)) == 3

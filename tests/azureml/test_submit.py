@@ -92,8 +92,9 @@ print(json.dumps({
         assert f"lr 0.1 nesterov True nodes 2 index {index}" in done.stdout
     assert "data: 1 2 3" in done.stdout
     assert "written outside of ./outputs and ./logs, and so not among the run's files: result/;" in done.stdout
-    assert "starting the job again" not in done.stdout
-    # The run is an ordinary one.
+    # The run is an ordinary one, of one attempt.
+    assert read_status(azure.latest).earlier == []
+    assert "attempt 0" not in done.stdout
     assert azure.json("show", "latest")["over_ranks"]["loss"]["max"] == 1.25
     assert azure.json("runs")[0]["id"] == found["id"]
 

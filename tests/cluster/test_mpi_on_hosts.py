@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from dtrain.status import read_process, read_status
-from tests.console.conftest import ROOT, watched
+from tests.console.conftest import ROOT, another_python, watched
 
 from .conftest import ClusterProject, Testbed
 
@@ -319,3 +319,16 @@ def test_secrets_and_binding_come_to_ranks_on_other_hosts(project: MpiProject) -
     told = [f"[node{1 + (rank > 0)}:{rank}] key *** 12 {cores // (2 if rank else 1)}" for rank in range(3)]
     assert sorted(done.stdout.splitlines()) == told
     assert not [path for path in project.latest.root.rglob("*") if path.is_file() and b"cr3t v4" in path.read_bytes()]
+
+
+@OPENMPI
+def test_ranks_on_other_hosts_run_by_another_python(project: MpiProject) -> None:
+    python = another_python(project.folder / "other")
+    script = project.script(PRELUDE + "import only_there\nprint('by', sys.executable)\n")
+    done = project.dtrain("run", "-H", "node1:1,node2:1", "--python", str(python), script)
+    assert done.returncode == 0, done.stderr
+    assert [f"[node{k}:{k - 1}] by {python}" in done.stdout for k in (1, 2)] == [True, True]
+    next(python.parents[1].rglob("this.pth")).unlink()  # now it has no packages
+    done = project.dtrain("doctor", "-H", "node1:1,node2:1", "--python", str(python), "--json")
+    checks = {(host["host"], each["name"]): each["level"] for host in json.loads(done.stdout) for each in host["checks"]}
+    assert (done.returncode, checks["node1", "ranks' python"], checks["node2", "ranks' python"]) == (1, "problem", "problem")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.azureml.conftest import BEGIN
+from tests.azureml.test_packages import wheel
 
 from .conftest import SlurmProject
 
@@ -131,6 +132,27 @@ print(json.dumps([each.get_status() for each in (run, early, late, failed)]))
     assert "ActivityFailedException" in done.stdout
     assert "ValueError: bad batch" in done.stdout
     wait_until(lambda: not queue.slurm("squeue", "-h"), 30)
+
+
+def test_ranks_on_nodes_have_the_packages_that_were_missing(queue: SlurmProject) -> None:
+    wheel(queue.folder / "wheels", "toy", "1.1")
+    queue.env.update(PIP_NO_INDEX="1", PIP_FIND_LINKS=str(queue.folder / "wheels"))
+    (queue.folder / "src" / "toys.py").write_text(
+        "import socket, toy\nfrom mpi4py import MPI\nprint(toy.VERSION, MPI.COMM_WORLD.size, socket.gethostname())"
+    )
+    done = control(
+        queue,
+        """
+run = experiment.submit(Estimator(
+    source_directory="src", entry_script="toys.py", compute_target="queue", node_count=2, pip_packages=["toy>1"],
+    distributed_training=MpiConfiguration(),
+))
+print(run.get_status())
+run.wait_for_completion(show_output=True)
+""",
+    )
+    assert "\nPreparing\n" in done.stdout
+    assert {"1.1 2 node1", "1.1 2 node2"} <= {line.partition("] ")[2] for line in done.stdout.splitlines()}
 
 
 CANNOT = {

@@ -185,3 +185,24 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
     count = registry.register(run, "digits").version
     assert [version.version for version in registry.versions("digits")] == list(range(1, count + 1))
     assert all(len(version.files) == 20 for version in registry.versions("digits"))
+
+
+def test_versions_with_the_same_files_come_and_go_at_once(tmp_path: Path) -> None:
+    """Whoever deletes takes no file from a version that comes meanwhile, and no number is used twice."""
+    registry = Registry(Workspace(tmp_path).registry)
+    run = make_run(tmp_path, files={"a.bin": os.urandom(50_000), "b": b"b"})
+    taken = tmp_path / "taken"
+    taken.mkdir()
+
+    def work(index: int) -> None:
+        for count in range(12):
+            version = registry.register(run, "digits")
+            (taken / str(version.version)).mkdir()  # raises where another had the number
+            if count % 3 != index % 3:
+                registry.delete(version.id)
+
+    all_at_once(work)
+    assert registry.verify() == []
+    assert len(list(taken.iterdir())) == WRITERS * 12
+    assert len(registry.versions("digits")) == WRITERS * 4
+    assert not list(registry.layout.incoming.iterdir())

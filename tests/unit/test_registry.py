@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from blake3 import blake3
@@ -12,6 +13,7 @@ from blake3 import blake3
 from dtrain.errors import RegistryError, UsageError
 from dtrain.layout import RunLayout, Workspace
 from dtrain.registry import Registry
+from dtrain.registry import registry as registry_module
 from dtrain.status import State
 from tests.registry_cases import MODEL, blob_of, content, flip_bit, make_run, save_checkpoint
 
@@ -247,3 +249,71 @@ def test_thousand_small_files(registry: Registry, tmp_path: Path) -> None:
     assert len(registered.files) == 1000
     assert registry.verify() == []
     assert content(registry.pull("digits", tmp_path / "there")) == files
+
+
+def test_a_deleted_version_is_gone_with_its_own_files(tmp_path: Path) -> None:
+    """Its number stays taken; what another version has as well stays, and what nobody has goes."""
+    registry = Registry(Workspace(tmp_path).registry)
+    for number in (1, 2, 3):
+        registry.register(make_run(tmp_path, files={"shared": b"same", "own": b"%d" % number}), "digits", tags={"a": "b"})
+    registry.tag("digits:3", "stage", "production")
+    assert registry.delete("digits:3").id == "digits:3"
+    assert [version.id for version in registry.versions("digits")] == ["digits:1", "digits:2"]
+    assert (blob_of(registry, b"same").exists(), blob_of(registry, b"3").exists()) == (True, False)
+    again = registry.register(make_run(tmp_path, files={"own": b"3"}), "digits")
+    assert (again.id, dict(again.tags)) == ("digits:4", {})
+    for ref, words in (
+        ("digits:3", "no version 3"),
+        ("digits", "which version is to be deleted"),
+        ("digits:latest", "digits:VERSION"),
+    ):
+        with pytest.raises(RegistryError, match=words):
+            registry.delete(ref)
+    for version in registry.versions("digits"):
+        registry.delete(version.id)
+    assert (registry.names(), registry.verify()) == ([], [])
+    assert not [path for path in registry.layout.blobs.rglob("*") if path.is_file()]
+    assert not list(registry.layout.incoming.iterdir())
+    assert registry.register(make_run(tmp_path), "digits").id == "digits:5"
+
+
+def test_no_file_goes_where_a_record_cannot_be_read(tmp_path: Path) -> None:
+    registry = Registry(Workspace(tmp_path).registry)
+    for name in ("digits", "letters"):
+        registry.register(make_run(tmp_path), name)
+    flip_bit(registry.layout.record("letters", 1))
+    registry.delete("digits:1")
+    assert registry.names() == ["letters"]
+    assert blob_of(registry, MODEL).exists()
+
+
+def test_a_deletion_between_the_steps_of_a_registration_takes_nothing_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once when the files are in the store and the record is not yet, once when the deletion has asked who uses them."""
+    registry = Registry(Workspace(tmp_path).registry)
+    run = make_run(tmp_path)
+    registry.register(run, "digits")
+    claim_next = registry_module.claim_next
+
+    def delete_first(*args: Any, **given: Any) -> int:
+        monkeypatch.undo()
+        registry.delete("digits:1")
+        assert not blob_of(registry, MODEL).exists()
+        return claim_next(*args, **given)
+
+    monkeypatch.setattr(registry_module, "claim_next", delete_first)
+    assert registry.register(run, "digits").id == "digits:2"
+    assert registry.verify() == []
+
+    used_blobs, asked = registry._used_blobs, []
+
+    def register_then() -> set[str]:
+        found = used_blobs()
+        if not asked:
+            asked.append(registry.register(run, "letters"))
+        return found
+
+    monkeypatch.setattr(registry, "_used_blobs", register_then)
+    registry.delete("digits:2")
+    assert [registry.names(), registry.verify()] == [["letters"], []]

@@ -198,6 +198,7 @@ def test_a_spec_is_read_back_for_the_copy(script: str, tmp_path: Path, is_module
         environment={"A": "b"},
         timeout_s=3.5,
         resume_from=tmp_path / "earlier",
+        python=Path(sys.executable),
         restarts=Restarts(max_restarts=2, restart_on=(1, 2)),
         hangs=Hangs(hang_timeout_s=None),
     )
