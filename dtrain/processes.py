@@ -96,7 +96,8 @@ def end_group_with_me(leader: int) -> Callable[[], None]:
     os.close(read)
 
     def leave_alone() -> None:
-        os.write(write, b".")
+        with contextlib.suppress(BrokenPipeError):  # somebody has killed it
+            os.write(write, b".")
 
     return leave_alone
 

@@ -6,7 +6,8 @@ import functools
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -144,12 +145,17 @@ def _follow(run: RunLayout, console: Console, rank: int | None = None) -> int:
 
     job = SlurmJob.of(run)
     assert job is not None
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs with it ignored
+
+    def leave(number: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts its background jobs with SIGINT ignored
+        signal.signal(number, leave)
     try:
         return follow_job(run, job, console, rank=rank).exit_code or 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as left:
         console.say(f"\n{come_back(run)}")
-        return 128 + signal.SIGINT
+        return 128 + int(left.args[0])
 
 
 @main.command()

@@ -197,6 +197,9 @@ class Supervisor:
     def _end_everything(self) -> None:
         """Leave no process of this job: scripts first, then the launcher, which would not leave them their grace time."""
         if self._any_alive():
+            if self._signals:
+                within = f"within {self._limits.grace_s:g} s; a second signal kills them at once"
+                self._console.say(f"dtrain: {signal_name(self._signals[0])}: the ranks are told to end, {within}")
             self._ending = True
             if not self._tell_scripts_to_end():
                 self._crew.tell_all_to_end()

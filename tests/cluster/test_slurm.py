@@ -134,9 +134,13 @@ def test_a_waiting_job_is_left_alone_come_back_to_and_stopped(slurm: SlurmProjec
     _, words = job.communicate(timeout=20)
     assert job.returncode == 130
     assert f"follow it with `dtrain logs -f {slurm.latest.id}`, end it with `dtrain stop {slurm.latest.id}`" in words
-    following = slurm.start("logs", "--follow", "latest")
-    assert following.stderr is not None
-    assert any("waits in Slurm's queue: BeginTime" in line for line in iter(following.stderr.readline, ""))
+    for number in (signal.SIGTERM, None):
+        following = slurm.start("logs", "--follow", "latest")
+        assert following.stderr is not None
+        assert any("waits in Slurm's queue: BeginTime" in line for line in iter(following.stderr.readline, ""))
+        if number is not None:
+            slurm.find(following, "dtrain.cli").send_signal(number)
+            assert "goes on; follow it with" in following.communicate(timeout=20)[1]
     done = slurm.dtrain("stop", "latest")
     assert done.returncode == 0, done.stderr
     assert "canceled" in done.stdout

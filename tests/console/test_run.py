@@ -145,6 +145,7 @@ def test_interrupted(project: Project, ranks: tuple[str, ...], number: int, code
     _, err = job.communicate(timeout=20)
 
     assert job.returncode == code
+    assert f"{signal.Signals(number).name}: the ranks are told to end, within 10 s; a second signal kills them at once" in err
     assert f"canceled by {signal.Signals(number).name}" in err
     assert project.json("show", "latest")["state"] == "canceled"
 
