@@ -18,7 +18,8 @@ def as_text(data: dict[str, Any]) -> str:
     """State, metrics and last lines for a terminal."""
     lines = [f"run {data['run_id']} of experiment {data['experiment']}: {data['status']}"]
     lines += [f"  {data['cause']}"] if data["cause"] else []
-    lines += [f"  {name}: {_last(values)}" for name, values in _series(data["run_metrics"])]
+    for name, values in _series(data["run_metrics"]):
+        lines.append(f"  {name}: {_last(values)}" + (f" (last of {len(values)})" if len(values) > 1 else ""))
     lines += [f"  | {line}" for line in data["run_logs"]]
     if data["status"] not in ENDED:
         lines.append(

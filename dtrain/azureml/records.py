@@ -18,7 +18,7 @@ from dtrain.azureml.errors import UserErrorException
 from dtrain.files import read_json, write_json
 from dtrain.layout import RunLayout
 
-EventKind = Literal["tag", "property", "cancel", "fail", "warning", "status"]
+EventKind = Literal["tag", "property", "cancel", "fail", "warning", "status", "name"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class AzureLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class Submitted:
-    """What was submitted. ``definition`` is the run definition that ``get_details`` shows; ``parent`` a run's id or empty."""
+    """What was submitted. ``definition`` is the run definition that ``get_details`` shows; ``parent`` a run's id or empty;
+    ``workspace`` name and the like of the workspace, as the control script knew it."""
 
     experiment: str
     display_name: str = ""
@@ -69,6 +70,7 @@ class Submitted:
     master: str = "127.0.0.1"
     kind: Literal["script", "interactive", "offline"] = "script"
     parent: str = ""
+    workspace: dict[str, str] = field(default_factory=dict)
     definition: dict[str, Any] = field(default_factory=dict)
 
 

@@ -308,3 +308,42 @@ print(json.dumps([one, of_outputs, of_run, three, of_path, of_reference]))
 """
     )
     assert json.loads(done.stdout.splitlines()[-1]) == [1, 2, 2, 3, 4, 4]
+
+
+def test_a_job_is_in_the_workspace_of_its_control_script(azure: AzureProject) -> None:
+    """Also where its folder holds a config.json of Azure's own, beside which there lies a copy of the sources alone."""
+    config = {"subscription_id": "s-1", "resource_group": "group", "workspace_name": "mine"}
+    azure.train(
+        "from azureml.core import Model, Run, Workspace\n"
+        "ws, of_run = Workspace.from_config(), Run.get_context().experiment.workspace\n"
+        "print(ws.get_details() == of_run.get_details())\nModel.register(ws, 'train.py', 'from-the-job')\n"
+        "print(of_run.name, of_run.subscription_id, Workspace('s', 'g', 'mine').get_details()['workspace_folder'])"
+    )
+    (azure.folder / "src" / "config.json").write_text(json.dumps(config))
+    done = azure.control(
+        """
+from azureml.core import Experiment, ScriptRunConfig, Workspace
+ws = Workspace.from_config("src/config.json")
+Experiment(ws, "tests").submit(ScriptRunConfig("src", "train.py")).wait_for_completion(show_output=True)
+print(list(ws.models))
+""",
+        begin="",
+    )
+    folder = azure.folder / "src" / "workspace"
+    assert ":0] True\n" in done.stdout
+    assert f"mine s-1 {folder}" in done.stdout
+    assert "['from-the-job']" in done.stdout
+
+
+def test_arguments_as_text_a_script_by_its_whole_path_and_a_runs_name(azure: AzureProject) -> None:
+    azure.train("import sys\nprint(sys.argv[1:])")
+    done = azure.control(
+        """
+run = experiment.submit(ScriptRunConfig("src", os.path.abspath("src/train.py"), arguments="--name 'a b' --flag"))
+run.wait_for_completion(show_output=True)
+run.display_name = "the first"
+print(Run(experiment, run.id).display_name)
+"""
+    )
+    assert "['--name', 'a b', '--flag']" in done.stdout
+    assert done.stdout.endswith("the first\n")
