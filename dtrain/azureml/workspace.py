@@ -17,6 +17,7 @@ from dtrain.layout import Workspace as WorkspaceFolder
 if TYPE_CHECKING:
     from dtrain.azureml.compute import ComputeTarget
     from dtrain.azureml.datastore import Datastore
+    from dtrain.azureml.environment import Environment
     from dtrain.azureml.experiment import Experiment
     from dtrain.azureml.model import Model
     from dtrain.azureml.run import Run
@@ -58,7 +59,6 @@ class Workspace(Named):
         "webservices": "models are registered and downloaded here, not deployed",
         "get_mlflow_tracking_uri": "metrics are in the run's folder: run.get_metrics(), `dtrain metrics RUN`",
         "datasets": "use ws.get_default_datastore().path('...')",
-        "environments": "Environment.get(ws, name) reads one that was registered",
     }
     _differs: ClassVar = {
         "get_portal_url": "there is no portal: the workspace's folder, as a file:// URL",
@@ -215,6 +215,13 @@ class Workspace(Named):
         from dtrain.azureml.datastore import datastores
 
         return datastores(self)
+
+    @property
+    def environments(self) -> Mapping[str, Environment]:
+        """The environments that were registered, by name."""
+        from dtrain.azureml.environment import Environment
+
+        return Environment.list(self)
 
     @property
     def models(self) -> Mapping[str, Model]:

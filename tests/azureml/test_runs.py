@@ -188,7 +188,7 @@ print(json.dumps({
     "ws": [ws.name, ws.subscription_id, ws.resource_group], "folder": ws.get_details()["workspace_folder"],
     "conda": [list(conda.conda_packages), list(conda.pip_packages)], "pip": list(again.python.conda_dependencies.pip_packages),
     "lacks": [lack.wanted for lack in find_lacks(["no-such-thing>2", "numpy", "azureml-sdk"], ["python=3", "cudatoolkit=9"])],
-    "curated": list(curated.python.conda_dependencies.pip_packages),
+    "curated": list(curated.python.conda_dependencies.pip_packages), "environments": list(ws.environments),
 }))
 """
     )
@@ -198,7 +198,7 @@ print(json.dumps({
     found = told(done)
     assert (found["ws"], found["folder"]) == (["azures", "s-1", "group"], str(azure.folder / "other" / "workspace"))
     assert (found["conda"], found["pip"]) == ([["python=3", "click"], ["numpy>=1.2"]], ["numpy", "no-such-thing>2"])
-    assert (found["lacks"], found["curated"]) == (["no-such-thing>2"], ["chainer"])
+    assert (found["lacks"], found["curated"], found["environments"]) == (["no-such-thing>2"], ["chainer"], ["p"])
 
 
 def test_a_job_that_is_let_fail_by_its_control_script(azure: AzureProject) -> None:
@@ -347,3 +347,27 @@ print(Run(experiment, run.id).display_name)
     )
     assert "['--name', 'a b', '--flag']" in done.stdout
     assert done.stdout.endswith("the first\n")
+
+
+def test_a_run_at_a_glance_on_a_terminal(azure: AzureProject) -> None:
+    """The cause of a failure, the log of the rank that failed, and metrics that cannot be put together are all told."""
+    azure.train(
+        "from azureml.core import Run\nrun = Run.get_context()\nfor n in range(3): run.log('loss', n)\n"
+        "print('\\x1b[31mred\\x1b[0m', '10%\\r20%')\nraise ValueError('bad batch')"
+    )
+    done = azure.control(
+        """
+from azureml.widgets import RunDetails
+run = experiment.submit(ScriptRunConfig("src", "train.py"))
+run.wait_for_completion(raise_on_error=False)
+RunDetails(run).show()
+run.log_row("loss", x=1)
+RunDetails(run).show()
+"""
+    )
+    lines = done.stdout.splitlines()
+    assert lines[-1].endswith("ValueError: bad batch")
+    assert "  loss: 2 (last of 3)" in lines
+    assert "  | 20%" in lines
+    assert len([line for line in lines if line.startswith("  rank 0 on ")]) == 2
+    assert len([line for line in lines if "was logged as numbers and as rows; use two names" in line]) == 1
