@@ -17,7 +17,7 @@ HOROVOD_VERSION := 0.28.1
 ifeq ($(LANE),keras3)
   LANE_VENV := $(VENV)
   PYTHONS := 3.10, 3.11 or 3.12
-  REQUIRE := mpi,mpich,chainer,tensorflow,horovod,jupyter
+  REQUIRE := mpi,mpich,chainer,tensorflow,horovod,s3,jupyter
   # tf_keras asks for the full tensorflow by name, also beside tensorflow-cpu, so it is installed without what it asks for.
   NO_DEPS := tf_keras
 else ifeq ($(LANE),keras2)

@@ -30,6 +30,7 @@ CHAINER = ["chainer==7.8.1"]
 DEMO = [*MPI, *CHAINER, "scikit-learn>=1.4"]
 # 2.18.1 is the newest that builds Horovod as released; without Horovod newer ones work.
 TENSORFLOW = ["tensorflow>=2.15"]
+S3 = ["obstore>=0.6"]
 HOROVOD = [*MPI, "horovod==0.28.1", "tensorflow>=2.15,<2.19"]
 
 # A real kernel for tests of what a notebook shows.
@@ -44,9 +45,21 @@ EXTRAS = {
     "cuda13": ["cupy-cuda13x[ctk]>=13.6"],
     "tensorflow": TENSORFLOW,
     "horovod": HOROVOD,
+    "s3": S3,
     "demo": DEMO,
-    "dev": [*NOTEBOOK, "pytest>=8", "pytest-mpi>=0.6", "pytest-timeout>=2.3", "ruff>=0.9", "mypy>=1.14"],
-    "all": sorted({*DEMO, *TENSORFLOW, *HOROVOD}),
+    # moto, with flask, is the S3 server of the tests.
+    "dev": [
+        *NOTEBOOK,
+        "pytest>=8",
+        "pytest-mpi>=0.6",
+        "pytest-timeout>=2.3",
+        "ruff>=0.9",
+        "mypy>=1.14",
+        "moto[s3]>=5",
+        "flask",
+        "flask-cors",
+    ],
+    "all": sorted({*DEMO, *TENSORFLOW, *HOROVOD, *S3}),
 }
 
 

@@ -31,7 +31,6 @@ from dtrain._control import Control, Orders
 from dtrain._masked_pipe import MaskedPipe
 from dtrain.binding import HostTopology, plan_binding
 from dtrain.env import (
-    LOST_PEER,
     RankEnv,
     given_secrets,
     other_world,
@@ -53,7 +52,7 @@ from dtrain.processes import (
 )
 from dtrain.progress import PROGRESS
 from dtrain.resources import bound_variables, own_threads, wanted_binding
-from dtrain.status import ORPHANED, Kind, RankFailure, exception_message, failure_to_line, write_record
+from dtrain.status import LOST_PEER, ORPHANED, Kind, RankFailure, exception_message, failure_to_line, write_record
 from dtrain.switches import azureml_mode, legacy_kinds
 
 _STAY_S = 0.05

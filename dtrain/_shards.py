@@ -10,6 +10,7 @@ import heapq
 import json
 import os
 import re
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ VERSION = 1
 _INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 DTYPES = ("bool", *_INTEGERS, "float16", "float32", "float64", "complex64")
 """What a safetensors file can hold."""
+VISIBLE_WITHIN_S = 10.0
+"""How long rank 0 looks for the other ranks' files: a network file system may show them late."""
 
 _SHARD = re.compile(r"rank-\d{5,}(?:\.(\d+))?\.safetensors")
 _LEFTOVER = re.compile(rf"\.{_SHARD.pattern}\.tmp|\.manifest\.json\..*\.tmp|\.manifest\.json\.retired")
@@ -128,30 +131,35 @@ def assign_tensors(sizes_bytes: Mapping[str, int], ranks: int) -> dict[str, int]
     return assigned
 
 
-def write_shard(path: Path, rank: int, shared: Mapping[str, Array], own: Mapping[str, Array], staging: Path) -> Written:
-    """Write one rank's tensors to ``path``: in ``staging``, synced, moved to its place, sync of the folder. Raises OSError.
+def make_shard(name: str, rank: int, shared: Mapping[str, Array], own: Mapping[str, Array]) -> tuple[bytes, Written]:
+    """The content of the file ``name`` with one rank's tensors, and what the manifest says of it. Raises CheckpointError.
 
-    The file is made in memory first (as much again as its tensors take): its hash is then of what was meant to be written,
-    and a full disk shows as an OSError of an ordinary write.
+    It is made in memory (as much again as its tensors take): its hash is then of what was meant to be written, and a full disk
+    shows as an OSError of an ordinary write.
     """
     import safetensors.numpy  # foreign, and not needed to read a manifest
 
-    tensors = {f"shared/{name}": array for name, array in shared.items()} | {f"own/{name}": array for name, array in own.items()}
+    tensors = {f"shared/{key}": array for key, array in shared.items()} | {f"own/{key}": array for key, array in own.items()}
     try:
         data = safetensors.numpy.save(tensors)
     except safetensors.SafetensorError as error:  # names that make a header of more than 100 MB, say
-        raise CheckpointError(f"{path} cannot be made: {error}") from error
+        raise CheckpointError(f"{name} cannot be made: {error}") from error
+    record = FileRecord(name=name, size_bytes=len(data), blake3=blake3.blake3(data).hexdigest())
+    header_bytes = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + header_bytes])
+    return data, (record, [_describe(key, array, rank, name, header[key], 8 + header_bytes) for key, array in tensors.items()])
+
+
+def write_shard(path: Path, pieces: Iterable[bytes], staging: Path) -> None:
+    """Write a shard to ``path``: in ``staging``, synced, moved to its place, sync of the folder. Raises OSError."""
     temporary = staging / f".{path.name}.tmp"
     with open(temporary, "wb") as file:
-        file.write(data)
+        for piece in pieces:
+            file.write(piece)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
     fsync_folder(path.parent)
-    record = FileRecord(name=path.name, size_bytes=len(data), blake3=blake3.blake3(data).hexdigest())
-    header_bytes = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + header_bytes])
-    return record, [_describe(key, array, rank, record.name, header[key], 8 + header_bytes) for key, array in tensors.items()]
 
 
 def _describe(key: str, array: Array, rank: int, file: str, entry: Mapping[str, Any], base: int) -> TensorRecord:
@@ -221,6 +229,13 @@ def check_file(path: Path, record: FileRecord) -> str | None:
     return None
 
 
+def check_files(folder: StepFolder, files: list[FileRecord]) -> None:
+    """Raise CheckpointError with all that is wrong with some files of a step."""
+    problems = [problem for file in files if (problem := check_file(folder.root / file.name, file))]
+    if problems:
+        raise CheckpointError("; ".join(problems))
+
+
 def read_tensors(folder: StepFolder, records: Iterable[TensorRecord]) -> dict[str, Array]:
     """Read tensors into new arrays; raises OSError, and CheckpointError when a file ends too early."""
     by_file: dict[str, list[TensorRecord]] = {}
@@ -239,6 +254,28 @@ def read_tensors(folder: StepFolder, records: Iterable[TensorRecord]) -> dict[st
                     raise CheckpointError(f"{path} ends before tensor {record.name!r} does")
                 found[record.name] = tensor
     return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def prepare_step(folder: StepFolder) -> int:
+    """Make the folder of a step, or clear it: see :func:`clear_leftovers`."""
+    folder.root.mkdir(parents=True, exist_ok=True)
+    return clear_leftovers(folder)
+
+
+def wait_visible(folder: StepFolder, files: list[FileRecord]) -> None:
+    """Raise CheckpointError unless this rank sees these files of a step, whole, in time."""
+    give_up = time.monotonic() + VISIBLE_WITHIN_S
+    while missing := [f.name for f in files if not _has_size(folder.root / f.name, f.size_bytes)]:
+        if time.monotonic() > give_up:
+            raise CheckpointError(f"rank 0 does not see {', '.join(missing)} in {folder.root}, which the ranks wrote there")
+        time.sleep(0.1)
+
+
+def _has_size(path: Path, size_bytes: int) -> bool:
+    try:
+        return path.stat().st_size == size_bytes
+    except FileNotFoundError:
+        return False
 
 
 def clear_leftovers(folder: StepFolder) -> int:

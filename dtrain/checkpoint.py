@@ -4,7 +4,8 @@ How a step is saved (all ranks, in the foreground):
 
 1. The ranks exchange what they are about to save; a rank that cannot save its part makes all of them refuse.
 2. Rank 0 clears what an interrupted save of the same step left behind.
-3. Every rank writes its shard under a temporary name, syncs it, renames it; the exchange of the results is the barrier.
+3. Every rank writes its shard under a temporary name, syncs it, renames it; the exchange of the results is the barrier. One that
+   does not see rank 0's folder, on a host without a shared file system, gives its shard to rank 0, which writes it.
 4. Rank 0 writes ``manifest.json``: the step exists. Then older steps beyond ``keep`` are deleted.
 
 Whatever fails on whichever rank before 4 is told to all, the step's files are removed, and older steps are as they were.
@@ -25,8 +26,8 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from dtrain import _shards
-from dtrain._shards import Array, FileRecord, Manifest, Written
+from dtrain import _shard_passing, _shards
+from dtrain._shards import Array, Manifest, TensorRecord, Written
 from dtrain.comm.base import Communicator
 from dtrain.errors import CheckpointError, UsageError
 from dtrain.files import fsync_folder
@@ -36,8 +37,6 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-VISIBLE_WITHIN_S = 10.0
-"""How long rank 0 looks for the other ranks' files: a network file system may show them late."""
 FOLLOW_EVERY_S = 0.5
 """How often :meth:`Checkpointer.follow` looks for a newer step."""
 
@@ -60,7 +59,7 @@ class Restored:
 
 
 class Checkpointer:
-    """Saves and restores the state of a job in one folder. All ranks make one, over folders that they share."""
+    """Saves and restores the state of a job in one folder, that of rank 0's host. All ranks make one, over the same path."""
 
     def __init__(
         self,
@@ -87,6 +86,8 @@ class Checkpointer:
         self._attempt = attempt or 0
         self._staging = None if attempt is None else staging_folder(folder, attempt)
         self._read_only = read_only
+        self._sees: list[bool] | None = None
+        """By rank, whether it sees rank 0's folder; asked at the first save."""
 
     def save(
         self,
@@ -108,20 +109,17 @@ class Checkpointer:
         comm = self._comm
         tensors, own_tensors, metas = self._agree(step, shared, own or {}, (meta, own_meta))
         folder = StepFolder.of(self.folder, step)
-        generation = self._on_all(step, lambda: _prepare(folder) if comm.rank == 0 else 0)[0]
+        generation = self._on_all(step, lambda: _shards.prepare_step(folder) if comm.rank == 0 else 0)[0]
         assigned = _shards.assign_tensors({name: tensor.nbytes for name, tensor in tensors.items()}, comm.size)
         mine = {name: tensor for name, tensor in tensors.items() if assigned[name] == comm.rank}
 
-        def write() -> Written:
-            folder.root.mkdir(parents=True, exist_ok=True)  # where rank 0's folder is not visible here yet
-            path = folder.shard(comm.rank, generation)
-            return _shards.write_shard(path, comm.rank, mine, own_tensors, self._staging or folder.root)
-
-        written = self._on_all(step, write, undo=folder)
+        written, trouble = self._write(step, folder.shard(comm.rank, generation), mine, own_tensors)
 
         def commit() -> None:
+            if trouble is not None:
+                raise trouble
             if comm.rank == 0:
-                _wait_visible(folder, [file for file, _ in written])
+                _shards.wait_visible(folder, [file for file, _ in written])
                 fsync_folder(self.folder)
                 manifest = self._manifest(step, list(tensors), written, metas)
                 _shards.write_manifest(folder, manifest, self._staging or folder.root)
@@ -130,6 +128,28 @@ class Checkpointer:
         if comm.rank == 0:
             self._clean_up(step, folder)
         return folder.root
+
+    def _write(
+        self, step: int, path: Path, shared: Mapping[str, Array], own: Mapping[str, Array]
+    ) -> tuple[list[Written], OSError | None]:
+        """Write every rank's shard, this one's to ``path``. What was written, by rank, and why rank 0 could not write others'."""
+        comm, folder = self._comm, StepFolder(path.parent)
+        sees = self._sees = self._sees or _shard_passing.who_sees(self.folder, comm)
+        staging = self._staging or folder.root
+        to_pass: list[bytes] = []
+
+        def write() -> Written:
+            data, what = _shards.make_shard(path.name, comm.rank, shared, own)
+            if sees[comm.rank]:
+                folder.root.mkdir(parents=True, exist_ok=True)  # where rank 0's folder is not visible here yet
+                _shards.write_shard(path, [data], staging)
+            else:
+                to_pass.append(data)
+            return what
+
+        written = self._on_all(step, write, undo=folder)
+        passed = {rank: file for rank, (file, _) in enumerate(written) if not sees[rank]}
+        return written, _shard_passing.gather_shards(comm, to_pass, passed, folder, staging)
 
     def restore(self, which: Literal["newest"] | int | Path = "newest") -> Restored | None:
         """Read the newest step that verifies, or step ``which`` (a Path: in that folder). Collective; all ranks get the same.
@@ -313,19 +333,24 @@ class Checkpointer:
         comm = self._comm
         manifest = self._all_or_none(lambda: _shards.read_manifest(folder.manifest) if comm.rank == 0 else None)[0]
         assert manifest is not None
+        sees = self._all_or_none(lambda: _shard_passing.holds(folder, manifest))
+        if not sees[0]:
+            raise CheckpointError(f"{folder.root} was deleted, or saved again, while it was read")
+        here = [rank for rank, there in enumerate(sees) if there]
         by_size = sorted(manifest.files, key=lambda file: -file.size_bytes)
-        self._all_or_none(lambda: _check_files(folder, by_size[comm.rank :: comm.size]))
+        share = by_size[here.index(comm.rank) :: len(here)] if comm.rank in here else []
+        self._all_or_none(lambda: _shards.check_files(folder, share))
         same_size = manifest.world_size == comm.size
-        mine = [t for t in manifest.tensors if t.kind == "own" and same_size and t.rank == comm.rank]
-        loaded: list[tuple[dict[str, Array], dict[str, Array]]] = []
-
-        def load() -> None:
-            shared = _shards.read_tensors(folder, (t for t in manifest.tensors if t.kind == "shared"))
-            own = _shards.read_tensors(folder, mine)
-            loaded.append((shared, own))
-
-        self._all_or_none(load)
-        shared, own = loaded[0]
+        shared_records = [t for t in manifest.tensors if t.kind == "shared"]
+        own_records = [[t for t in manifest.tensors if same_size and t.rank == rank] for rank in range(comm.size)]
+        shared = self._read(folder, shared_records if sees[comm.rank] else [])
+        own = self._read(folder, own_records[comm.rank] if sees[comm.rank] else [])
+        if not all(sees):
+            shared = _shard_passing.broadcast_tensors(comm, shared_records, shared)
+        for rank in (rank for rank, there in enumerate(sees) if not there):
+            theirs = self._read(folder, own_records[rank] if comm.rank == 0 else [])
+            sent = _shard_passing.send_tensors(comm, own_records[rank], theirs, rank)
+            own = sent if comm.rank == rank else own
         return Restored(
             step=manifest.step,
             world_size=manifest.world_size,
@@ -335,6 +360,12 @@ class Checkpointer:
             own_meta=json.loads(manifest.own_meta[comm.rank]) if same_size else None,
             path=folder.root,
         )
+
+    def _read(self, folder: StepFolder, records: list[TensorRecord]) -> dict[str, Array]:
+        """Each rank its tensors, of a step that it sees. Collective; raises CheckpointError on all ranks or on none."""
+        read: dict[str, Array] = {}
+        self._all_or_none(lambda: read.update(_shards.read_tensors(folder, records)))
+        return read
 
     def _all_or_none(self, action: Callable[[], T]) -> list[T]:
         outcomes, failed, _ = self._exchange(action)
@@ -360,36 +391,9 @@ def verify_step(folder: Path) -> list[str]:
     return [problem for file in manifest.files if (problem := _shards.check_file(folder / file.name, file))]
 
 
-def _check_files(folder: StepFolder, files: list[FileRecord]) -> None:
-    problems = [problem for file in files if (problem := _shards.check_file(folder.root / file.name, file))]
-    if problems:
-        raise CheckpointError("; ".join(problems))
-
-
-def _prepare(folder: StepFolder) -> int:
-    folder.root.mkdir(parents=True, exist_ok=True)
-    return _shards.clear_leftovers(folder)
-
-
 def _undo(folder: StepFolder) -> None:
     try:
         _shards.clear_leftovers(folder)
         _shards.remove_if_empty(folder)
     except OSError as error:  # the step has no manifest: it does not exist, and the next save of it clears the folder
         logger.warning("files of an incomplete checkpoint stay in %s: %s", folder.root, error)
-
-
-def _wait_visible(folder: StepFolder, files: list[FileRecord]) -> None:
-    """Raise CheckpointError unless rank 0 sees the files that the ranks say they wrote, whole."""
-    give_up = time.monotonic() + VISIBLE_WITHIN_S
-    while missing := [f.name for f in files if not _has_size(folder.root / f.name, f.size_bytes)]:
-        if time.monotonic() > give_up:
-            raise CheckpointError(f"rank 0 does not see {', '.join(missing)} in {folder.root}; all ranks must share that folder")
-        time.sleep(0.1)
-
-
-def _has_size(path: Path, size_bytes: int) -> bool:
-    try:
-        return path.stat().st_size == size_bytes
-    except FileNotFoundError:
-        return False

@@ -49,9 +49,6 @@ VOCABULARIES: dict[str, _Vocabulary] = {
     "slurm": _Vocabulary("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 }
 
-LOST_PEER = {"openmpi": 14}
-"""The exit code of ranks that an MPI ends because they lost their connection to another one (MPI_ERR_UNKNOWN)."""
-
 CLUSTER_VOCABULARY = "tf_config"
 
 RUN_DIR = "DTRAIN_RUN_DIR"
@@ -88,8 +85,13 @@ _OF_ONE_RUN = (
     *switches.OF_ONE_RUN,
 )
 # What a process on another host needs before it can be told the rest, to find the same Python and its libraries. It stands on a
-# command line: a PYTHON_API_KEY is not to be among it.
-_TO_START = re.compile(r"PATH|DTRAIN_MPIRUN|PYTHON[A-Z]*|VIRTUAL_ENV|LD_\w+|LANG|LC_\w+|MALLOC_\w+|GLIBC_TUNABLES")
+# command line: so each is named that may, and none that may be a secret (PYTHON_API_KEY, LD_API_KEY).
+_PYTHON = "DEBUG|DONTWRITEBYTECODE|HASHSEED|HOME|IOENCODING|MALLOC|NOUSERSITE|OPTIMIZE|PATH|PLATLIBDIR|PYCACHEPREFIX|SAFEPATH"
+_MALLOC = "ARENA_MAX|ARENA_TEST|CHECK_|CONF|MMAP_MAX_|MMAP_THRESHOLD_|PERTURB_|TOP_PAD_|TRIM_THRESHOLD_"
+_TO_START = re.compile(
+    rf"PATH|DTRAIN_MPIRUN|PYTHON({_PYTHON}|UNBUFFERED|USERBASE|UTF8|WARNINGS)|VIRTUAL_ENV|LD_(LIBRARY_PATH|PRELOAD|BIND_NOW)"
+    rf"|LANG|LC_[A-Z]+|MALLOC_({_MALLOC})|GLIBC_TUNABLES"
+)
 # What is about this host, this terminal or this login, and would mislead a process on another host.
 _OF_ONE_HOST = re.compile(
     r"(HOME|HOSTNAME|USER|LOGNAME|SHELL|PWD|OLDPWD|SHLVL|TERM|TERM_.*|DISPLAY|XAUTHORITY|MAIL|_|TMPDIR|TMP|TEMP"

@@ -9,6 +9,7 @@ MPI = "pip install 'dtrain[mpi]'"
 # on the build would depend on pip's version (25.3 changed how one is given); this does not.
 CHAINER = f"pip install 'setuptools<81' wheel numpy && pip install --no-build-isolation chainer=={CHAINER_VERSION}"
 CUPY = "pip install 'dtrain[cuda12]' (or cuda13, as `nvidia-smi` says)"
+OBJECT_STORE = "pip install 'dtrain[s3]'"
 TENSORFLOW = "pip install 'dtrain[tensorflow]'"
 TENSORBOARD = "pip install tensorboard"
 # Horovod is built against the TensorFlow and the MPI that are there.

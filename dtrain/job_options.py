@@ -144,6 +144,16 @@ _OWN_SBATCH = {
 }
 
 
+def _own_sbatch(name: str) -> str | None:
+    """What says an option of sbatch in dtrain's place, empty where nothing does; None for one that is the user's.
+
+    As getopt_long(3) reads them: a value may follow a letter at once, and a long name may be cut short.
+    """
+    if not name.startswith("--"):
+        return _OWN_SBATCH.get(name[:2])
+    return next((use for own, use in _OWN_SBATCH.items() if len(name) > 2 and own.startswith(name)), None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SlurmOptions:
     """The options of launcher ``slurm``, beside the number of ranks. ``sbatch_args`` go to sbatch as they are.
@@ -169,8 +179,8 @@ class SlurmOptions:
             name = text.partition("=")[0]
             if not name.startswith("-"):
                 raise UsageError(f"--sbatch-arg {text!r} is no option of sbatch; write it in one, as --sbatch-arg=--time=10:00")
-            if name in _OWN_SBATCH:
-                use = f"use {_OWN_SBATCH[name]}" if _OWN_SBATCH[name] else "dtrain needs it itself, or cannot go with it"
+            if (own := _own_sbatch(name)) is not None:
+                use = f"use {own}" if own else "dtrain needs it itself, or cannot go with it"
                 raise UsageError(f"--sbatch-arg {text} cannot be given: {use}")
 
     def ranks(self, asked: int | None, allocated: int | None) -> int:

@@ -215,6 +215,28 @@ class RunLayout:
         """Where this attempt makes the files of its checkpoints, before they are moved to their place."""
         return staging_folder(self.checkpoints, self.attempt or 0)
 
+    @property
+    def copy_record(self) -> Path:
+        """In a copy of the run folder, on a host that does not see this one: what it came with."""
+        return self.root / ".copy.json"
+
+    def arriving(self, host: str) -> Path:
+        """Where what a host wrote is put when it is brought back, before it is moved to its place."""
+        return self.root / f".from-{host}"
+
+    def is_of_one_host(self, path: Path) -> bool:
+        """Whether a path of this folder is one that goes to no other host: ranks' folders, and what is still being written."""
+        if path.parent == self.checkpoints:
+            return path.name.startswith(".")
+        return path in (self.root / "ranks", self.root / "attempts") or (path.parent == self.root and path.name.startswith("."))
+
+    def within(self, name: str) -> Path:
+        """The path of ``name`` in this folder. Raises WorkspaceError when it leads out of it: another host says the name."""
+        path = Path(os.path.normpath(self.root / name))
+        if not path.is_relative_to(self.root) or path == self.root:
+            raise WorkspaceError(f"{name!r} is no file of {self.root}")
+        return path
+
     def newest_attempt(self) -> RunLayout:
         """This run with the number of its newest attempt; without one where ``ranks`` is no link, as in some copies."""
         link = self.root / "ranks"
@@ -289,6 +311,11 @@ class Workspace:
     @property
     def runs(self) -> Path:
         return self.root / "runs"
+
+    @property
+    def environments(self) -> Path:
+        """Virtual environments with packages that jobs asked for by Azure ML's names."""
+        return self.root / "environments"
 
     @property
     def azureml(self) -> Path:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,6 +101,25 @@ def end_group_with_me(leader: int) -> Callable[[], None]:
     return leave_alone
 
 
+_descriptors: tuple[int, int] | None = None
+
+
+@contextlib.contextmanager
+def all_descriptors() -> Iterator[None]:
+    """While within, this process may open as many files as it may allow itself; what :func:`begin_group` begins, as before.
+
+    For a supervisor, which has a few for each rank and host: 1,024 are the usual limit.
+    """
+    global _descriptors
+    _descriptors = before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        _descriptors = None
+
+
 def begin_group(number: int) -> None:
     """Between fork and exec of a launched process: a process group of its own, and :func:`die_with_parent`.
 
@@ -110,6 +130,8 @@ def begin_group(number: int) -> None:
     os.setpgid(0, 0)
     for stop in (signal.SIGTTIN, signal.SIGTTOU):
         signal.signal(stop, signal.SIG_IGN)
+    if _descriptors is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, _descriptors)
     die_with_parent(number)
 
 

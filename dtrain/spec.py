@@ -6,6 +6,7 @@ import dataclasses
 import ipaddress
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,9 +42,11 @@ class JobSpec:
     launchers that have one, ``slurm`` for that launcher.
     ``hosts`` are filled with tasks by rank; none means this host, for as many as there are. ``network`` is the one, as
     10.0.0.0/24, by which their ranks talk; None: MPI chooses. Without ``preflight`` hosts are not asked before the start.
+    ``shared_fs`` False: also where only some of them do not see the workspace, those are given copies of the run folder.
     ``secrets`` are names of variables, of ``environment`` or of this process's, whose values nothing that dtrain writes shows.
     ``bind`` gives each rank cores and a GPU of its own (see :func:`dtrain.binding.plan_binding`).
     ``resume_from`` is the folder of the run whose newest whole checkpoint the ranks start from.
+    ``python`` is the Python that runs the ranks, where dtrain has to be installed too; None: the one that runs this.
 
     Raises UsageError for values that cannot be, NotRunnable when there is no such script.
     """
@@ -59,6 +62,7 @@ class JobSpec:
     hosts: tuple[Host, ...] = ()
     network: str | None = None
     preflight: bool = True
+    shared_fs: bool = True
     slurm: SlurmOptions | None = None
     experiment: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -67,6 +71,7 @@ class JobSpec:
     timeout_s: float | None = None
     grace_s: float = 10.0
     resume_from: Path | None = None
+    python: Path | None = None
     restarts: Restarts = field(default_factory=Restarts)
     hangs: Hangs = field(default_factory=Hangs)
 
@@ -107,6 +112,10 @@ class JobSpec:
         if self.bind not in BINDS:
             raise UsageError(f"unknown --bind {self.bind!r}{did_you_mean(self.bind, BINDS)}; there are {', '.join(BINDS)}")
         self._check_secrets()
+        if self.python is not None and (not self.python.is_file() or not os.access(self.python, os.X_OK)):
+            raise NotRunnable(
+                f"--python {self.python} is not a program (from {Path.cwd()}); give a Python's path, as .venv/bin/python"
+            )
         check_name("experiment", self.experiment_name)
         self._check_target()
 
@@ -125,6 +134,8 @@ class JobSpec:
             raise UsageError(f"mpirun takes no IPv6 address such as {v6[0]} for a host; give it a name, in /etc/hosts if need be")
         if self.hosts:
             place(self.size, self.hosts)
+        elif not self.shared_fs:
+            raise UsageError("--no-shared-fs goes with -H or --hostfile: on one host there is nothing to copy")
         if self.network is not None:
             if not self.hosts or self.launcher_name not in MPI_LAUNCHERS:
                 raise UsageError(f"--network goes with -H or --hostfile and --launcher {' or '.join(MPI_LAUNCHERS)}")
@@ -182,6 +193,11 @@ class JobSpec:
         return self.target if self.is_module else str(_beside_itself(Path(self.target)).relative_to(self.source_folder.resolve()))
 
     @property
+    def interpreter(self) -> str:
+        """The path of the Python that runs the ranks, its links kept: a virtual environment's knows by its place what it is."""
+        return sys.executable if self.python is None else str(self.python.absolute())
+
+    @property
     def launcher_name(self) -> Launcher:
         return self.launcher or ("local" if self.workers == 1 and not self.hosts else "mpi")
 
@@ -222,6 +238,7 @@ class JobSpec:
             source=self.source_folder,
             script=self.script_in_source,
             args=list(self.args),
+            python=None if self.python is None else self.interpreter,
         )
         if self.launcher_name in CLUSTER_LAUNCHERS:
             values["cluster"] = dataclasses.asdict(self.cluster_options)
@@ -244,6 +261,7 @@ class JobSpec:
             "environment": {name: value for name, value in values["environment"].items() if name not in values["secrets"]},
             "secrets": tuple(values["secrets"]),
             "resume_from": Path(values["resume_from"]) if values["resume_from"] is not None else None,
+            "python": Path(values["python"]) if values["python"] is not None else None,
             "restarts": Restarts(**{**values["restarts"], "restart_on": tuple(values["restarts"]["restart_on"])}),
             "hangs": Hangs(**values["hangs"]),
         }

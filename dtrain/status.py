@@ -30,6 +30,9 @@ T = TypeVar("T")
 # A line with this beginning on a rank's own stderr carries its error record when its files cannot be written (disk full).
 ERROR_LINE = "dtrain-rank-error "
 
+LOST_PEER = {"openmpi": 14}
+"""The exit code of ranks that an MPI ends because they lost their connection to another one (MPI_ERR_UNKNOWN), by vocabulary."""
+
 ORPHANED = "ended because what launched it was gone"
 """What a rank's guard says of a rank whose mpirun, or mpirun's daemon on that host, has died."""
 
@@ -178,6 +181,21 @@ def first_failure(failures: list[RankFailure]) -> RankFailure | None:
     return next((each for each in killed if first is not None and each.time - first.time < _KILL_NOTICED_S), first)
 
 
+def name_who_left(run: RunLayout, failure: RankFailure, size: int) -> RankFailure:
+    """The failure, and which rank had left with exit code 0 before it: where a lost connection is all that went wrong."""
+    if failure.kind != "consequence" or failure.exit_code not in LOST_PEER.values():
+        return failure
+    done = [(read_json(path)["time"], rank) for rank in range(size) if (path := run.rank(rank).done).is_file()]
+    left = [(when, rank) for when, rank in done if when <= failure.time]
+    if not left:
+        return failure
+    rank = min(left)[1]
+    process = read_process(run, rank)
+    where = f"rank {rank}" if process is None else f"rank {rank} on {process.host}"
+    message = f"lost its connection to another rank: {where} had left before with exit code 0, and the others still needed it"
+    return dataclasses.replace(failure, message=message)
+
+
 def read_status(run: RunLayout) -> RunStatus:
     """The run's status, judged from the ranks' records where nobody supervises it, or no longer does.
 
@@ -208,6 +226,7 @@ def _judge(run: RunLayout, status: RunStatus) -> RunStatus:
     ranks = range(status.size)
     failure = first_failure([found for rank in ranks if (found := read_failure(run, rank)) is not None])
     if failure is not None:
+        failure = name_who_left(run, failure, status.size)
         state: State = "canceled" if failure.exit_code == 128 + signal.SIGINT else "failed"
         return dataclasses.replace(
             status, state=state, exit_code=failure.exit_code, ended=failure.time, cause=failure.describe(), failure=failure

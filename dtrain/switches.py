@@ -8,6 +8,7 @@ from typing import Literal
 
 _AZUREML = "DTRAIN_AZUREML"
 _AZUREML_ANY_VERSION = "DTRAIN_AZUREML_ANY_VERSION"
+_AZUREML_NO_INSTALL = "DTRAIN_AZUREML_NO_INSTALL"
 _LEGACY = "DTRAIN_LEGACY"
 
 OF_ONE_RUN = (_AZUREML, _LEGACY, "AZUREML_RUN_ID", "AZUREML_NODE_COUNT", "AZ_BATCH_MASTER_NODE", "AZ_BATCHAI_TASK_INDEX")
@@ -45,6 +46,16 @@ def azureml_any_version() -> dict[str, str]:
 def takes_any_version(environ: Mapping[str, str] | None = None) -> bool:
     """What :func:`azureml_any_version` said."""
     return bool((os.environ if environ is None else environ).get(_AZUREML_ANY_VERSION))
+
+
+def azureml_no_install() -> dict[str, str]:
+    """Tells a control script's process that no environment is made for packages that are missing."""
+    return {_AZUREML_NO_INSTALL: "1"}
+
+
+def installs_packages(environ: Mapping[str, str] | None = None) -> bool:
+    """What :func:`azureml_no_install` did not say."""
+    return not (os.environ if environ is None else environ).get(_AZUREML_NO_INSTALL)
 
 
 def azureml_variables(run_id: str, *, nodes: int, master: str, index: int) -> dict[str, str]:

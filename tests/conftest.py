@@ -51,6 +51,7 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "horovod": lambda: _installed("horovod"),
     "jupyter": lambda: _installed("ipykernel", "ipywidgets"),
     "sklearn": lambda: _installed("sklearn"),
+    "s3": lambda: _installed("obstore", "moto", "flask_cors"),
     "gpu": _gpu,
     "netcluster": _netcluster,
     "slurm": _slurm,

@@ -1,4 +1,4 @@
-"""``python -m dtrain.azureml [--force] [--any-version] SCRIPT|-m MODULE [ARGS]...``: what ``dtrain azureml`` does, too."""
+"""``python -m dtrain.azureml [OPTIONS] SCRIPT|-m MODULE [ARGS]...``: what ``dtrain azureml`` does, too."""
 
 import argparse
 
@@ -7,9 +7,10 @@ from dtrain.azureml.script import run_script
 parser = argparse.ArgumentParser(prog="python -m dtrain.azureml", description="Run a control script with dtrain's azureml.")
 parser.add_argument("--force", action="store_true", help="use dtrain's azureml although the real one is installed")
 parser.add_argument("--any-version", action="store_true", help="packages of another version than asked for only warn")
+parser.add_argument("--no-install", action="store_true", help="packages that are missing are an error, and nothing is installed")
 parser.add_argument("-m", dest="is_module", action="store_true", help="SCRIPT is a module's name")
 parser.add_argument("command", nargs=argparse.REMAINDER, metavar="SCRIPT [ARGS]...")
 given = parser.parse_args()
 if not given.command:
     parser.error("name the script to run")
-run_script(given.command, is_module=given.is_module, force=given.force, any_version=given.any_version)
+run_script(**vars(given))

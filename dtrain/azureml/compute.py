@@ -1,26 +1,16 @@
-"""Compute targets: named entries of the workspace. They are this machine, or hosts that `dtrain compute add` named."""
+"""Compute targets by the SDK's names: each stands for an entry of the workspace (see targets.py)."""
 
 from __future__ import annotations
 
-import logging
-import re
-import time
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 from dtrain.azureml.console import say
 from dtrain.azureml.errors import ComputeTargetException, Named, take_options
+from dtrain.azureml.targets import LOCAL, describe, new_entry, read_entries, write_entry
 from dtrain.azureml.workspace import Workspace
 from dtrain.errors import did_you_mean
-from dtrain.files import read_json, write_json
-from dtrain.hosts import Host, parse_hosts
 from dtrain.job_options import available_cores
-from dtrain.layout import Workspace as WorkspaceFolder
 
-logger = logging.getLogger(__name__)
-
-LOCAL = "local"
 _PROVISIONING = {
     "vm_size": "",
     "vm_priority": "dedicated",
@@ -31,7 +21,7 @@ _PROVISIONING = {
     "description": None,
     "location": None,
 }
-_NO_CLUSTER = "the nodes are processes of this machine"
+_NO_CLUSTER = "the nodes are this machine, hosts or Slurm's, which dtrain does not make"
 _PROVISIONING_REFUSED = dict.fromkeys(
     (
         "admin_username",
@@ -92,15 +82,15 @@ class ComputeTarget(Named):
     """
 
     _refused: ClassVar = {
-        "attach": "AmlCompute stands for this machine; there are no others to attach",
+        "attach": "`dtrain compute add` names hosts or a Slurm partition, for ComputeTarget(ws, NAME)",
         "detach": "use delete(), which removes the entry",
         "add_identity": _NO_CLUSTER,
         "list_nodes": _NO_CLUSTER,
         "update": "delete the entry, and create it anew",
     }
     _differs: ClassVar = {
-        "create": "an entry of the workspace, there at once; any vm_size is this machine, with max_nodes as its nodes; hosts: "
-        "`dtrain compute add`",
+        "create": "an entry of the workspace, there at once; any vm_size is this machine, with max_nodes as its nodes; hosts and "
+        "Slurm partitions: `dtrain compute add`",
     }
 
     def __new__(cls, workspace: Workspace, name: str) -> ComputeTarget:
@@ -124,14 +114,7 @@ class ComputeTarget(Named):
         Raises ComputeTargetException for a name that cannot be.
         """
         asked = provisioning_configuration
-        entry = {
-            "kind": "AmlCompute",
-            "vm_size": asked.vm_size,
-            "vm_priority": asked.vm_priority,
-            "min_nodes": asked.min_nodes,
-            "max_nodes": asked.max_nodes,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
+        entry = new_entry(asked.max_nodes, vm_size=asked.vm_size, vm_priority=asked.vm_priority, min_nodes=asked.min_nodes)
         write_entry(workspace._folder, name, entry)
         say(
             f"compute target {name}: vm_size {asked.vm_size!r} is this machine ({available_cores()} cores); up to "
@@ -163,10 +146,10 @@ class ComputeTarget(Named):
     def wait_for_completion(
         self, show_output: bool = False, min_node_count: int | None = None, timeout_in_minutes: float = 25, **given: Any
     ) -> None:
-        """Returns at once: the machine is there."""
+        """Returns at once: what the target stands for is there."""
         take_options("wait_for_completion", given, {"is_delete_operation": False}, {})
         if show_output:
-            say(f"Succeeded: {self.name} is this machine; nothing had to be provisioned")
+            say(f"Succeeded: {self.name} is {describe(self._entry)}; nothing had to be provisioned")
 
     def get_status(self) -> AmlComputeStatus:
         """The state of the target, as of now."""
@@ -193,7 +176,7 @@ class ComputeTarget(Named):
 
 
 class AmlCompute(ComputeTarget):
-    """A cluster of the SDK's: here, this machine."""
+    """A cluster of the SDK's: here this machine, hosts, or a Slurm partition."""
 
     @staticmethod
     def provisioning_configuration(vm_size: str = "", **given: Any) -> AmlComputeProvisioningConfiguration:
@@ -213,46 +196,6 @@ class AmlCompute(ComputeTarget):
     def supported_vmsizes(workspace: Workspace, location: str | None = None) -> list[dict[str, Any]]:
         """One size, ``local``: this machine."""
         return [{"name": LOCAL, "vCPUs": available_cores()}]
-
-
-def _path(folder: WorkspaceFolder) -> Path:
-    return folder.azureml / "compute.json"
-
-
-def read_entries(folder: WorkspaceFolder) -> dict[str, dict[str, Any]]:
-    """The compute targets of a workspace's folder, as they are kept, by name."""
-    try:
-        entries: dict[str, dict[str, Any]] = read_json(_path(folder))
-    except FileNotFoundError:
-        return {}
-    return entries
-
-
-def write_entry(folder: WorkspaceFolder, name: str, entry: Mapping[str, Any] | None) -> None:
-    """Set an entry, or with None remove it. Raises ComputeTargetException for a name that cannot be."""
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]{1,23}", name) or name == LOCAL:
-        raise ComputeTargetException(
-            f"compute target name {name!r} is not allowed; use 2 to 24 letters, digits or '-', beginning with a letter"
-        )
-    entries = {**read_entries(folder), name: entry}
-    folder.azureml.mkdir(parents=True, exist_ok=True)
-    write_json(_path(folder), {name: entry for name, entry in entries.items() if entry is not None})
-
-
-def add_hosts(folder: WorkspaceFolder, name: str, hosts: str) -> int:
-    """Make a compute target of hosts (``node1:2,node2:2``), each a node; returns how many. Raises UsageError."""
-    count = len(parse_hosts(hosts))
-    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    sizes = {"min_nodes": count, "max_nodes": count, "vm_size": "hosts", "vm_priority": "dedicated"}
-    write_entry(folder, name, {"kind": "AmlCompute", "hosts": hosts, "created": created, **sizes})
-    return count
-
-
-def hosts_of(workspace: Workspace, target: Any) -> tuple[Host, ...]:
-    """The hosts of ``target`` (a ComputeTarget or a name); none where it is this machine, or unknown."""
-    name = target.name if isinstance(target, ComputeTarget) else str(target)
-    hosts = read_entries(workspace._folder).get(name, {}).get("hosts")
-    return parse_hosts(hosts) if hosts else ()
 
 
 def check_nodes(workspace: Workspace, target: Any, node_count: int) -> str:

@@ -1,23 +1,25 @@
-"""Datastores: folders of the workspace, and references to what lies in them."""
+"""Datastores by the SDK's names, over stores.py, and references to what lies in them."""
 
 from __future__ import annotations
 
-import fnmatch
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from dtrain.azureml.console import say
 from dtrain.azureml.errors import Named, Settings, UserErrorException
+from dtrain.azureml.records import Mount
+from dtrain.azureml.stores import Store, copy_out, default_name, open_store, read_urls, remove_store, set_default
 from dtrain.azureml.workspace import Workspace
-from dtrain.errors import did_you_mean
+from dtrain.errors import UsageError, did_you_mean
 
-DEFAULT = "workspaceblobstore"
 VARIABLE = "$AZUREML_DATAREFERENCE_"
 """What the text of a reference begins with; without the $, the variable in the job that holds the path."""
-_NO_STORE = "copy the files into ws.get_default_datastore() with upload()"
+_NO_STORE = (
+    "`dtrain datastore add NAME s3://bucket/prefix` (or a folder's path) names one, for Datastore.get(ws, NAME); or copy the "
+    "files into ws.get_default_datastore() with upload()"
+)
 
 
 class Datastore(Named):
@@ -40,22 +42,41 @@ class Datastore(Named):
             "register_hdfs",
         )
     }
-    _differs: ClassVar = {"as_mount": "the folder itself, as a path", "as_download": "a copy in the run's folder, as a path"}
+    _differs: ClassVar = {
+        "as_mount": "a folder itself, as a path; of an object store a copy, and what the job writes there is uploaded in the end",
+        "as_download": "a copy in the run's folder, as a path",
+        "unregister": "takes the name away, as `dtrain datastore remove`; files are left alone",
+    }
 
     def __init__(self, workspace: Workspace, name: str | None = None) -> None:
-        known = _names(workspace)
+        known = read_urls(workspace._folder)
         if name is not None and name not in known:
             raise UserErrorException(
-                f"no datastore {name!r} in workspace {workspace.name!r}{did_you_mean(name, known)}; it has {', '.join(known)}"
+                f"no datastore {name!r} in workspace {workspace.name!r}{did_you_mean(name, known)}; it has {', '.join(known)}: "
+                "`dtrain datastore add NAME URL` makes one"
             )
-        self.workspace, self.name = workspace, name or DEFAULT
+        self.workspace, self.name = workspace, name or default_name(workspace._folder)
         self.datastore_type = "AzureBlob"
         self.container_name = self.account_name = "local"
-        self._root.mkdir(parents=True, exist_ok=True)
+        self._url = known[self.name]
 
     @property
-    def _root(self) -> Path:
-        return self.workspace._folder.azureml / "datastores" / self.name
+    def _store(self) -> Store:
+        store = open_store(self._url)
+        if store.folder is not None:
+            store.folder.mkdir(parents=True, exist_ok=True)
+        return store
+
+    def set_as_default(self) -> None:
+        """Make it the one that ``ws.get_default_datastore()`` returns."""
+        set_default(self.workspace._folder, self.name)
+
+    def unregister(self) -> None:
+        """Take its name away; its files are left alone. Raises UserErrorException for the workspace's own folder."""
+        try:
+            remove_store(self.workspace._folder, self.name)
+        except UsageError as error:
+            raise UserErrorException(str(error)) from error
 
     @staticmethod
     def get(workspace: Workspace, datastore_name: str) -> Datastore:
@@ -108,34 +129,25 @@ class Datastore(Named):
         return self.path(target_path)
 
     def _copy(self, pairs: Sequence[tuple[Path, Path]], target_path: str | None, overwrite: bool, show: bool) -> None:
-        folder = self._root / _inside(target_path)
-        for source, relative in pairs:
-            target = folder / relative
-            if target.exists() and not overwrite:
-                if show:
-                    say(f"{relative} is there already; overwrite=True replaces it")
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
-            if show:
-                say(f"Uploaded {source} to {target}")
+        store, folder = self._store, PurePosixPath(_inside(target_path))
+        named = [(source, (folder / relative).as_posix()) for source, relative in pairs]
+        there = set() if overwrite else set(store.names(_name(folder)))
+        store.put_all((source, name) for source, name in named if name not in there)
+        for source, name in named if show else ():
+            if name in there:
+                say(f"{name} is there already; overwrite=True replaces it")
+            else:
+                say(f"Uploaded {source} to {name} of {store.url}")
 
     def download(self, target_path: str, prefix: str | None = None, overwrite: bool = False, show_progress: bool = True) -> int:
         """Copy the files below ``prefix`` (None: all) to folder ``target_path``, with their whole paths; returns how many."""
-        count = 0
-        start = _inside(prefix)
-        for path in sorted(self._root.rglob("*")):
-            relative = path.relative_to(self._root)
-            below = relative.is_relative_to(start) or fnmatch.fnmatchcase(str(relative), f"{start}*")
-            target = Path(target_path) / relative
-            if not path.is_file() or not below or (target.exists() and not overwrite):
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-            count += 1
-            if show_progress:
-                say(f"Downloaded {relative}")
-        return count
+        store, start = self._store, _name(PurePosixPath(_inside(prefix)))
+        pairs = [(name, Path(target_path) / name) for name in store.names() if name.startswith(start)]
+        wanted = [(name, target) for name, target in pairs if overwrite or not target.exists()]
+        store.get_all(wanted)
+        for name, _ in wanted if show_progress else ():
+            say(f"Downloaded {name}")
+        return len(wanted)
 
     def path(self, path: str | None = None, data_reference_name: str | None = None) -> DataReference:
         """A reference to a file or folder of the datastore, for ``script_params`` and ``inputs``."""
@@ -150,7 +162,7 @@ class Datastore(Named):
         return self.path().as_download(path_on_compute)
 
     def __repr__(self) -> str:
-        return f"Datastore(name={self.name!r}, folder={str(self._root)!r})"
+        return f"Datastore(name={self.name!r}, url={self._url!r})"
 
 
 class DataReference(Named):
@@ -158,7 +170,7 @@ class DataReference(Named):
 
     _refused: ClassVar = {"as_upload": "let the script write to ./outputs, and use run.download_files afterwards"}
     _differs: ClassVar = {
-        "as_mount": "the folder itself: what the job writes there stays",
+        "as_mount": "the folder itself: what the job writes there stays; of an object store a copy, whose changes are uploaded",
         "as_download": "a copy in the run's folder; path_on_compute is not used",
     }
 
@@ -179,7 +191,7 @@ class DataReference(Named):
         self.mode = mode
 
     def as_mount(self) -> DataReference:
-        """The same as a path to the datastore's own folder."""
+        """The same as a path to the datastore's own folder; of an object store to a copy, whose changes are uploaded."""
         return DataReference(self.datastore, self.data_reference_name, self.path_on_datastore)
 
     def as_download(self, path_on_compute: str | None = None, overwrite: bool = False) -> DataReference:
@@ -195,28 +207,29 @@ class DataReference(Named):
         """The same for ``run_config.data_references``."""
         return DataReferenceConfiguration(self.datastore.name, self.mode, self.path_on_datastore)
 
-    @property
-    def _path(self) -> Path:
-        return self.datastore._root / self._relative
-
     def _resolve(self, downloads: Path) -> str:
-        """The path that a job is given: for ``download`` that of a copy, which is made in ``downloads`` now.
+        """The path that a job is given: where it is no folder's own, that of a copy, which is made in ``downloads`` now.
 
         Raises UserErrorException when there is nothing to download.
         """
-        if self.mode == "mount":
-            if not self._path.exists():
-                self._path.mkdir(parents=True)
-            return str(self._path)
-        if not self._path.exists():
-            raise UserErrorException(f"datastore {self.datastore.name!r} has no {str(self._relative)!r} to download")
+        store, name = self.datastore._store, _name(PurePosixPath(self._relative))
+        if self.mode == "mount" and store.folder is not None:
+            path = store.folder / name
+            if not path.exists():
+                path.mkdir(parents=True)
+            return str(path)
         target = downloads / self.data_reference_name / self._relative.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if self._path.is_dir():
-            shutil.copytree(self._path, target, dirs_exist_ok=True)
-        else:
-            shutil.copyfile(self._path, target)
+        if not copy_out(store, name, target):
+            if self.mode == "download" and not (store.folder is not None and (store.folder / name).is_dir()):
+                raise UserErrorException(f"datastore {self.datastore.name!r} has no {name!r} to download")
+            target.mkdir(parents=True)
         return str(target)
+
+    def _mount(self, path: str) -> Mount | None:
+        """What is to be uploaded of the copy at ``path`` that a job was given; None where it is no copy, or is only read."""
+        if self.mode == "download" or self.datastore._store.folder is not None:
+            return None
+        return Mount(folder=path, url=self.datastore._url, name=_name(PurePosixPath(self._relative)))
 
     def __str__(self) -> str:
         return f"{VARIABLE}{self.data_reference_name}"
@@ -257,12 +270,11 @@ def _inside(path: str | None) -> Path:
     return Path(relative)
 
 
-def _names(workspace: Workspace) -> list[str]:
-    folder = workspace._folder.azureml / "datastores"
-    found = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    return [DEFAULT, *(name for name in found if name != DEFAULT)]
+def _name(path: PurePosixPath) -> str:
+    """A path as a store's names begin; empty for all of it."""
+    return "" if path == PurePosixPath() else path.as_posix()
 
 
 def datastores(workspace: Workspace) -> dict[str, Any]:
     """All datastores of a workspace, by name."""
-    return {name: Datastore(workspace, name) for name in _names(workspace)}
+    return {name: Datastore(workspace, name) for name in read_urls(workspace._folder)}

@@ -1,4 +1,4 @@
-"""``Environment`` and ``CondaDependencies``: which packages and variables a job asks for. It runs in this Python."""
+"""``Environment`` and ``CondaDependencies``: which packages and variables a job asks for."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _NO_CONTAINER = "jobs run in this Python environment, not in containers; install
 
 
 class CondaDependencies(Settings):
-    """Packages that a job needs. They are compared with what is installed when the job is submitted."""
+    """Packages that a job needs: those that are not installed when it is submitted are, by pip, for it."""
 
     _fields: ClassVar = ()
-    _differs: ClassVar = {"add_channel": "nothing is installed from channels: the packages themselves are looked for"}
+    _differs: ClassVar = {"add_channel": "nothing comes from conda's channels: packages that are missing are pip's"}
     _refused: ClassVar = {
-        "set_python_version": "jobs run in this Python; start dtrain with the Python that they need",
+        "set_python_version": "jobs run by this Python; start dtrain with the Python that they need",
         "save_to_file": "write a requirements file, and use Environment.from_pip_requirements",
         "save": "write a requirements file, and use Environment.from_pip_requirements",
     }
@@ -50,7 +50,7 @@ class CondaDependencies(Settings):
             if name not in ("pip_indexurl",):
                 raise TypeError(f"CondaDependencies.create() has no argument {name!r}{did_you_mean(name, ['pip_packages'])}")
             if value:
-                raise UserErrorException("pip_indexurl= has no effect: dtrain installs nothing; install packages with pip")
+                raise UserErrorException("pip_indexurl= has no effect here; set PIP_INDEX_URL, which dtrain's pip reads")
         made = CondaDependencies()
         made._pip = list(pip_packages or [])
         made._conda = [*([f"python={python_version}"] if python_version else []), *(conda_packages or [])]
@@ -65,7 +65,7 @@ class CondaDependencies(Settings):
         self._conda.append(conda_package)
 
     def add_channel(self, channel: str) -> None:
-        """Nothing is installed from channels; the packages themselves are looked for."""
+        """Nothing comes from conda's channels; packages that are missing are pip's."""
 
     def add_tensorflow_pip_package(self, core_type: str = "cpu", version: str | None = None) -> None:
         """Ask for TensorFlow."""
@@ -123,7 +123,7 @@ class Environment(Settings):
         "build_local": _NO_CONTAINER,
         "from_docker_image": _NO_CONTAINER,
         "from_dockerfile": _NO_CONTAINER,
-        "from_existing_conda_environment": "start dtrain with that environment's Python",
+        "from_existing_conda_environment": "set python.interpreter_path to its Python, python.user_managed_dependencies to True",
         "get_image_details": _NO_CONTAINER,
         "inferencing_stack_version": "models are registered and downloaded here, not deployed",
         "spark": "there is no Spark here",
@@ -134,7 +134,8 @@ class Environment(Settings):
     }
     _differs: ClassVar = {
         "docker": "no container is started: submit says so where docker is asked for",
-        "python": "nothing is installed: packages are compared with this Python's at submit",
+        "python": "packages that this Python has not are installed by pip, into a virtual environment of the workspace; "
+        "interpreter_path is used with user_managed_dependencies=True, and has to have dtrain",
         "get": "one that register() kept; a curated one (AzureML-TensorFlow-2.3-GPU) asks for its framework, as it is installed",
     }
 

@@ -56,6 +56,7 @@ _REFUSED: Mapping[str, str] = {
 
 
 _INSTALLED = "what is installed is used; another version is said"
+_PACKAGES = "what is missing is installed by pip, into a virtual environment of the workspace; conda is not used"
 _NO_CONTAINER = "no container is started: jobs run in this Python environment, and that is said"
 
 
@@ -68,16 +69,16 @@ class Estimator(Named):
     _framework: ClassVar[str | None] = None
     _options: ClassVar = tuple(_KNOWN)
     _differs: ClassVar = {
-        "(conda_packages=)": "compared with what is installed; the error has the pip line",
+        "(conda_packages=)": _PACKAGES,
         "(custom_docker_base_image=)": _NO_CONTAINER,
         "(custom_docker_image=)": _NO_CONTAINER,
-        "(node_count=)": "processes of this machine, up to the compute target's max_nodes",
-        "(pip_packages=)": "compared with what is installed; the error has the pip line",
+        "(node_count=)": "groups of processes of this machine, hosts, or nodes of Slurm's, up to the compute target's max_nodes",
+        "(pip_packages=)": _PACKAGES,
         "(resume_from=)": "a path, a datastore's path or a run (its outputs): the script is given it as --resume-from",
         "(shm_size=)": _NO_CONTAINER,
         "(use_docker=)": _NO_CONTAINER,
         "(use_gpu=)": "a job sees the GPUs of the machine; where there is none, that is said",
-        "(user_managed=)": "True: packages are not compared",
+        "(user_managed=)": "True: packages are not looked for",
     }
     _refused: ClassVar = {f"({name}=)": reason for name, reason in _REFUSED.items()}
 

@@ -11,6 +11,7 @@ from dtrain.azureml.records import AzureLayout
 from dtrain.errors import did_you_mean
 from dtrain.layout import RunLayout
 
+BUILD_LOG = "azureml-logs/20_image_build_log.txt"
 DRIVER_LOG = "azureml-logs/70_driver_log.txt"
 _SHOWN = 12
 
@@ -38,7 +39,7 @@ def rank_logs(run: RunLayout) -> dict[str, Path]:
 
 
 def log_files(run: RunLayout) -> dict[str, Path]:
-    """The ranks' logs by the names of Azure's two generations."""
+    """The ranks' logs by the names of Azure's two generations, and what pip said."""
     found = rank_logs(run)
     logs = list(found.values())
     if len(logs) == 1:
@@ -47,6 +48,8 @@ def log_files(run: RunLayout) -> dict[str, Path]:
         found.update({f"azureml-logs/70_driver_log_{int(path.parent.name)}.txt": path for path in logs})
         if logs:
             found[DRIVER_LOG] = logs[0]
+    if (build := AzureLayout(run).build_log).exists():
+        found[BUILD_LOG] = build
     return found
 
 

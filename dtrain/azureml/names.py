@@ -134,7 +134,7 @@ REFUSED: dict[str, dict[str, str]] = {
         "DataFactoryCompute": "AmlCompute stands for this machine",
         "DatabricksCompute": "AmlCompute stands for this machine",
         "HDInsightCompute": "AmlCompute stands for this machine",
-        "RemoteCompute": "AmlCompute stands for this machine; TensorFlow clusters on several hosts: `dtrain run -H`",
+        "RemoteCompute": "`dtrain compute add NAME --hosts host:slots` names hosts, for ComputeTarget(ws, NAME)",
     },
     "azureml.core.container_registry": {"ContainerRegistry": "jobs run in this Python environment, not in containers"},
     "azureml.core.environment": {"DockerSection": "jobs run in this Python environment, not in containers"},

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
+from dtrain import install as commands
+from dtrain.azureml import venv
 from dtrain.azureml.errors import UserErrorException
 
 # What the SDK's own packages were for is dtrain's part here.
-_OURS = re.compile(r"azureml(-.*)?|inference-schema|applicationinsights")
+_OURS = re.compile(r"azureml(-.*)?|dtrain|inference-schema|applicationinsights")
 # Packages of conda that no Python package answers for, or another one.
 _NOT_PYTHON = frozenset(
     {"pip", "cudatoolkit", "cudnn", "nccl", "openmpi", "mpich", "gcc", "gxx", "cmake", "git", "blas", "mkl", "openblas"}
@@ -27,14 +29,26 @@ _ALSO = {
     "tensorflow": ("tensorflow-cpu", "tensorflow-gpu"),
     "cupy": tuple(f"cupy-cuda{release}" for release in ("11x", "12x", "13x")),
 }
+# What is the same for all jobs: Python itself, what launcher and ranks share, and what has to be compiled for what is here.
+# With the command that installs it, if there is one.
+_NOT_FOR_ONE_JOB = {
+    "python": "",
+    **dict.fromkeys(venv.FIXED, ""),
+    "mpi4py": commands.MPI,
+    "chainer": commands.CHAINER,
+    "horovod": commands.HOROVOD,
+}
 
 
 @dataclass(frozen=True)
 class Lack:
-    """One package that is missing, or of another version (``installed``) than ``wanted``."""
+    """One package that is missing, or of another version (``installed``) than ``wanted``. ``requirement`` is what pip is asked
+    for, and ``name`` the package's in it."""
 
     wanted: str
     installed: str | None
+    name: str
+    requirement: str
 
     def __str__(self) -> str:
         return f"{self.wanted} ({f'installed is {self.installed}' if self.installed else 'not installed'})"
@@ -68,13 +82,14 @@ def _lack(text: str) -> Lack | None:
     name = canonicalize_name(requirement.name)
     if _OURS.fullmatch(name) or (requirement.marker is not None and not requirement.marker.evaluate()):
         return None
+    here = _OTHER_NAMES.get(name, str(name))
     if name == "python":
         installed: str | None = platform.python_version()
     else:
-        here = _OTHER_NAMES.get(name, str(name))
         installed = next((version for each in (here, *_ALSO.get(here, ())) if (version := _installed(each))), None)
     if installed is None or not requirement.specifier.contains(installed, prereleases=True):
-        return Lack(text, installed)
+        requirement.name = here
+        return Lack(text, installed, here, str(requirement))
     return None
 
 
@@ -85,17 +100,30 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def check_packages(pip: Iterable[str], conda: Iterable[str], *, any_version: bool) -> list[str]:
-    """Sentences about packages of another version than asked for, where ``any_version`` lets them pass.
+def missing_packages(
+    pip: Iterable[str], conda: Iterable[str], *, any_version: bool, install: bool
+) -> tuple[list[str], list[str]]:
+    """What has to be installed for a job, as pip's requirements; and sentences about what is of another version than asked for,
+    where ``any_version`` lets that pass.
 
-    Raises UserErrorException with the pip line for what is missing, and for other versions unless ``any_version``.
+    Raises UserErrorException for what cannot be installed for one job, and without ``install`` for all that is missing.
     """
     lacks = find_lacks(pip, conda)
     bad = [lack for lack in lacks if lack.installed is None or not any_version]
-    if bad:
-        others = [lack for lack in bad if lack.wanted.lower().startswith("python")]
-        install = [shlex.quote(lack.wanted.replace(" ", "")) for lack in bad if lack not in others]
-        line = f"; run: {shlex.quote(sys.executable)} -m pip install {' '.join(install)}" if install else ""
-        other = ", or accept what is installed: `dtrain azureml --any-version ...`" if any(lack.installed for lack in bad) else ""
-        raise UserErrorException(f"the job asks for packages that this Python has not: {', '.join(map(str, bad))}{line}{other}")
-    return [f"the job asked for {lack.wanted}; it runs with {lack.installed}" for lack in lacks]
+    notes = [f"the job asked for {lack.wanted}; it runs with {lack.installed}" for lack in lacks if lack not in bad]
+    fixed = [lack for lack in bad if lack.name in _NOT_FOR_ONE_JOB]
+    if bad and (fixed or not install):
+        raise UserErrorException(_refusal(fixed or bad))
+    return [lack.requirement for lack in bad], notes
+
+
+def _refusal(bad: list[Lack]) -> str:
+    """Which packages are missing, and what to do about it."""
+    lines = [_NOT_FOR_ONE_JOB[lack.name] for lack in bad if _NOT_FOR_ONE_JOB.get(lack.name)]
+    plain = [shlex.quote(lack.requirement) for lack in bad if lack.name not in _NOT_FOR_ONE_JOB]
+    if plain:
+        lines.insert(0, f"{shlex.quote(sys.executable)} -m pip install {' '.join(plain)}")
+    line = f"; run: {' && '.join(lines)}" if lines else ""
+    other = ", or accept what is installed: `dtrain azureml --any-version ...`" if any(lack.installed for lack in bad) else ""
+    python = "; start dtrain with the Python that the job needs" if any(lack.name == "python" for lack in bad) else ""
+    return f"the job asks for packages that this Python has not: {', '.join(map(str, bad))}{line}{python}{other}"

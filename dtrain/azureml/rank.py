@@ -10,6 +10,7 @@ from dtrain import switches
 from dtrain.azureml.finder import install
 from dtrain.azureml.records import read_submitted
 from dtrain.env import RankEnv
+from dtrain.status import read_status
 
 # The port in AZ_BATCH_MASTER_NODE, where nobody listens: what scripts take of it is the host.
 _PORT = 6000
@@ -24,6 +25,10 @@ def begin(rank_env: RankEnv) -> None:
     if run is None:
         return
     submitted = read_submitted(run)
+    master = submitted.master
+    if not master:  # what Slurm chose: ranks are started from the first of its nodes
+        supervisor = read_status(run).supervisor
+        master = supervisor.host if supervisor is not None else "127.0.0.1"
     index = rank_env.task.index if rank_env.task is not None else rank_env.rank
-    variables = switches.azureml_variables(run.id, nodes=submitted.node_count, master=f"{submitted.master}:{_PORT}", index=index)
+    variables = switches.azureml_variables(run.id, nodes=submitted.node_count, master=f"{master}:{_PORT}", index=index)
     os.environ.update(variables)

@@ -17,8 +17,9 @@ import orjson
 from dtrain.azureml.errors import UserErrorException
 from dtrain.files import read_json, write_json
 from dtrain.layout import RunLayout
+from dtrain.spec import JobSpec
 
-EventKind = Literal["tag", "property", "cancel", "fail", "warning", "status", "name"]
+EventKind = Literal["tag", "property", "cancel", "fail", "warning", "status", "name", "preparing", "prepared"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class AzureLayout:
         return self.root / "run.json"
 
     @property
+    def supervisor(self) -> Path:
+        """The process on the submitting host that sees to the run; a Slurm job's ranks are another's, on its first node."""
+        return self.root / "supervisor.json"
+
+    @property
     def events(self) -> Path:
         return self.root / "events.jsonl"
 
@@ -43,6 +49,11 @@ class AzureLayout:
     def console(self) -> Path:
         """What the job's supervisor shows: every rank's lines, and how it ended."""
         return self.root / "console.log"
+
+    @property
+    def build_log(self) -> Path:
+        """What pip said when it made the job's environment; absent where none had to be made."""
+        return self.root / "build.log"
 
     def metrics(self, rank: int) -> Path:
         """What a rank logged by the SDK's names, as it was logged; numbers are in dtrain's own metrics file as well."""
@@ -61,7 +72,7 @@ class AzureLayout:
 @dataclass(frozen=True, kw_only=True)
 class Submitted:
     """What was submitted. ``definition`` is the run definition that ``get_details`` shows; ``parent`` a run's id or empty;
-    ``workspace`` name and the like of the workspace, as the control script knew it."""
+    ``master`` the host of rank 0, empty where Slurm chooses it; ``workspace`` its name and the like, for the job."""
 
     experiment: str
     display_name: str = ""
@@ -72,6 +83,28 @@ class Submitted:
     parent: str = ""
     workspace: dict[str, str] = field(default_factory=dict)
     definition: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mount:
+    """A copy of what is called ``name`` in the store of ``url``, at the path ``folder``: a file, or a folder."""
+
+    folder: str
+    url: str
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What a supervisor is to do: run ``spec``, from the ``folder`` of who submitted it, with ``packages`` installed.
+
+    What the job has then written to its ``mounts`` is uploaded.
+    """
+
+    spec: JobSpec
+    folder: str
+    packages: tuple[str, ...] = ()
+    mounts: tuple[Mount, ...] = ()
 
 
 def read_submitted(run: RunLayout) -> Submitted:

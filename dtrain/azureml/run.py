@@ -142,6 +142,8 @@ class Run(Logged):
     def get_details(self) -> dict[str, Any]:
         """What was submitted, its state and times, and where its logs are."""
         status, submitted = state.status_of(self._layout), self._submitted
+        if python := read_json(self._layout.spec).get("python"):  # of an environment that was made after the submit, say
+            submitted.definition["environment"]["python"]["interpreterPath"] = python
         details: dict[str, Any] = {
             "runId": self.id,
             "target": submitted.target,

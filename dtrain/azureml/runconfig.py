@@ -82,7 +82,7 @@ class RunConfiguration(Settings):
     )
     _refused: ClassVar = {
         "amlcompute": "create the target with ComputeTarget.create, and set target to its name",
-        "auto_prepare_environment": "the environment is this Python; packages that are missing are named at submit",
+        "auto_prepare_environment": "packages that are missing are installed; `dtrain azureml --no-install` refuses instead",
         "data": "use data_references, or a Datastore's path in the arguments",
         "hdi": "there is no Spark here",
         "history": "outputs and logs are always kept",

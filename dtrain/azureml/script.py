@@ -15,7 +15,14 @@ from dtrain.azureml.finder import install
 from dtrain.errors import NotRunnable, did_you_mean
 
 
-def run_script(command: Sequence[str], *, is_module: bool = False, force: bool = False, any_version: bool = False) -> NoReturn:
+def run_script(
+    command: Sequence[str],
+    *,
+    is_module: bool = False,
+    force: bool = False,
+    any_version: bool = False,
+    no_install: bool = False,
+) -> NoReturn:
     """Run ``command`` (a script or module's name, and its arguments) as ``__main__``, and leave with its exit code.
 
     Blocks until the script has ended; jobs that it did not wait for go on. Raises NotRunnable when there is no such script.
@@ -23,6 +30,8 @@ def run_script(command: Sequence[str], *, is_module: bool = False, force: bool =
     install(force=force)
     if any_version:
         os.environ.update(switches.azureml_any_version())
+    if no_install:
+        os.environ.update(switches.azureml_no_install())
     target, *arguments = command
     if not is_module and not Path(target).is_file():
         folder = Path(target).parent

@@ -8,9 +8,11 @@ import time
 
 from dtrain.azureml import records
 from dtrain.azureml.errors import UserErrorException
-from dtrain.errors import WorkspaceError
-from dtrain.files import write_json
+from dtrain.errors import NotRunnable, WorkspaceError
+from dtrain.files import read_json, write_json
+from dtrain.launch.sbatch import SlurmJob
 from dtrain.layout import RunLayout
+from dtrain.processes import ProcessRecord
 from dtrain.status import RankFailure, RunStatus, read_process, read_status, write_record
 
 ENDED = ("Completed", "Failed", "Canceled")
@@ -33,8 +35,8 @@ def status_of(run: RunLayout) -> RunStatus:
 
 
 def azure_status(run: RunLayout) -> str:
-    """Preparing (until its supervisor works), Queued (until its first rank has begun), Running, Finalizing (what is left to do
-    when the ranks have ended), and Completed, Failed or Canceled."""
+    """Preparing (until its supervisor works, and its environment is there), Queued (until its first rank has begun), Running,
+    Finalizing (what is left to do when the ranks have ended), and Completed, Failed or Canceled."""
     try:
         status = status_of(run)
     except WorkspaceError:
@@ -43,8 +45,8 @@ def azure_status(run: RunLayout) -> str:
         raise
     if status.state == "queued":
         return "Queued"
-    if status.state != "running":
-        supervisor = status.supervisor
+    if status.is_over:
+        supervisor = _supervisor(run, status)
         return "Finalizing" if supervisor is not None and supervisor.find() is not None else _WORDS[status.state]
     newest = run.newest_attempt()
     if status.supervisor is not None and newest.attempt is None:
@@ -57,8 +59,18 @@ def azure_status(run: RunLayout) -> str:
     return "Finalizing" if ended and status.supervisor is not None else "Running"
 
 
+def _supervisor(run: RunLayout, status: RunStatus) -> ProcessRecord | None:
+    """The process that sees to the run from where it was submitted; of an ordinary `dtrain run` the one that it is."""
+    try:
+        return ProcessRecord(**read_json(records.AzureLayout(run).supervisor))
+    except FileNotFoundError:
+        return status.supervisor
+
+
 def _has_begun(run: RunLayout) -> bool:
-    """Whether the supervisor has said its first word."""
+    """Whether the supervisor has said its first word, and made the environment if it has to."""
+    if records.events(run, "preparing") and not records.events(run, "prepared"):
+        return False
     try:
         return records.AzureLayout(run).console.stat().st_size > 0
     except FileNotFoundError:
@@ -66,19 +78,29 @@ def _has_begun(run: RunLayout) -> bool:
 
 
 def cancel(run: RunLayout) -> None:
-    """Ask the run's supervisor to end the job; returns at once. Raises UserErrorException for one on another host."""
+    """Ask the run's supervisor, or Slurm, to end the job; returns at once.
+
+    Raises UserErrorException for a supervisor on another host, and where Slurm does not take it.
+    """
     status = status_of(run)
-    if status.state != "running":
+    if status.is_over:
         return
     records.note(run, "cancel")
-    if status.supervisor is None:
+    supervisor, job = _supervisor(run, status), SlurmJob.of(run)
+    if job is not None:
+        try:
+            job.cancel()
+        except NotRunnable as error:
+            raise UserErrorException(str(error)) from error
+        return
+    if supervisor is None:
         end_by_hand(run, "canceled by cancel()", exit_code=128 + signal.SIGINT)
         return
-    process = status.supervisor.find()
+    process = supervisor.find()
     if process is not None:
         process.send_signal(signal.SIGTERM)
-    elif not status.supervisor.vanished():
-        raise UserErrorException(f"run {run.id} is supervised on {status.supervisor.host}; call cancel() there")
+    elif not supervisor.vanished():
+        raise UserErrorException(f"run {run.id} is supervised on {supervisor.host}; call cancel() there")
 
 
 def fail_job(run: RunLayout, message: str) -> None:

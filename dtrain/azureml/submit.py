@@ -3,43 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import pickle
 import shutil
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-from dtrain import env, switches
-from dtrain.azureml import records
-from dtrain.azureml.compute import LOCAL, check_nodes, hosts_of
-from dtrain.azureml.console import warn
-from dtrain.azureml.datapath import DataPath
-from dtrain.azureml.datastore import VARIABLE, DataReference, DataReferenceConfiguration, Datastore
+from dtrain import switches
+from dtrain.azureml.compute import check_nodes
 from dtrain.azureml.environment import Environment
-from dtrain.azureml.errors import AzureMLException, ExperimentExecutionException, UserErrorException
+from dtrain.azureml.errors import AzureMLException, UserErrorException
 from dtrain.azureml.estimator import Estimator
 from dtrain.azureml.old_code import find_old_names, uses_horovod
-from dtrain.azureml.packages import check_packages
-from dtrain.azureml.records import AzureLayout, Submitted
+from dtrain.azureml.packages import missing_packages
+from dtrain.azureml.records import Submitted
 from dtrain.azureml.runconfig import MpiConfiguration, RunConfiguration, ScriptRunConfig, TensorflowConfiguration
+from dtrain.azureml.start import Job, start, switch
+from dtrain.azureml.targets import LOCAL, Partition, hosts_of, partition_of
 from dtrain.azureml.workspace import Workspace
 from dtrain.errors import DtrainError
 from dtrain.hosts import Host
 from dtrain.job_options import ClusterOptions, Launcher, available_cores, default_max_ranks
-from dtrain.launch.job import fill_run, planner
+from dtrain.launch.job import planner
 from dtrain.layout import RunLayout
-from dtrain.processes import ProcessRecord
 from dtrain.spec import JobSpec
-from dtrain.status import RunStatus, write_record
-
-_RESUME = f"{VARIABLE[1:]}MODEL_LOCATION"
-"""Where a script finds what it is given as ``--resume-from``, too."""
-
-# Kept so that an ended supervisor is no zombie for longer than to the next submit.
-_supervisors: list[subprocess.Popen[bytes]] = []
 
 
 def submit(workspace: Workspace, experiment: str, config: Any, *, parent: str = "") -> RunLayout:
@@ -51,28 +37,30 @@ def submit(workspace: Workspace, experiment: str, config: Any, *, parent: str = 
     script_run = _script_run(config)
     run_config: RunConfiguration = script_run.run_config
     distribution = run_config._distribution()
-    hosts = hosts_of(workspace, run_config.target)
+    named = str(getattr(run_config.target, "name", run_config.target))
+    hosts, partition = hosts_of(workspace._folder, named), partition_of(workspace._folder, named)
     nodes = _count_nodes(run_config, distribution, len(hosts))
     target = check_nodes(workspace, run_config.target, nodes)
-    notes = _check_environment(run_config)
+    wanted, notes = _check_environment(run_config)
     old, old_names = find_old_names(Path(script_run.source_directory).absolute(), str(script_run.script))
     notes += old_names
     try:
-        spec = _job_spec(script_run, experiment, distribution, nodes)
-        seats = _seats(hosts, distribution, nodes)
-        spec = dataclasses.replace(spec, hosts=seats, environment={**old, **spec.environment})
-        planner(spec, workspace._folder)
+        spec = _job_spec(script_run, experiment, distribution, nodes, partition)
+        spec = dataclasses.replace(spec, hosts=_seats(hosts, distribution, nodes), environment={**old, **spec.environment})
+        if partition is None:
+            planner(spec, workspace._folder)
         run = workspace._folder.create_run(spec.experiment_name)
         submitted = Submitted(
             experiment=experiment,
             target=target,
             node_count=nodes,
-            master=hosts[0].name if hosts else "127.0.0.1",
+            master="" if partition is not None else hosts[0].name if hosts else "127.0.0.1",
             parent=parent,
             workspace=workspace._details,
             definition=_definition(script_run, spec, target, nodes, distribution),
         )
-        return _start(run, spec, script_run, submitted, workspace, notes)
+        start(run, Job(spec=spec, script_run=script_run, submitted=submitted, packages=wanted, notes=notes), workspace)
+        return run
     except AzureMLException:
         raise
     except DtrainError as error:
@@ -109,8 +97,11 @@ def _count_nodes(config: RunConfiguration, distribution: Any, hosts: int) -> int
     return nodes
 
 
-def _check_environment(config: RunConfiguration) -> list[str]:
-    """Sentences about what of the environment is not as asked for. Raises UserErrorException where packages are missing."""
+def _check_environment(config: RunConfiguration) -> tuple[list[str], list[str]]:
+    """The packages that have to be installed for the job, and sentences about what is not as asked for.
+
+    Raises UserErrorException where packages are missing that cannot be, or may not.
+    """
     environment = config.environment
     if not isinstance(environment, Environment):
         raise UserErrorException(f"environment={environment!r:.80} is no Environment; Environment.get(ws, name) gives one")
@@ -122,18 +113,29 @@ def _check_environment(config: RunConfiguration) -> list[str]:
         or environment.docker.base_dockerfile
     ):
         notes.append("docker is not used: the job runs in this Python environment")
-    if environment.python.interpreter_path not in ("python", sys.executable):
+    python = environment.python
+    if python.user_managed_dependencies:
+        return [], notes
+    if python.interpreter_path not in ("python", sys.executable):
         notes.append(
-            f"interpreter_path={environment.python.interpreter_path!r} is not used: the job runs in {sys.executable}; start "
-            "dtrain with the Python that it needs"
+            f"interpreter_path={python.interpreter_path!r} is not used: the job runs in {sys.executable}; with "
+            "user_managed_dependencies=True it is"
         )
-    if environment.python.user_managed_dependencies:
-        return notes
-    dependencies = environment.python.conda_dependencies
-    return notes + check_packages(dependencies._pip, dependencies._conda, any_version=switches.takes_any_version())
+    dependencies = python.conda_dependencies
+    any_version, install = switches.takes_any_version(), switches.installs_packages()
+    wanted, others = missing_packages(dependencies._pip, dependencies._conda, any_version=any_version, install=install)
+    return wanted, [*notes, *others]
 
 
-def _job_spec(script_run: ScriptRunConfig, experiment: str, distribution: Any, nodes: int) -> JobSpec:
+def _own_python(environment: Environment) -> Path | None:
+    """The Python that an environment names for its ranks; None: this one."""
+    named = environment.python.interpreter_path
+    return Path(named) if environment.python.user_managed_dependencies and named not in ("python", sys.executable) else None
+
+
+def _job_spec(
+    script_run: ScriptRunConfig, experiment: str, distribution: Any, nodes: int, partition: Partition | None
+) -> JobSpec:
     config: RunConfiguration = script_run.run_config
     source = Path(script_run.source_directory).absolute()
     if not source.is_dir():
@@ -146,7 +148,10 @@ def _job_spec(script_run: ScriptRunConfig, experiment: str, distribution: Any, n
     elif isinstance(distribution, TensorflowConfiguration):
         workers, launcher = distribution.worker_count, "parameter_server"
         cluster = ClusterOptions(servers=distribution.parameter_server_count, tf_config="workers")
-    _check_processes(workers + (cluster.servers or 0 if cluster is not None else 0), nodes)
+    if partition is not None:
+        launcher = _slurm_launcher(partition, distribution)
+    else:
+        _check_processes(workers + (cluster.servers or 0 if cluster is not None else 0), nodes)
     variables = {**config.environment.environment_variables, **config.environment_variables}
     return JobSpec(
         target=str(source / str(script_run.script)),
@@ -154,10 +159,27 @@ def _job_spec(script_run: ScriptRunConfig, experiment: str, distribution: Any, n
         workers=workers,
         launcher=launcher,
         cluster=cluster,
+        slurm=partition.options(nodes, workers // nodes) if partition is not None else None,
         experiment=experiment,
-        environment={**{name: str(value) for name, value in variables.items()}, **_switch()},
+        environment={**{name: str(value) for name, value in variables.items()}, **switch()},
         timeout_s=config.max_run_duration_seconds,
+        python=_own_python(config.environment),
     )
+
+
+def _slurm_launcher(partition: Partition, distribution: Any) -> Launcher:
+    """Raises UserErrorException for a job that cannot go to Slurm."""
+    if isinstance(distribution, TensorflowConfiguration):
+        raise UserErrorException(
+            f"parameter servers do not run on Slurm partition {partition.name}: it starts ranks of one kind. Use "
+            "MpiConfiguration(), or a compute target of hosts: `dtrain compute add NAME --hosts node1:2,node2:2`"
+        )
+    if shutil.which("sbatch") is None:
+        raise UserErrorException(
+            f"the compute target is Slurm partition {partition.name}, and there is no sbatch on PATH; submit from a host that "
+            "submits to Slurm"
+        )
+    return "slurm"
 
 
 def _seats(hosts: tuple[Host, ...], distribution: Any, nodes: int) -> tuple[Host, ...]:
@@ -183,10 +205,6 @@ def _check_processes(count: int, nodes: int) -> None:
         )
 
 
-def _switch() -> dict[str, str]:
-    return switches.azureml_switch(force=switches.azureml_mode() == "force")
-
-
 def _definition(script_run: ScriptRunConfig, spec: JobSpec, target: str, nodes: int, distribution: Any) -> dict[str, Any]:
     """The run definition that ``get_details`` shows, with the SDK's keys."""
     config: RunConfiguration = script_run.run_config
@@ -202,7 +220,7 @@ def _definition(script_run: ScriptRunConfig, spec: JobSpec, target: str, nodes: 
         "environment": {
             "name": config.environment.name,
             "environmentVariables": dict(config.environment.environment_variables),
-            "python": {"pip": list(dependencies._pip), "conda": list(dependencies._conda), "interpreterPath": sys.executable},
+            "python": {"pip": list(dependencies._pip), "conda": list(dependencies._conda), "interpreterPath": spec.interpreter},
         },
         "mpi": {"processCountPerNode": config.mpi.process_count_per_node},
         "tensorflow": {
@@ -211,111 +229,3 @@ def _definition(script_run: ScriptRunConfig, spec: JobSpec, target: str, nodes: 
         },
         "launcher": spec.launcher_name,
     }
-
-
-def _start(
-    run: RunLayout, spec: JobSpec, script_run: ScriptRunConfig, submitted: Submitted, workspace: Workspace, notes: list[str]
-) -> RunLayout:
-    """Fill the run folder while the supervisor's Python starts, and then tell that what to run; or leave nothing of both."""
-    process: subprocess.Popen[bytes] | None = None
-    try:
-        AzureLayout(run).root.mkdir()
-        process = _start_supervisor(run)
-        arguments, variables = _resolve(script_run, run, workspace)
-        if script_run.resume_from is not None:
-            variables[_RESUME] = _resume_path(script_run.resume_from, run)
-            arguments += ["--resume-from", variables[_RESUME]]
-        submitted.definition["arguments"] = arguments
-        spec = dataclasses.replace(spec, args=tuple(arguments), environment={**spec.environment, **variables})
-        records.write_submitted(run, submitted)
-        for text in notes:
-            records.note(run, "warning", text=text)
-        # Before the supervisor is told what to run: from then on it writes the status itself.
-        status = RunStatus(state="running", size=spec.size, started=time.time(), supervisor=ProcessRecord.of(process.pid))
-        write_record(run.status, status)
-        fill_run(run, spec, workspace._folder)
-    except BaseException:
-        if process is not None:
-            process.kill()
-            process.wait()
-        shutil.rmtree(run.root, ignore_errors=True)
-        raise
-    _tell(process, spec, run)
-    for text in notes:
-        warn(text)
-    return run
-
-
-def _resolve(script_run: ScriptRunConfig, run: RunLayout, workspace: Workspace) -> tuple[list[str], dict[str, str]]:
-    """Arguments as text, references to datastores as paths; and each reference's variable."""
-    config: RunConfiguration = script_run.run_config
-    downloads = AzureLayout(run).root / "data"
-    paths: dict[str, str] = {}
-
-    def path_of(value: Any, name: str = "") -> str:
-        if isinstance(value, Datastore):
-            value = value.as_mount()
-        reference = value._reference(workspace, name) if isinstance(value, DataReferenceConfiguration) else value
-        if not isinstance(reference, DataReference):
-            raise UserErrorException(f"data_references has {reference!r:.80}; give references: datastore.path('...').as_mount()")
-        name = name or reference.data_reference_name
-        if name not in paths:
-            paths[name] = reference._resolve(downloads)
-        return paths[name]
-
-    for name, reference in config.data_references.items():
-        path_of(reference, name)
-    arguments = []
-    for value in script_run.arguments:
-        if isinstance(value, Datastore | DataReference):
-            arguments.append(path_of(value))
-        elif isinstance(value, str) and value.startswith(VARIABLE):
-            if value.removeprefix(VARIABLE) not in paths:
-                raise UserErrorException(
-                    f"argument {value!r} is a reference to a datastore that data_references has not; it has "
-                    f"{', '.join(paths) or 'none'}: give the reference itself in the arguments, without str()"
-                )
-            arguments.append(paths[value.removeprefix(VARIABLE)])
-        else:
-            arguments.append(str(value))
-    return arguments, {f"{VARIABLE[1:]}{name}": path for name, path in paths.items()}
-
-
-def _resume_path(resume_from: Any, run: RunLayout) -> str:
-    """The folder that a script is given as ``--resume-from``: a run's outputs, a datastore's path, or a path as it is."""
-    if isinstance(resume_from, DataPath):
-        resume_from = resume_from._target
-    layout = getattr(resume_from, "_layout", None) if not isinstance(resume_from, str | Path) else None
-    if isinstance(layout, RunLayout):
-        return str(layout.outputs)
-    if isinstance(resume_from, Datastore | DataReference):
-        reference = resume_from.as_mount() if isinstance(resume_from, Datastore) else resume_from
-        return reference._resolve(AzureLayout(run).root / "data")
-    return str(Path(resume_from).absolute())
-
-
-def _start_supervisor(run: RunLayout) -> subprocess.Popen[bytes]:
-    """A process that waits for the spec of the job that it is to run."""
-    _supervisors[:] = [each for each in _supervisors if each.poll() is None]
-    with open(AzureLayout(run).console, "ab") as console:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dtrain.azureml.supervise", str(run.root)],
-            stdin=subprocess.PIPE,
-            stdout=console,
-            stderr=console,
-            start_new_session=True,  # Ctrl-C of the control script's terminal, and its end, are not the job's
-            env=env.inherited() | _switch(),
-        )
-    _supervisors.append(process)
-    return process
-
-
-def _tell(process: subprocess.Popen[bytes], spec: JobSpec, run: RunLayout) -> None:
-    assert process.stdin is not None
-    try:
-        with process.stdin:
-            process.stdin.write(pickle.dumps((spec, os.getcwd())))
-    except BrokenPipeError:
-        raise ExperimentExecutionException(
-            f"the supervisor of run {run.id} did not start; what it said is in {AzureLayout(run).console}"
-        ) from None

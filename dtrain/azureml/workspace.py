@@ -231,10 +231,16 @@ class Workspace(Named):
         return {model.name: model for model in Model.list(self, latest=True)}
 
     def get_default_datastore(self) -> Datastore:
-        """The datastore ``workspaceblobstore``: a folder of the workspace."""
+        """The default datastore: ``workspaceblobstore``, a folder of the workspace, unless another was made the default."""
         from dtrain.azureml.datastore import Datastore
 
         return Datastore(self)
+
+    def set_default_datastore(self, name: str) -> None:
+        """Make a datastore the default one. Raises UserErrorException when there is none of that name."""
+        from dtrain.azureml.stores import set_default
+
+        set_default(self._folder, name)
 
     def get_portal_url(self) -> str:
         """The workspace's folder, as a URL."""

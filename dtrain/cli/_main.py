@@ -18,7 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _VERBS = (
     *("run", "runs", "show", "logs", "stacks", "stop", "metrics", "register", "models", "pull", "verify"),
-    *("azureml", "compute", "env", "doctor"),
+    *("azureml", "compute", "datastore", "env", "doctor"),
 )
 """In the order of the path of a run, as the help shows them."""
 

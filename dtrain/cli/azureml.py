@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -25,9 +26,10 @@ class _ScriptOrVerb(click.Group):
 @main.group(cls=_ScriptOrVerb, context_settings={"allow_interspersed_args": False})
 @click.option("--force", is_flag=True, help="Use dtrain's azureml although the real one is installed.")
 @click.option("--any-version", is_flag=True, help="Packages of another version than a job asks for only warn.")
+@click.option("--no-install", is_flag=True, help="Packages that are missing are an error, and nothing is installed for a job.")
 @click.option("-m", "is_module", is_flag=True, help="SCRIPT is a module, as in `python -m`.")
 @click.pass_context
-def azureml(context: click.Context, force: bool, any_version: bool, is_module: bool) -> None:
+def azureml(context: click.Context, /, **given: bool) -> None:
     """Run a control script written for Azure ML's SDK v1: `import azureml.core` and the rest are dtrain's.
 
     Its jobs run on this machine, and go on when the script ends. docs/azureml.md lists the names that there are.
@@ -37,7 +39,7 @@ def azureml(context: click.Context, force: bool, any_version: bool, is_module: b
       dtrain azureml init --name my-workspace
       dtrain azureml submit.py
     """
-    context.obj = {"force": force, "any_version": any_version, "is_module": is_module}
+    context.obj = given
 
 
 @click.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True}, add_help_option=False)
@@ -67,31 +69,53 @@ def init(name: str, location: str) -> None:
 
 @main.group()
 def compute() -> None:
-    """Name hosts as compute targets for control scripts of Azure ML's names (`dtrain azureml`).
+    """Name hosts or a Slurm partition as a compute target for control scripts of Azure ML's names (`dtrain azureml`).
 
     \b
     Example:
       dtrain compute add cluster --hosts node1:2,node2:2
+      dtrain compute add queue --slurm-partition gpu --sbatch-arg=--gpus-per-node=2
     """
 
 
 @compute.command()
 @workspace_option
+@click.option("--hosts", metavar="NAME:SLOTS,...", help="Hosts, as `dtrain run -H` takes them; each is a node.")
+@click.option("--slurm-partition", metavar="NAME", help="A partition of Slurm's: jobs are submitted to it by sbatch.")
 @click.option(
-    "--hosts", required=True, metavar="NAME:SLOTS,...", help="The hosts, as `dtrain run -H` takes them; each is a node."
+    "--sbatch-arg", "sbatch_args", metavar="ARG", multiple=True, help="With it: an option for sbatch, as --time=1:00:00."
 )
+@click.option("--max-nodes", type=int, metavar="N", help="With it: nodes that a job may have. [default: all of the partition]")
 @click.argument("name")
-def add(workspace: Workspace, hosts: str, name: str) -> None:
-    """Make hosts a compute target, or give one of that name these hosts.
+def add(workspace: Workspace, name: str, hosts: str | None, **slurm: Any) -> None:
+    """Make hosts or a Slurm partition a compute target, or give one of that name these.
 
     \b
     Example:
       dtrain compute add cluster --hosts node1:2,node2:2
+      dtrain compute add queue --slurm-partition gpu --sbatch-arg=--gpus-per-node=2 --max-nodes 8
     """
-    from dtrain.azureml.compute import add_hosts
+    from dtrain.azureml import targets
+    from dtrain.errors import UsageError
 
-    count = add_hosts(workspace, name, hosts)
-    click.echo(f"compute target {name}: {count} {'node' if count == 1 else 'nodes'}, {hosts}", err=True)
+    partition = slurm.pop("slurm_partition")
+    if (hosts is None) == (partition is None):
+        raise UsageError("a compute target is made of --hosts or of a --slurm-partition; give one of them")
+    if hosts is not None:
+        if slurm["sbatch_args"] or slurm["max_nodes"] is not None:
+            raise UsageError("--sbatch-arg and --max-nodes go with --slurm-partition; each of --hosts is a node")
+        entry = targets.hosts_entry(hosts)
+    else:
+        entry = targets.partition_entry(partition, **slurm)
+    targets.write_entry(workspace, name, entry)
+    click.echo(f"compute target {_line(name, entry)}", err=True)
+
+
+def _line(name: str, entry: Mapping[str, Any]) -> str:
+    from dtrain.azureml.targets import describe
+
+    count = entry["max_nodes"]
+    return f"{name}: {count} {'node' if count == 1 else 'nodes'}, {describe(entry)}"
 
 
 @compute.command("list")
@@ -104,14 +128,14 @@ def list_targets(workspace: Workspace, as_json: bool) -> None:
     Example:
       dtrain compute list --json
     """
-    from dtrain.azureml.compute import read_entries
+    from dtrain.azureml.targets import read_entries
 
     entries = read_entries(workspace)
     if as_json:
         print_json(entries)
         return
     for name, entry in entries.items():
-        click.echo(f"{name}  {entry['max_nodes']} nodes  {entry.get('hosts') or 'this machine'}")
+        click.echo(_line(name, entry))
     if not entries:
         click.echo(f"no compute targets in {workspace.root}", err=True)
 
@@ -120,16 +144,81 @@ def list_targets(workspace: Workspace, as_json: bool) -> None:
 @workspace_option
 @click.argument("name")
 def remove(workspace: Workspace, name: str) -> None:
-    """Remove a compute target; its hosts and runs are left alone.
+    """Remove a compute target; what it stands for, and runs, are left alone.
 
     \b
     Example:
       dtrain compute remove cluster
     """
-    from dtrain.azureml.compute import read_entries, write_entry
+    from dtrain.azureml.targets import read_entries, write_entry
     from dtrain.errors import UsageError, did_you_mean
 
     entries = read_entries(workspace)
     if name not in entries:
         raise UsageError(f"no compute target {name!r} in {workspace.root}{did_you_mean(name, entries)}")
     write_entry(workspace, name, None)
+
+
+@main.group()
+def datastore() -> None:
+    """Name object stores and folders as datastores for control scripts of Azure ML's names (`dtrain azureml`).
+
+    \b
+    Example:
+      dtrain datastore add images s3://bucket/images
+    """
+
+
+@datastore.command("add")
+@workspace_option
+@click.option("--default", "is_default", is_flag=True, help="It is what ws.get_default_datastore() returns from now on.")
+@click.argument("name")
+@click.argument("url")
+def add_datastore(workspace: Workspace, is_default: bool, name: str, url: str) -> None:
+    """Give s3://bucket/prefix or a folder's path a name, once it answers. Credentials are never kept: see docs/azureml.md.
+
+    \b
+    Example:
+      dtrain datastore add images s3://bucket/images
+      dtrain datastore add shared /data/shared --default
+    """
+    from dtrain.azureml.stores import add_store, set_default
+
+    add_store(workspace, name, url)
+    if is_default:
+        set_default(workspace, name)
+
+
+@datastore.command("list")
+@workspace_option
+@json_option
+def list_datastores(workspace: Workspace, as_json: bool) -> None:
+    """List the datastores of the workspace.
+
+    \b
+    Example:
+      dtrain datastore list --json
+    """
+    from dtrain.azureml.stores import default_name, read_urls
+
+    urls, default = read_urls(workspace), default_name(workspace)
+    if as_json:
+        print_json({name: {"url": url, "default": name == default} for name, url in urls.items()})
+        return
+    for name, url in urls.items():
+        click.echo(f"{name}: {url}{' (default)' if name == default else ''}")
+
+
+@datastore.command("remove")
+@workspace_option
+@click.argument("name")
+def remove_datastore(workspace: Workspace, name: str) -> None:
+    """Take a datastore's name away; its files are left alone.
+
+    \b
+    Example:
+      dtrain datastore remove images
+    """
+    from dtrain.azureml.stores import remove_store
+
+    remove_store(workspace, name)

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 )
 @options.cluster
 @options.hosts
+@options.python
 @options.slurm
 @options.restarts
 @options.hangs

@@ -36,6 +36,7 @@ def environment(workspace: Workspace, as_json: bool) -> None:
 @main.command()
 @workspace_option
 @options.host_names
+@options.python
 @json_option
 def doctor(workspace: Workspace, as_json: bool, **given: Any) -> None:
     """Ask hosts whether `dtrain run -H` would work there, as that does before it starts anything; without hosts, this one.
@@ -51,12 +52,12 @@ def doctor(workspace: Workspace, as_json: bool, **given: Any) -> None:
     from dtrain.launch import preflight
     from dtrain.launch.places import check_loopback
 
-    hosts = options.take_hosts(given)
+    hosts, python = options.take_hosts(given), options.take_python(given)
     if hosts:
         check_loopback(list(hosts))
-        reports = list(preflight.ask_hosts(dict.fromkeys(hosts, 0), workspace, mpi=True).values())
+        reports = list(preflight.ask_hosts(dict.fromkeys(hosts, 0), workspace, mpi=True, python=python).values())
     else:
-        reports = [preflight.examine_this_host(workspace)]
+        reports = [preflight.examine_this_host(workspace, python)]
     data = [{"host": each.host, "checks": [dataclasses.asdict(check) for check in each.checks]} for each in reports]
     if as_json:
         print_json(data)

@@ -87,7 +87,7 @@ def host_names(command: F) -> F:
             "--host",
             "hosts",
             metavar="NAME:SLOTS,...",
-            help="Start ranks on these hosts, by ssh; they share the workspace and this Python. [default: this host]",
+            help="Start ranks on these hosts, by ssh; they have this Python at the same path. [default: this host]",
         ),
         click.option(
             "--hostfile",
@@ -111,8 +111,32 @@ def hosts(command: F) -> F:
         click.option(
             "--skip-preflight", "preflight", flag_value=False, default=True, help="Start without asking the hosts first."
         ),
+        click.option(
+            "--no-shared-fs",
+            "shared_fs",
+            flag_value=False,
+            default=True,
+            help="Copy the run folder to hosts that do not see the workspace, and bring back what they write.",
+        ),
     )
     return _with(command, options)
+
+
+def python(command: F) -> F:
+    """The Python of the ranks."""
+    option = click.option(
+        "--python",
+        metavar="PATH",
+        type=click.Path(path_type=Path),
+        help="Python that runs the ranks, with dtrain installed, as .venv/bin/python. [default: the one that runs dtrain]",
+    )
+    return option(command)
+
+
+def take_python(given: dict[str, Any]) -> str:
+    """Take that out of ``given``, as an absolute path; empty where it was not given."""
+    path: Path | None = given.pop("python")
+    return "" if path is None else str(path.absolute())
 
 
 def take_hosts(given: dict[str, Any]) -> tuple[Host, ...]:

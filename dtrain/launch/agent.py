@@ -1,8 +1,10 @@
 """One process on every other host where mpirun starts ranks: it ends them when nobody else is left who would.
 
-``python -m dtrain.launch.agent RUN ATTEMPT SCRATCH RANK...`` is started there by ssh. Its standard input is told what to do with
-a rank (``end 3``, ``stacks 3``); when that ends, for whatever reason, it leaves no process of the run on its host. Once a second
-it says that it is there, and which ranks are no longer (``gone 3``). :class:`Agents` is this host's side.
+``python -m dtrain.launch.agent RUN ATTEMPT SCRATCH COPIED RANK...`` is started there by ssh. Its standard input is told what to
+do with a rank (``end 3``, ``stacks 3``); when that ends, for whatever reason, it leaves no process of the run on its host. Once a
+second it says that it is there, and which ranks are no longer (``gone 3``). Where the run folder there is a copy, which COPIED
+says, it also sends what its ranks write (launch/mirror.py), and when asked (``all 3``) says that it has sent all (``all 3``).
+:class:`Agents` is this host's side.
 """
 
 from __future__ import annotations
@@ -22,15 +24,19 @@ import psutil
 from dtrain import env
 from dtrain.errors import NotRunnable
 from dtrain.launch import ssh
-from dtrain.launch.plan import PlannedHost
+from dtrain.launch.mirror import Incoming, Outgoing
+from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.ssh import Connection
 from dtrain.layout import RunLayout
 from dtrain.processes import DUMP_STACKS, END_SCRIPT, LAUNCHER_IS_GONE
 from dtrain.status import RankFailure, read_process
 
 _GONE = b"gone "
+_ALL = b"all "
 _BEAT_S = 1.0
 _LOOK_S = 0.1
+# How much is taken over from a host before another one's turn comes.
+_MOST_BYTES = 1 << 22
 # How long guards may take to record why their scripts ended.
 _RECORD_S = 1.0
 # How long to look for ranks that may yet begin, when not all of them have.
@@ -62,19 +68,24 @@ def signal_guard(run: RunLayout, rank: int, number: int) -> bool:
 class Agents:
     """The agents of one attempt, as the crew sees them. Nothing here blocks but :meth:`start`, for the time of a fork."""
 
-    def __init__(self, hosts: tuple[PlannedHost, ...], run: RunLayout, scratch: Path | None, lost_s: float) -> None:
-        self._hosts, self._run, self._scratch, self._lost_s = hosts, run, scratch, lost_s
+    def __init__(self, plan: LaunchPlan, run: RunLayout, lost_s: float, say: Callable[[str], None]) -> None:
+        """``lost_s``: seconds of silence after which ssh gives a connection up; ``say`` shows words."""
+        self._hosts, self._run, self._scratch, self._lost_s = plan.other_hosts, run, plan.scratch, lost_s
+        self._incoming = {host.name: Incoming(run, say) for host in self._hosts}
+        self._copied = {rank for host in self._hosts if host.copied for rank in host.ranks}
+        self._asked: set[int] = set()
         self._connections: dict[str, Connection] = {}
-        self._host_of = {rank: host.name for host in hosts for rank in host.ranks}
+        self._host_of = {rank: host.name for host in self._hosts for rank in host.ranks}
         self._reported: set[str] = set()
-        self._heard: dict[str, bytes] = {}
-        self._beats: dict[str, int] = {}
+        self._heard: dict[str, int] = {}
         self._gone: set[int] = set()
+        self._all_here: set[int] = set()
 
     def start(self, prepare: Callable[[], None]) -> None:
-        """Start one on each host, all at once. Raises NotRunnable when there is no ssh client."""
-        for host in self._hosts:
-            words = [str(self._run.root), str(self._run.attempt or 0), str(self._scratch or ""), *map(str, host.ranks)]
+        """Start one on each host, all at once; once. Raises NotRunnable when there is no ssh client."""
+        for host in self._hosts if not self._connections else ():
+            copied = "copied" if host.copied else ""
+            words = [str(self._run.root), str(self._run.attempt or 0), str(self._scratch or ""), copied, *map(str, host.ranks)]
             argv = [sys.executable, "-m", "dtrain.launch.agent", *words]
             line = ssh.command(host.name, Path("/"), env.starting_variables(), argv, lost_s=self._lost_s)
             try:
@@ -84,12 +95,32 @@ class Agents:
             self._connections[host.name] = connection
 
     def heard(self) -> dict[str, int]:
-        """How many lines each has said so far: one of which that does not change any more is silent."""
+        """Take over what has come; how many bytes each has said so far: one of which that does not change any more is silent."""
         for name, connection in self._connections.items():
-            *lines, self._heard[name] = (self._heard.get(name, b"") + connection.hear()).split(b"\n")
-            self._beats[name] = self._beats.get(name, 0) + len(lines)
-            self._gone.update(int(line.removeprefix(_GONE)) for line in lines if line.startswith(_GONE))
-        return self._beats
+            data = connection.hear(_MOST_BYTES)
+            self._heard[name] = self._heard.get(name, 0) + len(data)
+            for line in self._incoming[name].feed(data):
+                for word, ranks in ((_GONE, self._gone), (_ALL, self._all_here)):
+                    if line.startswith(word):
+                        ranks.add(int(line.removeprefix(word)))
+        return self._heard
+
+    def has_all(self, rank: int) -> bool:
+        """Whether all is here that a rank had written when this was asked first; ask again until it is.
+
+        True at once where its host sees the run folder, and when nothing will come any more.
+        """
+        if rank not in self._copied or self._connections[self._host_of[rank]].process.poll() is not None:
+            return True
+        if rank not in self._asked:
+            self._asked.add(rank)
+            self.tell(rank, "all")
+        self.heard()
+        if rank not in self._all_here:
+            return False
+        self._asked.discard(rank)
+        self._all_here.discard(rank)
+        return True
 
     def tell(self, rank: int, word: str) -> bool:
         """Say a word about a rank; False when it is on no host with an agent."""
@@ -160,16 +191,18 @@ def _why(connection: Connection, code: int) -> str:
 
 
 def main() -> None:
-    root, attempt, scratch, *ranks = sys.argv[1:]
+    root, attempt, scratch, copied, *ranks = sys.argv[1:]
     run = RunLayout(Path(root), int(attempt))
     own = [int(rank) for rank in ranks]
-    _listen(run, own)
+    outgoing = Outgoing(run, own if copied else (), 1)
+    _listen(run, own, outgoing)
     _leave_nothing(run, own)
+    outgoing.finish()
     if scratch:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _listen(run: RunLayout, ranks: list[int]) -> None:
+def _listen(run: RunLayout, ranks: list[int], outgoing: Outgoing) -> None:
     """Do what is said until nobody is there to say anything."""
     os.set_blocking(1, False)
     pending, next_beat, here = b"", 0.0, set(ranks)
@@ -179,9 +212,11 @@ def _listen(run: RunLayout, ranks: list[int]) -> None:
             gone = {rank for rank in here if (record := read_process(run, rank)) is not None and record.find() is None}
             here -= gone
             # Over a connection that broke unnoticed, it is by this that this host's sshd finds out, and ends.
-            with contextlib.suppress(OSError):
-                os.write(1, b"".join(b"%s%d\n" % (_GONE, rank) for rank in gone) or b"\n")
-        ready, _, _ = select.select([0], [], [], max(0.0, next_beat - time.monotonic()))
+            outgoing.say(b"".join(b"%s%d\n" % (_GONE, rank) for rank in gone) or b"\n")
+        with contextlib.suppress(OSError):
+            outgoing.write()
+        wait_s = min(next_beat, outgoing.next_look) - time.monotonic()
+        ready, _, _ = select.select([0], [1] if outgoing.is_waiting else [], [], max(0.0, wait_s))
         if not ready:
             continue
         data = os.read(0, 65536)
@@ -190,12 +225,19 @@ def _listen(run: RunLayout, ranks: list[int]) -> None:
         *lines, pending = (pending + data).split(b"\n")
         for line in lines:
             word, _, rank = line.decode().partition(" ")
-            if word == "end":
-                signal_guard(run, int(rank), END_SCRIPT)
-            elif word == "stacks":
-                record = read_process(run, int(rank))
-                if record is not None and (script := record.find()) is not None and run.rank(int(rank)).stack.exists():
-                    script.send_signal(DUMP_STACKS)
+            if word == "all":
+                outgoing.confirm(b"%s%d\n" % (_ALL, int(rank)))
+            else:
+                _do(word, run, int(rank))
+
+
+def _do(word: str, run: RunLayout, rank: int) -> None:
+    if word == "end":
+        signal_guard(run, rank, END_SCRIPT)
+    elif word == "stacks":
+        record = read_process(run, rank)
+        if record is not None and (script := record.find()) is not None and run.rank(rank).stack.exists():
+            script.send_signal(DUMP_STACKS)
 
 
 def _leave_nothing(run: RunLayout, ranks: list[int]) -> None:

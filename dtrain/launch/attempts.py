@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import signal
 import time
@@ -11,15 +12,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-from dtrain.errors import NotRunnable, WorkspaceError
+from dtrain.errors import DtrainError, WorkspaceError
 from dtrain.files import write_json
 from dtrain.job_options import Restarts
 from dtrain.launch.console import Console
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.supervise import Limits, Signals, Supervisor
 from dtrain.layout import RunLayout, StepFolder
-from dtrain.processes import ProcessRecord
-from dtrain.status import RunStatus, read_status
+from dtrain.processes import ProcessRecord, all_descriptors
+from dtrain.status import RunStatus, exception_message, read_status
 
 
 def run_attempts(
@@ -45,31 +46,57 @@ def run_attempts(
     limits = dataclasses.replace(limits, began=running.started)
     running = _after_earlier(run, running, console)
     first = len(running.earlier)
-    with _catching_signals() as signals:
+    with _catching_signals() as signals, all_descriptors():
         while True:
             number = len(running.earlier)
             attempt = _begin(run, number, running, console)
             closed = False
             try:
-                ended = Supervisor(plan, attempt, limits, console, signals).run()
-            except NotRunnable as error:
-                failed = dataclasses.replace(running, state="failed", exit_code=error.exit_code, cause=str(error))
-                _record(run.status, dataclasses.replace(failed, ended=time.time()), console)
+                ended = _run_one(plan, attempt, limits, console, signals)
+            except Exception as error:
+                _record(run.status, _stopped_by(error, running), console)
                 raise
             finally:
                 closed = _close(attempt, console)
-            ended = dataclasses.replace(ended, started=running.started, earlier=running.earlier)
-            ended = dataclasses.replace(ended, restarts=ended.restarts + running.restarts)
+            restarted = ended.restarts + running.restarts
+            ended = dataclasses.replace(ended, started=running.started, earlier=running.earlier, restarts=restarted)
             again = ended.state == "failed" and ended.exit_code in restarts.restart_on and number - first < restarts.max_restarts
-            if not again or signals.to_end or _is_over(limits) or not closed:
+            over = bool(signals.to_end) or _is_over(limits) or not closed
+            if not again or over or not _record(attempt.attempt_status, ended, console):
                 break
-            if not _record(attempt.attempt_status, ended, console):
+            try:
+                plan = replan()
+            except DtrainError as error:  # the host that died, as a rule
+                console.say(f"dtrain: the job is not started again: {error}", bad=True)
                 break
             running = dataclasses.replace(running, earlier=[*running.earlier, ended.cause], restarts=ended.restarts)
             _say_again(run, ended, f"restart {number - first + 1} of {restarts.max_restarts}", console)
-            plan = replan()
     _record(run.status, dataclasses.replace(ended, supervisor=running.supervisor), console)
     return ended
+
+
+def _run_one(plan: LaunchPlan, attempt: RunLayout, limits: Limits, console: Console, signals: Signals) -> RunStatus:
+    """Run one attempt to its end; with copies of the run folder on the hosts that do not see it."""
+    supervisor = functools.partial(Supervisor, plan, attempt, limits, console, signals)
+    if not any(host.copied for host in plan.other_hosts):
+        return supervisor().run()
+    from dtrain.launch.copies import Copies  # late: nobody else need wait for what it imports
+
+    copies = Copies(attempt, plan, console, signals)
+    copies.send()
+    try:
+        ended = supervisor().run()
+    finally:
+        missing = copies.bring_back()
+    if missing and ended.state == "completed":
+        cause = f"all ranks completed, but what {', '.join(missing)} wrote is not brought back"
+        return dataclasses.replace(ended, state="failed", exit_code=1, cause=cause)
+    return ended
+
+
+def _stopped_by(error: Exception, running: RunStatus) -> RunStatus:
+    code, cause = (error.exit_code, str(error)) if isinstance(error, DtrainError) else (1, exception_message(error))
+    return dataclasses.replace(running, state="failed", exit_code=code, cause=cause, ended=time.time())
 
 
 def _record(path: Path, status: RunStatus, console: Console) -> bool:

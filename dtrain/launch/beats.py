@@ -12,6 +12,8 @@ from dtrain.layout import RunLayout
 from dtrain.status import RankFailure, read_process
 
 _LOOK_S = 1.0
+# Where a host has been silent for so long, it is not yet said that a rank of it alone is lost: their beats may come by its agent.
+_DOUBT_S = 2.5
 # A supervisor that did not look for so long was itself stopped, and so perhaps was everything else.
 _STOPPED_S = 5.0
 
@@ -60,6 +62,8 @@ class BeatWatch:
                 self._reported.update([host.name, *host.ranks])
                 self._agents.give_up(host.name)
                 failures.append(lost(host.name, host.ranks, f"does not answer since {_clock(quiet)}", time.time() - quiet))
+            elif quiet > _DOUBT_S:
+                silent.difference_update(host.ranks)
         for rank in sorted(silent - self._reported):
             self._reported.add(rank)
             failures.append(self._lost(rank, now - self._seen[rank]))

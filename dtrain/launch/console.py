@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import re
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -22,6 +24,9 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # On a terminal, unfinished progress bars stand below all else, and are drawn anew this often.
 _BARS_EVERY_S = 0.2
 _MOST_BARS = 16
+
+# Characters that may wait for who reads the console; more stay in the ranks' files until then.
+_MOST_WAITING = 4 << 20
 
 # What moves the cursor or erases (Chainer's PrintReport does) would take away other ranks' lines; colours may pass.
 _MOVES = re.compile(r"\x1b\[[0-9;?]*[A-HJKSTfhlsu]")
@@ -45,6 +50,7 @@ class LineReader:
         if self._descriptor is not None:
             os.set_blocking(self._descriptor, False)
         self._rest = b""
+        self._size = 0
         self._redraws = False
         """The unfinished line has been overwritten: it is a progress bar."""
 
@@ -61,6 +67,14 @@ class LineReader:
             while (max_chunks is None or len(chunks) < max_chunks) and (chunk := os.read(self._descriptor, 1 << 20)):
                 chunks.append(chunk)
         return b"".join(chunks)
+
+    def grows(self) -> bool:
+        """Whether the file has grown since this was last asked."""
+        before = self._size
+        with contextlib.suppress(FileNotFoundError):
+            assert self._path is not None
+            self._size = self._path.stat().st_size
+        return self._size > before
 
     def lines(self, data: bytes, *, final: bool = False) -> list[str]:
         """The whole lines that end in ``data``, without their ends; with ``final`` also a last one that has no end."""
@@ -121,10 +135,26 @@ class Console:
         self._draws = self._out.isatty() and os.environ.get("TERM") != "dumb"
         self._bars: list[str] = []
         self._next_bars = 0.0
+        self._writer: _Writer | None = None
 
     def shows(self, rank: int) -> bool:
         """Whether lines of this rank are wanted."""
         return self._ranks is None or rank in self._ranks
+
+    @contextlib.contextmanager
+    def in_background(self) -> Iterator[None]:
+        """While within, a thread writes: who stops reading (Ctrl-S, a pager) stops nobody else. The end blocks until all is."""
+        self._writer = _Writer()
+        try:
+            yield
+        finally:
+            writer, self._writer = self._writer, None
+            writer.finish()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether so much is yet to be written that no more should come: ranks' lines wait in their files."""
+        return self._writer is not None and self._writer.waiting > _MOST_WAITING
 
     def rank_lines(self, host: str, rank: int | str, lines: list[str], *, label: str = "") -> None:
         """Show whole lines of one rank (or of the launcher, by its name); ``label`` names a rank that has a role."""
@@ -160,11 +190,42 @@ class Console:
         self._write(self._err, f"\x1b[31m{text}\x1b[0m\n" if self._colour_err and bad else f"{text}\n")
 
     def _write(self, stream: TextIO, text: str, *, bars: bool = False) -> None:
-        # Who reads us may go away (`dtrain run ... | head`); the job goes on, and its output is in its files.
-        with contextlib.suppress(BrokenPipeError):
-            if self._bars and not bars:  # what comes now stands where they stood
-                self._out.write(f"\x1b[{len(self._bars)}A\x1b[J")
-                self._out.flush()
-                self._bars = []
-            stream.write(self.masker.text(text))
-            stream.flush()
+        put = _put if self._writer is None else self._writer.put
+        if self._bars and not bars:  # what comes now stands where they stood
+            put(self._out, f"\x1b[{len(self._bars)}A\x1b[J")
+            self._bars = []
+        put(stream, self.masker.text(text))
+
+
+def _put(stream: TextIO, text: str) -> None:
+    # Who reads us may go away (`dtrain run ... | head`), or a disk be full; the job goes on, and its output is in its files.
+    with contextlib.suppress(OSError):
+        stream.write(text)
+        stream.flush()
+
+
+class _Writer:
+    """A thread that writes what it is given, in this order."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[tuple[TextIO, str] | None] = queue.SimpleQueue()
+        self._given = self._written = 0  # characters; each is counted by one thread alone
+        self._thread = threading.Thread(target=self._write, name="console", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        return self._given - self._written
+
+    def put(self, stream: TextIO, text: str) -> None:
+        self._given += len(text)
+        self._queue.put((stream, text))
+
+    def finish(self) -> None:
+        self._queue.put(None)
+        self._thread.join()
+
+    def _write(self) -> None:
+        while (given := self._queue.get()) is not None:
+            _put(*given)
+            self._written += len(given[1])

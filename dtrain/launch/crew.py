@@ -110,6 +110,11 @@ class Crew:
             return True
         return self.agents.tell(rank, word) or (self._ordered and order(self._run, rank, word))
 
+    def pause(self, seconds: float) -> None:
+        """Wait, and take over meanwhile what comes from hosts that do not see the run folder."""
+        time.sleep(seconds)
+        self.agents.heard()
+
     def pass_on(self, number: int) -> None:
         """Send a signal to what was started here; mpirun and srun pass SIGUSR1 and SIGUSR2 on to their ranks."""
         for member in self._members:
@@ -183,6 +188,9 @@ class Crew:
         if code is None:
             member.seen_alive = time.time()
             return None if member.listens else self._probe(member, task)
+        is_lost = member.connection is not None and member.connection.broke()
+        if not is_lost and not self.agents.has_all(task.rank):
+            return None
         failure = self._failure_of(member, code) if code != 0 else self._left_early(member, task)
         if failure is not None and failure.kind == "signal" and member.restarts < task.max_restarts and not self._failed:
             return self._start_again(member, task, failure)
@@ -268,8 +276,7 @@ class Crew:
         supervised = env.supervised_variables(self._run.attempt or 0)
         prepare = functools.partial(begin_group, signal.SIGTERM)  # which comes when this process is killed
         try:
-            if task is None:
-                self.agents.start(prepare)
+            self.agents.start(prepare)
             if planned.over_ssh:
                 member.connection = self._connect(planned, supervised, prepare)
                 member.process = member.connection.process

@@ -15,6 +15,7 @@ from dtrain.launch import sbatch, slurm
 from dtrain.launch.console import Console, LineReader
 from dtrain.launch.job import announce, make_run, report_end
 from dtrain.launch.logs import print_logs
+from dtrain.launch.preflight import check_python
 from dtrain.launch.sbatch import JobState, SlurmJob
 from dtrain.launch.supervise import TIME_LIMIT
 from dtrain.layout import RunLayout, Workspace
@@ -42,20 +43,37 @@ def submit_job(spec: JobSpec, workspace: Workspace, console: Console) -> RunLayo
 
     Raises UsageError, WorkspaceError, and NotRunnable where sbatch does not take it; no run folder is left then.
     """
-    if list(spec.args) != spec.to_json()["args"]:
-        raise UsageError("--secret: the script's arguments hold its value, which Slurm would show; have it read the variable")
     run = make_run(spec, workspace)
-    plan = slurm.submission(spec, run, run.code)
     try:
-        write_record(run.status, RunStatus(state="queued", size=spec.size, started=time.time()))
-        job = sbatch.submit(plan, run, {**env.inherited(), **spec.secret_values()})
+        submit_run(run, spec, console)
     except BaseException:
         if not run.slurm_job.exists():  # else Slurm has the job, whatever came then
             shutil.rmtree(run.root)
         raise
+    return run
+
+
+def submit_run(run: RunLayout, spec: JobSpec, console: Console) -> SlurmJob:
+    """Hand the job of a filled run folder to sbatch. Blocks until that has taken it.
+
+    Raises UsageError, WorkspaceError, and NotRunnable where sbatch, or the ranks' Python, does not.
+    """
+    masked = spec.to_json()
+    if list(spec.args) != masked["args"]:
+        raise UsageError("--secret: the script's arguments hold its value, which Slurm would show; have it read the variable")
+    if hold := [name for name, value in spec.open_environment.items() if masked["environment"][name] != value]:
+        raise UsageError(
+            f"--secret: --env {hold[0]} holds the value of a secret, which the job would be given masked; make it one, too "
+            f"(--secret {hold[0]})"
+        )
+    if spec.python is not None:
+        check_python(spec.interpreter)
+    plan = slurm.submission(spec, run, run.code)
+    write_record(run.status, RunStatus(state="queued", size=spec.size, started=time.time()))
+    job = sbatch.submit(plan, run, {**env.inherited(), **spec.secret_values()})
     announce(run, plan, console)
     console.say(f"dtrain: submitted as Slurm job {job.job_id}")
-    return run
+    return job
 
 
 def come_back(run: RunLayout) -> str:

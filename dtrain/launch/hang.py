@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from dtrain.job_options import Hangs
+from dtrain.launch.crew import Crew
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.stacks import collect_stacks, place, read_beat
 from dtrain.layout import RunLayout
@@ -29,10 +30,10 @@ class HangWatch:
         run: RunLayout,
         hangs: Hangs,
         say: Callable[[str], None],
-        tell: Callable[[int, str], bool],
+        crew: Crew,
     ) -> None:
-        """``say`` shows words; ``tell`` says one to a rank on another host, see :func:`collect_stacks`."""
-        self._plan, self._run, self._hangs, self._say, self._tell_rank = plan, run, hangs, say, tell
+        """``say`` shows words; ``crew`` reaches ranks on other hosts."""
+        self._plan, self._run, self._hangs, self._say, self._crew = plan, run, hangs, say, crew
         # Servers, and workers that serve a chief, do nothing of their own; an evaluator waits for checkpoints.
         tasks = plan.tasks
         self._ranks = [r for r in plan.deciding_ranks if r not in tasks or tasks[r].task.role not in ("ps", "evaluator")]
@@ -83,7 +84,7 @@ class HangWatch:
         """Show what every rank does, and return the cause in a sentence."""
         limit, tasks = self._hangs.hang_timeout_s, self._plan.tasks
         names = {rank: str(tasks[rank].task) if rank in tasks else f"rank {rank}" for rank in range(self._plan.size)}
-        stacks = collect_stacks(self._run, range(self._plan.size), self._tell_rank)
+        stacks = collect_stacks(self._run, range(self._plan.size), self._crew.tell, self._crew.pause)
         waits: dict[str, list[int]] = {}
         self._say(f"dtrain: no progress of {_listed(names, hung)} for {limit:g} s: no output, metric, collective or checkpoint")
         for rank, name in names.items():
@@ -100,6 +101,8 @@ class HangWatch:
             blamed = f"{_listed(names, free)} did not come ({place(stacks[free[0]])}), and {waited}"
         else:
             blamed = waited or f"{_listed(names, hung)} was at {place(stacks[hung[0]])}"
+            left = [rank for rank in self._ranks if self._run.rank(rank).done.is_file()]
+            blamed += f"; {_listed(names, left)} had left before with exit code 0" if left else ""
         return f"no progress for {limit:g} s (--hang-timeout): {blamed}"
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.machinery
 import mmap
 import os
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dtrain import install, resources
-from dtrain.errors import MissingDependency, UsageError
+from dtrain.errors import MissingDependency, NotRunnable, UsageError
 from dtrain.launch import mpi
 from dtrain.launch.mpi_families import MpiInstallation, find_mpi
 from dtrain.launch.places import Place
@@ -39,7 +40,7 @@ class HorovodInstallation:
 
 
 def find_horovod(spec: JobSpec, path: list[str] | None = None) -> HorovodInstallation:
-    """Find Horovod for the ranks of ``spec`` on this Python's ``path``, without importing it.
+    """Find Horovod for the ranks of ``spec`` on the ``path`` of their Python (None: it is asked for it), without importing it.
 
     Raises MissingDependency when it is not installed, or built without TensorFlow or MPI, and UsageError when something in the
     source folder would be imported in its place.
@@ -49,10 +50,10 @@ def find_horovod(spec: JobSpec, path: list[str] | None = None) -> HorovodInstall
         raise UsageError(f"{shadow} would be imported in place of the package Horovod by every rank; give it another name")
     # `python -m dtrain.cli` puts the current folder on the path, which is not where the ranks look.
     found = importlib.machinery.PathFinder.find_spec(
-        "horovod", [p for p in (sys.path if path is None else path) if p not in ("", os.getcwd())]
+        "horovod", [p for p in (module_path(spec) if path is None else path) if p not in ("", os.getcwd())]
     )
     if found is None or not found.submodule_search_locations:
-        raise MissingDependency(f"launcher 'horovod' needs Horovod, which {sys.executable} has not; run: {install.HOROVOD}")
+        raise MissingDependency(f"launcher 'horovod' needs Horovod, which {spec.interpreter} has not; run: {install.HOROVOD}")
     folder = Path(next(iter(found.submodule_search_locations)))
     library = next(folder.glob("tensorflow/mpi_lib*.so"), None)
     if library is None:
@@ -61,7 +62,18 @@ def find_horovod(spec: JobSpec, path: list[str] | None = None) -> HorovodInstall
         raise MissingDependency(
             f"the Horovod in {folder} is built without MPI, by which its ranks are started; build it anew: {install.HOROVOD}"
         )
-    return HorovodInstallation(folder=folder, mpi=find_mpi())
+    return HorovodInstallation(folder=folder, mpi=find_mpi(spec.interpreter))
+
+
+def module_path(spec: JobSpec) -> list[str]:
+    """Where the ranks' Python looks for modules. Raises NotRunnable when it does not say."""
+    if spec.python is None:
+        return sys.path
+    argv = [spec.interpreter, "-c", "import sys; print(*sys.path, sep='\\n')"]
+    try:
+        return subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NotRunnable(f"{spec.interpreter} cannot be asked where its modules are: {error}") from error
 
 
 def _is_importable(path: Path) -> bool:

@@ -34,8 +34,13 @@ def planner(
     ``workspace`` is what other hosts have to see as well; None when nothing is to be written. ``say`` shows what is wrong with
     hosts and does not keep the job from running.
 
-    Raises MissingDependency and NotRunnable when the launcher cannot run here, UsageError for ranks that cannot be bound.
+    Raises MissingDependency and NotRunnable when the launcher, or the ranks' Python, cannot run here; UsageError for ranks that
+    cannot be bound.
     """
+    if spec.python is not None and not spec.hosts and workspace is not None:  # hosts are asked for it, each its own
+        from dtrain.launch.preflight import check_python
+
+        check_python(spec.interpreter)
     plan, secrets = _launcher(spec, workspace, say), spec.secret_values()
     binding = [] if spec.bind == "none" or spec.hosts else plan_binding(spec.bind, spec.size, HostTopology.read())
     return lambda run, cwd: dataclasses.replace(plan(run, cwd), secrets=secrets, binding=tuple(binding))
@@ -75,7 +80,7 @@ def _launcher(
     from dtrain.launch import mpi
     from dtrain.launch.mpi_families import find_mpi
 
-    return functools.partial(mpi.plan, spec, mpi=find_mpi(), places=places)
+    return functools.partial(mpi.plan, spec, mpi=find_mpi(spec.interpreter), places=places)
 
 
 def dry_run(spec: JobSpec, workspace: Workspace) -> LaunchPlan:
@@ -136,10 +141,11 @@ def supervise_run(
     if spec.tasks:
         limits = dataclasses.replace(limits, start_timeout_s=spec.cluster_options.start_timeout_s)
     replan = functools.partial(planner, spec, run.workspace, console.say)
-    status = run_attempts(plan, lambda: replan()(run, run.code), run, limits, spec.restarts, console)
-    if explain is not None:
-        status = explain(status)
-    report_end(run, status, console)
+    with console.in_background():
+        status = run_attempts(plan, lambda: replan()(run, run.code), run, limits, spec.restarts, console)
+        if explain is not None:
+            status = explain(status)
+        report_end(run, status, console)
     return status
 
 

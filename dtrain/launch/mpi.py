@@ -19,8 +19,8 @@ from dtrain.errors import UsageError
 from dtrain.job_options import available_cores
 from dtrain.launch import ssh
 from dtrain.launch.mpi_families import MpiFamily, MpiInstallation
-from dtrain.launch.places import Place
-from dtrain.launch.plan import LaunchPlan, PlannedHost, PlannedProcess, rank_argv
+from dtrain.launch.places import Place, planned_hosts
+from dtrain.launch.plan import LaunchPlan, PlannedProcess, rank_argv
 from dtrain.layout import RunLayout
 from dtrain.spec import JobSpec
 
@@ -65,8 +65,7 @@ def plan(
     process = PlannedProcess(
         name="mpirun", host=socket.gethostname(), argv=argv, environment={**own, **environment, **own_remote}, cwd=cwd
     )
-    ranks = {place.host: tuple(r for r, each in enumerate(places) if each.host == place.host) for place in places}
-    hosts = tuple(PlannedHost(name=name, ranks=ranks[name]) for name in dict.fromkeys(p.host for p in places if p.over_ssh))
+    hosts = planned_hosts(places)
     return LaunchPlan(
         launcher="mpi", size=spec.workers, processes=(process,), scratch=scratch, other_hosts=hosts, noise=family.noise
     )

@@ -100,16 +100,18 @@ class MpiInstallation:
     version: str
 
 
-def find_mpi() -> MpiInstallation:
-    """Find mpirun: ``$DTRAIN_MPIRUN``, else the one beside this Python, else the first on PATH; asks it for its version.
+def find_mpi(python: str = "") -> MpiInstallation:
+    """Find mpirun: ``$DTRAIN_MPIRUN``, else the one beside the ranks' ``python`` (empty: this one), else the one beside this
+    Python, else the first on PATH; asks it for its version.
 
     Raises MissingDependency when there is none, NotRunnable when it cannot be run or is of no known MPI.
     """
-    beside_python = Path(sys.executable).parent / "mpirun"
-    mpirun = env.mpirun_override() or (str(beside_python) if beside_python.is_file() else shutil.which("mpirun"))
+    python = python or sys.executable
+    beside = (Path(each).parent / "mpirun" for each in (python, sys.executable))
+    mpirun = env.mpirun_override() or next((str(path) for path in beside if path.is_file()), None) or shutil.which("mpirun")
     if mpirun is None:
         raise MissingDependency(
-            f"MPI is not installed: there is no mpirun beside {sys.executable} or on PATH; {install.MPI} brings Open MPI"
+            f"MPI is not installed: there is no mpirun beside {python} or on PATH; {install.MPI} brings Open MPI"
         )
     try:
         answer = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=30, check=False)

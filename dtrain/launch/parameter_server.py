@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dtrain import env, resources
 from dtrain.errors import UsageError
-from dtrain.launch.places import Place
+from dtrain.launch.places import Place, planned_hosts
 from dtrain.launch.plan import LaunchPlan, PlannedProcess, PlannedTask, rank_argv
 from dtrain.layout import RunLayout
 from dtrain.roles import Task
@@ -23,10 +23,12 @@ from dtrain.tf_config import TF_CONFIG, cluster_variables
 def plan(spec: JobSpec, run: RunLayout, cwd: Path, places: Sequence[Place]) -> LaunchPlan:
     """Plan every task of ``spec``'s cluster. Pure; ``places`` has one for each task of :meth:`JobSpec.tasks`.
 
-    Raises UsageError when ``--env`` sets TF_CONFIG, which is this launcher's to write.
+    Raises UsageError when ``--env`` sets TF_CONFIG, which is this launcher's to write, and for an evaluator that would see no
+    checkpoints.
     """
     if TF_CONFIG in spec.environment:
         raise UsageError(f"--env {TF_CONFIG}=... contradicts --launcher {spec.launcher_name}, which writes it for every task")
+    _check_evaluator(spec.tasks, places)
     dialect, tasks = spec.cluster_options.dialect, spec.tasks
     addresses = {task: place.address for task, place in zip(tasks, places, strict=True)}
     common = env.launch_variables(run, size=len(tasks), vocabulary=env.CLUSTER_VOCABULARY, resume_from=spec.resume_from)
@@ -54,7 +56,18 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, places: Sequence[Place]) -> L
             )
         )
     processes.sort(key=lambda process: (process.task.stage, process.task.rank) if process.task else (0, 0))
-    return LaunchPlan(launcher=spec.launcher_name, size=len(tasks), processes=tuple(processes))
+    # Their tasks are processes of the plan; an agent brings what they write where the run folder is not shared.
+    copied = tuple(host for host in planned_hosts(places) if host.copied)
+    return LaunchPlan(launcher=spec.launcher_name, size=len(tasks), processes=tuple(processes), other_hosts=copied)
+
+
+def _check_evaluator(tasks: Sequence[Task], places: Sequence[Place]) -> None:
+    for task, place in zip(tasks, places, strict=True):
+        if task.role == "evaluator" and place.host != places[0].host and (place.copied or places[0].copied):
+            raise UsageError(
+                f"the evaluator on {place.host} would not see the checkpoints of the {tasks[0].role} on {places[0].host}; use a "
+                "workspace that both see, or give that host slots for all tasks, or leave out --evaluator"
+            )
 
 
 def _planned(spec: JobSpec, rank: int, task: Task, place: Place) -> PlannedTask:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dtrain.errors import NotRunnable, UsageError
 from dtrain.hosts import Host, place
 from dtrain.job_options import MPI_LAUNCHERS, available_cores
 from dtrain.launch import ssh
+from dtrain.launch.plan import PlannedHost
 from dtrain.launch.ports import free_ports
-from dtrain.launch.preflight import Report, ask_hosts
+from dtrain.launch.preflight import Answer, Report, ask_hosts
 from dtrain.layout import Workspace
 from dtrain.spec import JobSpec
 
@@ -22,7 +23,8 @@ _LOOPBACK = "127.0.0.1"
 class Place:
     """Where one rank goes: ``name`` is how others reach the host, ``host`` what messages call it; ``cores`` are the host's.
 
-    ``port`` is free there; 0 of ranks that need none.
+    ``port`` is free there; 0 of ranks that need none. ``copied``: the host does not see the workspace, and is given a copy of the
+    run folder.
     """
 
     host: str
@@ -30,6 +32,7 @@ class Place:
     port: int
     cores: int
     over_ssh: bool = False
+    copied: bool = False
 
     @property
     def address(self) -> str:
@@ -39,9 +42,9 @@ class Place:
 def find_places(spec: JobSpec, workspace: Workspace | None, say: Callable[[str], None] | None = None) -> list[Place]:
     """Ask the hosts of ``spec`` where its ranks can go. Blocks for seconds at most.
 
-    ``workspace`` must be seen by all of them, which is tried by a file in it; None: not tried. ``say`` shows what does not keep
-    the job from running. Raises UsageError for hosts that do not go together, NotRunnable when one of them cannot be used: all
-    that cannot are named, each with what to do.
+    Whether they see ``workspace`` is tried by a file in it; None: not tried. ``say`` shows what need not keep a job from running.
+    Raises UsageError for hosts that do not go together, NotRunnable when one of them cannot be used: all that cannot are named,
+    each with what to do.
     """
     count = spec.size
     if not spec.hosts:
@@ -53,6 +56,9 @@ def find_places(spec: JobSpec, workspace: Workspace | None, say: Callable[[str],
     reports = _ask(spec, placed, workspace, say) if spec.preflight else {}
     answers = {host: report.answer for host, report in reports.items() if report.answer is not None}
     ports = {host: iter(answer.ports) for host, answer in answers.items()}
+    copied = {host: _is_copied(spec, workspace, answers.get(host)) for host in placed if not local[host]}
+    if say is not None and answers:
+        _say_copied(spec, [host.name for host, is_copied in copied.items() if is_copied], say)
     return [
         Place(
             host=host.name,
@@ -60,6 +66,7 @@ def find_places(spec: JobSpec, workspace: Workspace | None, say: Callable[[str],
             port=next(ports[host], 0) if host in ports else 0,
             cores=answers[host].cores if host in answers else available_cores(),
             over_ssh=not local[host],
+            copied=copied.get(host, False),
         )
         for host in placed
     ]
@@ -72,10 +79,33 @@ def check_loopback(hosts: list[Host]) -> None:
         raise UsageError(f"other hosts cannot reach {loops[0]!r}; name this host as they do, as {socket.gethostname()}")
 
 
+def planned_hosts(places: Sequence[Place]) -> tuple[PlannedHost, ...]:
+    """The other hosts among ``places``, of which there is one for each rank, by their first ranks."""
+    ranks: dict[str, list[int]] = {}
+    for rank, each in enumerate(places):
+        ranks.setdefault(each.host, []).append(rank)
+    others = {each.host: each for each in places if each.over_ssh}
+    return tuple(PlannedHost(name=name, ranks=tuple(ranks[name]), copied=each.copied) for name, each in others.items())
+
+
+def _is_copied(spec: JobSpec, workspace: Workspace | None, answer: Answer | None) -> bool:
+    """Whether another host is given a copy of the run folder: it said that it does not see the workspace, or was not asked."""
+    return not spec.shared_fs if workspace is None or answer is None else not answer.shared
+
+
+def _say_copied(spec: JobSpec, copied: list[str], say: Callable[[str], None]) -> None:
+    if copied and spec.shared_fs:
+        see = f"{'hosts' if len(copied) > 1 else 'host'} {', '.join(copied)} {'do' if len(copied) > 1 else 'does'}"
+        say(f"dtrain: {see} not see this workspace: the run folder is copied there, and what is written there is brought back")
+    elif not copied and not spec.shared_fs:
+        say("dtrain: --no-shared-fs has no effect: all hosts see this workspace")
+
+
 def _ask(spec: JobSpec, placed: list[Host], workspace: Workspace | None, say: Callable[[str], None] | None) -> dict[Host, Report]:
     mpi = spec.launcher_name in MPI_LAUNCHERS
     counts = {host: 0 if mpi else placed.count(host) for host in dict.fromkeys(placed)}
-    reports = ask_hosts(counts, workspace, mpi=mpi)
+    python = spec.interpreter if spec.python is not None else ""
+    reports = ask_hosts(counts, workspace, mpi=mpi, shared_fs=spec.shared_fs, python=python)
     problems = [said for report in reports.values() for said in report.of("problem")]
     if problems:
         raise NotRunnable("\ndtrain: ".join(problems))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -61,10 +60,11 @@ class PlannedProcess:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedHost:
-    """Another host on which a process of this one (mpirun) starts ranks."""
+    """Another host with ranks. ``copied``: it does not see the run folder, and is given a copy."""
 
     name: str
     ranks: tuple[int, ...]
+    copied: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +72,8 @@ class LaunchPlan:
     """All processes of a job of ``size`` ranks, in the order in which they are started.
 
     ``scratch`` is a folder that the launcher's own programs may make on each host; it is removed when the job is over.
-    ``other_hosts`` are those with ranks that none of ``processes`` is. ``noise`` is a regular expression for lines of the
-    launcher's own that mean nothing, and are not shown; empty: all are.
+    ``other_hosts`` are those with ranks that none of ``processes`` is, and those with a copy of the run folder. ``noise`` is a
+    regular expression for lines of the launcher's own that mean nothing, and are not shown; empty: all are.
     ``binding`` is what the ranks of this host will be bound to, by local rank; none where they are not, or other hosts have some.
     ``secrets`` are variables that all processes are given, and that stand in none of their environments or arguments here.
     ``ordered`` is true where a program other than dtrain starts ranks on other hosts: they are told what to do by files.
@@ -140,11 +140,11 @@ class LaunchPlan:
                 {"local_rank": rank, "processors": format_cpus(each.cpus), "threads": each.threads, "gpu": each.gpu}
                 for rank, each in enumerate(self.binding)
             ],
-            "other_hosts": [{"name": host.name, "ranks": list(host.ranks)} for host in self.other_hosts],
+            "other_hosts": [{"name": host.name, "ranks": list(host.ranks), "copied": host.copied} for host in self.other_hosts],
         }
 
 
 def rank_argv(spec: JobSpec) -> tuple[str, ...]:
-    """The command of one rank: this Python, dtrain's rank entry, then the script or module and its arguments, untouched."""
+    """The command of one rank: its Python, dtrain's rank entry, then the script or module and its arguments, untouched."""
     target = ("-m", spec.target) if spec.is_module else (spec.script_in_source,)
-    return (sys.executable, "-m", "dtrain._rank_main", *target, *env.escape_arguments(spec.args))
+    return (spec.interpreter, "-m", "dtrain._rank_main", *target, *env.escape_arguments(spec.args))

@@ -41,18 +41,20 @@ Level = Literal["ok", "warning", "problem"]
 @dataclass(frozen=True, kw_only=True)
 class Question:
     """``ports``: how many free ones are wanted; ``token``: a file that has to be seen; ``mpi``: whether one is needed; ``back``:
-    a port of the host that asks, to which a connection is tried."""
+    a port of the host that asks, to which a connection is tried; ``python``: the ranks', where it is another one."""
 
     ports: int = 0
     token: str | None = None
     mpi: bool = False
     back: int | None = None
+    python: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """What a host said about itself. ``mpi`` is empty where it was not asked for, ``mpi_problem`` says why there is none;
-    ``back`` is why a connection to the host that asks failed, or empty."""
+    ``back`` is why a connection to the host that asks failed, or empty. ``ranks`` is the version of the ranks' Python, where
+    that is another one, and ``ranks_problem`` why they cannot run by it."""
 
     python: str
     dtrain: str
@@ -64,6 +66,8 @@ class Answer:
     mpi: str = ""
     mpi_problem: str = ""
     back: str = ""
+    ranks: str = ""
+    ranks_problem: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +92,13 @@ class Report:
         return [f"host {self.host}: {check.said}" for check in self.checks if check.level == level]
 
 
-def ask_hosts(hosts: Mapping[Host, int], workspace: Workspace | None, *, mpi: bool) -> dict[Host, Report]:
-    """Ask each of ``hosts`` for that many free ports, and whether it sees ``workspace`` (None: not asked) and has the same MPI.
+def ask_hosts(
+    hosts: Mapping[Host, int], workspace: Workspace | None, *, mpi: bool, shared_fs: bool = True, python: str = ""
+) -> dict[Host, Report]:
+    """Ask each of ``hosts`` for that many free ports, and whether it sees ``workspace`` (None: not asked), has the same MPI, and
+    can run ranks by ``python`` (empty: by this one).
 
+    That some hosts see the workspace and some do not is a problem, unless ``shared_fs`` is False: a mount is missing, as a rule.
     Blocks for seconds, half a minute at most. Raises WorkspaceError when the workspace cannot be written here; everything else is
     in the reports.
     """
@@ -99,8 +107,8 @@ def ask_hosts(hosts: Mapping[Host, int], workspace: Workspace | None, *, mpi: bo
         elsewhere = not all(local.values())
         token = str(stack.enter_context(_token(workspace))) if workspace is not None and elsewhere else None
         back = stack.enter_context(socket.create_server(("", 0), backlog=256)).getsockname()[1] if mpi and elsewhere else None
-        question = Question(token=token, mpi=mpi, back=back)
-        own = answer_to(Question(mpi=mpi))
+        question = Question(token=token, mpi=mpi, back=back, python=python)
+        own = answer_to(Question(mpi=mpi, python=python))
 
         def ask(host: Host) -> Report:
             asked = replace(question, ports=hosts[host])
@@ -110,12 +118,15 @@ def ask_hosts(hosts: Mapping[Host, int], workspace: Workspace | None, *, mpi: bo
             return Report(host=host.name, checks=_compared(answer, answer, 0.0), answer=answer)
 
         with concurrent.futures.ThreadPoolExecutor(max_workers=min(64, len(hosts))) as pool:
-            return dict(zip(hosts, pool.map(ask, hosts), strict=True))
+            reports = dict(zip(hosts, pool.map(ask, hosts), strict=True))
+    if token is not None:
+        _compare_sight([reports[host] for host in hosts if not local[host]], shared_fs)
+    return reports
 
 
-def examine_this_host(workspace: Workspace) -> Report:
-    """Look at this host alone. Writes a file into the workspace and removes it; no folder is made."""
-    own = answer_to(Question(mpi=True))
+def examine_this_host(workspace: Workspace, python: str = "") -> Report:
+    """Look at this host alone; ``python`` is the ranks' (empty: this one). Writes nothing."""
+    own = answer_to(Question(mpi=True, python=python))
     checks = _compared(own, own, 0.0)
     folder = next(path for path in (workspace.root, *workspace.root.parents) if path.exists())
     if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
@@ -148,10 +159,11 @@ def answer_to(question: Question) -> Answer:
     mpi = problem = ""
     if question.mpi:
         try:
-            found = find_mpi()
+            found = find_mpi(question.python)
             mpi = f"{found.family.title} {found.version}"
         except (MissingDependency, NotRunnable) as error:
             problem = str(error)
+    ranks, ranks_problem = _ask_python(question.python) if question.python else ("", "")
     return Answer(
         python=platform.python_version(),
         dtrain=__version__,
@@ -162,8 +174,34 @@ def answer_to(question: Question) -> Answer:
         mpi=mpi,
         mpi_problem=problem,
         back=_try_back(question.back),
+        ranks=ranks,
+        ranks_problem=ranks_problem,
         time=time.time(),
     )
+
+
+def check_python(python: str) -> None:
+    """Raises NotRunnable where ranks cannot run by ``python`` on this host. Blocks for a moment."""
+    _, problem = _ask_python(python)
+    if problem:
+        raise NotRunnable(problem)
+
+
+def _ask_python(python: str) -> tuple[str, str]:
+    """The version of a Python, and why ranks cannot run by it; one of the two is empty."""
+    code = "import platform, dtrain._rank_main, dtrain.run; print(platform.python_version(), dtrain.__version__)"
+    try:
+        # From a folder where nothing lies that could be imported by chance.
+        done = subprocess.run([python, "-c", code], cwd="/", capture_output=True, text=True, timeout=_ANSWER_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return "", f"{python} cannot be run: {getattr(error, 'strerror', None) or error}"
+    version, _, found = (done.stdout.splitlines() or [""])[-1].partition(" ")
+    if done.returncode != 0 or not found:
+        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return "", f"{python} cannot run ranks: {said}; install dtrain {__version__} for it: {python} -m pip install dtrain"
+    if found != __version__:
+        return "", f"{python} has dtrain {found}, and dtrain {__version__} starts the ranks; install the same for both"
+    return version, ""
 
 
 def _try_back(port: int | None) -> str:
@@ -209,9 +247,29 @@ def _ask(host: Host, question: Question, own: Answer) -> Report:
         return problem("python", f"{sys.executable} -m dtrain fails there: {said}; {advice}")
     ahead_s = max(0.0, answer.time - time.time()) or min(0.0, answer.time - asked)
     checks = [Check(name="ssh", level="ok", said="connects"), *_compared(answer, own, ahead_s)]
-    if question.token is not None and answer.shared:
-        checks.append(Check(name="workspace", level="ok", said="sees it"))
     return Report(host=host.name, checks=checks, answer=answer)
+
+
+def _compare_sight(reports: list[Report], shared_fs: bool) -> None:
+    """Note of each other host that has answered whether it sees the workspace, and what that means beside the others."""
+    answers = {report.host: report.answer for report in reports if report.answer is not None}
+    seeing = [name for name, answer in answers.items() if answer.shared]
+    for report in reports:
+        if report.host not in answers:
+            continue
+        if report.host in seeing:
+            check = Check(name="workspace", level="ok", said="sees it")
+        elif seeing and shared_fs:
+            said = (
+                f"does not see this workspace, and host {seeing[0]} does; mount it there too, at the same path, or choose "
+                "another (--workspace, DTRAIN_WORKSPACE); --no-shared-fs copies the run folder to hosts that do not see it"
+            )
+            check = Check(name="workspace", level="problem", said=said)
+        else:
+            check = Check(
+                name="workspace", level="ok", said="does not see it: the run folder is copied, and outputs brought back"
+            )
+        report.checks.append(check)
 
 
 def _compared(answer: Answer, own: Answer, ahead_s: float) -> list[Check]:
@@ -226,15 +284,11 @@ def _compared(answer: Answer, own: Answer, ahead_s: float) -> list[Check]:
     check("dtrain", answer.dtrain == own.dtrain, answer.dtrain, said)
     said = f"has Python {answer.python} at {sys.executable}, and this host has {own.python}; use the same on all"
     check("python", versions[0] == versions[1], answer.python, said)
+    if answer.ranks or answer.ranks_problem:
+        check("ranks' python", not answer.ranks_problem, answer.ranks, answer.ranks_problem)
     if answer is own or own.mpi or answer.mpi:
         said = answer.mpi_problem or f"has {answer.mpi}, and this host has {own.mpi or 'none'}; use the same MPI on all"
         check("mpi", bool(answer.mpi) and answer.mpi == own.mpi, answer.mpi, said, "problem" if answer is not own else "warning")
-    said = (
-        "does not see this workspace: what is written in it here is not there; choose a folder of a shared file system, at "
-        "the same path on all hosts, with --workspace or DTRAIN_WORKSPACE"
-    )
-    if not answer.shared:
-        check("workspace", False, "", said)
     said = f"cannot connect to this host at {answer.back}; hosts must reach each other on all ports (--network names the network)"
     if own.mpi and answer is not own:
         check("network", not answer.back, "connects to this host", said, "warning")

@@ -74,6 +74,26 @@ class SlurmJob:
             return None
 
 
+def list_partitions() -> dict[str, tuple[int, int]] | None:
+    """Slurm's partitions: how many nodes each has, and how many cores the smallest of them; None where there is no sinfo.
+
+    Raises NotRunnable where Slurm does not answer.
+    """
+    argv = ["sinfo", "--noheader", "--format=%R|%D|%c"]
+    try:
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_ANSWER_S, check=True)
+    except FileNotFoundError:
+        return None
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NotRunnable(f"Slurm's partitions cannot be listed: {error}; does `sinfo` work here?") from error
+    found: dict[str, tuple[int, int]] = {}
+    for line in done.stdout.splitlines():  # a partition has a line for each kind of its nodes
+        name, nodes, cores = line.strip().split("|")
+        before, least = found.get(name, (0, int(cores.rstrip("+"))))
+        found[name] = (before + int(nodes), min(least, int(cores.rstrip("+"))))
+    return found
+
+
 def submit(plan: LaunchPlan, run: RunLayout, environment: dict[str, str]) -> SlurmJob:
     """Call sbatch as planned, and keep the job's id in the run folder. Raises NotRunnable with sbatch's own words."""
     (process,) = plan.processes

@@ -80,7 +80,7 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, *, allocation: Allocation, st
         return dataclasses.replace(planned, launcher="slurm", processes=(process,), ordered=True)
     environment = {
         **common,
-        **_own_mpi(start),
+        **_own_mpi(spec, start),
         **env.launch_variables(run, size=spec.workers, vocabulary="slurm", resume_from=spec.resume_from),
         **spec.open_environment,
     }
@@ -98,12 +98,14 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, *, allocation: Allocation, st
     return LaunchPlan(launcher="slurm", size=spec.workers, processes=(process,), ordered=True)
 
 
-def _own_mpi(start: Start) -> dict[str, str]:
+def _own_mpi(spec: JobSpec, start: Start) -> dict[str, str]:
     """Where Open MPI from its wheel finds its parts: its mpirun would say so, srun does not."""
-    if start.by != "pmix" or start.mpi is None or Path(start.mpi.mpirun).parent != Path(sys.executable).parent:
+    if start.by != "pmix" or start.mpi is None:
         return {}
-    prefix = str(Path(sys.executable).parent.parent)
-    return {name: prefix for name in ("OPAL_PREFIX", "PMIX_PREFIX") if name not in os.environ}
+    folder = Path(start.mpi.mpirun).parent
+    if folder not in (Path(spec.interpreter).parent, Path(sys.executable).parent):
+        return {}
+    return {name: str(folder.parent) for name in ("OPAL_PREFIX", "PMIX_PREFIX") if name not in os.environ}
 
 
 def find_start(spec: JobSpec, allocation: Allocation, *, tried: bool) -> Start:
@@ -115,7 +117,7 @@ def find_start(spec: JobSpec, allocation: Allocation, *, tried: bool) -> Start:
     """
     wanted = spec.slurm_options.start
     try:
-        found = find_mpi()
+        found = find_mpi(spec.interpreter)
     except MissingDependency:
         if wanted == "mpirun" or spec.workers > 1:
             raise

@@ -133,14 +133,14 @@ class Connection:
                 self._said = b"\n".join((self._said + chunk).split(b"\n")[-_KEPT_LINES:])
         return self._said.decode(errors="replace")
 
-    def hear(self) -> bytes:
-        """What came from the process's standard output since the last time, where it is listened to."""
-        heard = b""
+    def hear(self, most_bytes: int) -> bytes:
+        """What came from the process's standard output since the last time, where it is listened to; about so much at most."""
+        heard = bytearray()
         if self.process.stdout is not None:
             with contextlib.suppress(OSError, ValueError):
-                while chunk := os.read(self.process.stdout.fileno(), 65536):
+                while len(heard) < most_bytes and (chunk := os.read(self.process.stdout.fileno(), 65536)):
                     heard += chunk
-        return heard
+        return bytes(heard)
 
     def release(self) -> None:
         """Give the descriptors back."""

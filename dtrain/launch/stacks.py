@@ -40,10 +40,16 @@ def read_beat(run: RunLayout, rank: int) -> Beat:
     return Beat(count=values["count"], collective=values["collective"], since_s=values["since_s"])
 
 
-def collect_stacks(run: RunLayout, ranks: Iterable[int], tell: Callable[[int, str], bool] | None = None) -> dict[int, str]:
+def collect_stacks(
+    run: RunLayout,
+    ranks: Iterable[int],
+    tell: Callable[[int, str], bool] | None = None,
+    pause: Callable[[float], None] = time.sleep,
+) -> dict[int, str]:
     """Ask the ranks of this host for the stacks of all their threads and return what each answered, or why it did not.
 
     ``tell`` says a word to a rank on another host, False where there is no connection to it; who supervises the run has it.
+    ``pause`` waits that many seconds, and takes over meanwhile what comes from hosts that do not see the run folder.
     Blocks for :data:`_ANSWER_S` at most. What they answer is also in their ``stack.txt``.
     """
     answers, asked = {}, {}
@@ -56,9 +62,10 @@ def collect_stacks(run: RunLayout, ranks: Iterable[int], tell: Callable[[int, st
     deadline = time.monotonic() + _ANSWER_S
     before: dict[int, str] = {}
     while asked and time.monotonic() < deadline:
-        time.sleep(0.1)
+        pause(0.1)
         for rank, size in list(asked.items()):
-            text = run.rank(rank).stack.read_bytes()[size:].decode(errors="replace")
+            file = run.rank(rank).stack
+            text = file.read_bytes()[size:].decode(errors="replace") if file.exists() else ""
             if text and before.get(rank) == text:  # and nothing more came
                 answers[rank] = text
                 del asked[rank]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import re
 import shutil
 import signal
 import socket
@@ -15,32 +13,29 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from dtrain import env
 from dtrain.job_options import Hangs
 from dtrain.launch.agent import Agents, processes_of, signal_guard
 from dtrain.launch.beats import BeatWatch
-from dtrain.launch.chatter import Chatter
-from dtrain.launch.console import Console, LineReader
+from dtrain.launch.console import Console
 from dtrain.launch.crew import Crew
 from dtrain.launch.hang import HANG, HangWatch
+from dtrain.launch.output import Output
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.ssh import FAILED
 from dtrain.layout import RunLayout
-from dtrain.masking import MaskedStream
 from dtrain.processes import END_SCRIPT, signal_name
 from dtrain.status import (
     ORPHANED,
     RankFailure,
     RunStatus,
-    failure_from_line,
     first_failure,
+    name_who_left,
     read_failure,
     read_process,
 )
 
 TIME_LIMIT = 124  # the exit code of timeout(1)
 _CAUSE_LINES = 20
-_SHOWN_AT_ONCE = 16  # MiB
 _POLL_S = 0.03
 _CHECK_S = 0.1
 # How often the folders of ranks on other hosts are opened anew, which costs a network file system some of its time.
@@ -49,8 +44,6 @@ _LOOK_AGAIN_S = 1.0
 _AGENT_LOST_S = 3600.0
 # After a failure the launcher ends the other ranks by itself, as a rule at once; it says more when it may.
 _LAUNCHER_REACTION_S = 0.3
-# The launcher's words are shown this much later, to know by then whether they are about a rank that failed.
-_LAUNCHER_HOLD_S = 0.5
 # How long mpirun may take to end once its ranks have, before it is killed too.
 _LAUNCHER_END_S = 3.0
 # How long a rank on another host may take to be killed, and its ssh client to learn of it.
@@ -89,15 +82,9 @@ class Supervisor:
     def __init__(self, plan: LaunchPlan, run: RunLayout, limits: Limits, console: Console, signals: Signals) -> None:
         self._plan, self._run, self._limits, self._console = plan, run, limits, console
         self._names = {rank: str(planned.task) for rank, planned in plan.tasks.items()}
-        self._labels = {rank: planned.task.label for rank, planned in plan.tasks.items()}
-        self._readers = {rank: LineReader(run.rank(rank).output_log) for rank in range(plan.size)}
-        self._pipe, self._pipe_end = os.pipe()
-        agents = Agents(plan.other_hosts, run, plan.scratch, 2 * (limits.hangs.heartbeat_timeout_s or _AGENT_LOST_S))
-        self._crew = Crew(plan, run, agents, output=self._pipe_end, start_timeout_s=limits.start_timeout_s, say=console.say)
-        self._launcher_reader = LineReader(self._pipe)
-        self._launcher_mask = MaskedStream(plan.masker)
-        self._launcher_lines: list[tuple[float, str]] = []
-        self._launcher_shown = 0
+        self._output = Output(plan, run, console, self._host)
+        agents = Agents(plan, run, 2 * (limits.hangs.heartbeat_timeout_s or _AGENT_LOST_S), console.say)
+        self._crew = Crew(plan, run, agents, output=self._output.pipe, start_timeout_s=limits.start_timeout_s, say=console.say)
         self._ending = False
         self._work_done = False
         self._hosts: dict[int, str] = {}
@@ -109,11 +96,10 @@ class Supervisor:
             self._planned_hosts.update(dict.fromkeys(host.ranks, host.name))
         self._beats = BeatWatch(plan, run, limits.hangs.heartbeat_timeout_s, agents, self._host)
         self._failures: dict[int, RankFailure] = {}
-        self._hang = HangWatch(plan, run, limits.hangs, console.say, self._crew.tell)
+        self._hang = HangWatch(plan, run, limits.hangs, console.say, self._crew)
+        self._output.printed = self._hang.printed
         self._hung: str | None = None
         self._signals, self._to_pass_on = signals.to_end, signals.to_pass_on
-        environ = {**os.environ, **plan.processes[0].environment}
-        self._chatter = None if env.wants_tensorflow_messages(environ) else Chatter()
         self._timed_out = False
         self._started = time.time()
         self._next_check = self._next_look = 0.0
@@ -135,6 +121,8 @@ class Supervisor:
         """Return when the job is over by itself, or when there is a reason to end it."""
         limit = self._limits.timeout_s
         failed_at: float | None = None
+        if self._signals:  # they came while the run folder was copied
+            return
         self._note(self._crew.step())
         self._run.settle()
         while self._crew.at_work:
@@ -191,42 +179,10 @@ class Supervisor:
                 self._failures[rank] = failure
 
     def _show(self, *, final: bool = False) -> None:
-        at_once = None if final else _SHOWN_AT_ONCE
-        bars = {}
-        for rank, reader in self._readers.items():
-            data = reader.read(max_chunks=at_once)
-            if data:
-                self._hang.printed(rank)
-            if not self._console.shows(rank):
-                continue
-            lines = reader.lines(data, final=final)
-            if self._chatter is not None:
-                lines = self._chatter.drop(rank, lines)
-            if lines:
-                self._console.rank_lines(self._host(rank), rank, lines, label=self._labels.get(rank, ""))
-            if bar := reader.bar():
-                bars[rank] = (self._host(rank), self._labels.get(rank, ""), bar)
-        self._console.rank_bars({} if final else bars, final=final)
-        data = self._launcher_mask.feed(self._launcher_reader.read(max_chunks=at_once))
-        data += self._launcher_mask.flush() if final else b""
-        if data:
-            with contextlib.suppress(OSError), open(self._run.launcher_log, "ab") as log:  # a full disk: shown, though not kept
-                log.write(data)
-        for line in self._launcher_reader.lines(data, final=final):
-            if (failure := failure_from_line(line)) is not None:
-                self._failures.setdefault(failure.rank, failure)
-            elif not (self._plan.noise and re.search(self._plan.noise, line)):
-                self._launcher_lines.append((time.monotonic(), line))
-        self._show_launcher(final)
-
-    def _show_launcher(self, final: bool) -> None:
-        """Show the launcher's own words, but not those about a rank's failure: they would bury what the rank itself said."""
-        if self._failures or self._ending:
-            return
-        shown_until = time.monotonic() - (0 if final else _LAUNCHER_HOLD_S)
-        lines = [line for came, line in self._launcher_lines[self._launcher_shown :] if came <= shown_until]
-        self._launcher_shown += len(lines)
-        self._console.rank_lines(socket.gethostname(), self._plan.launcher, lines)
+        self._crew.agents.heard()
+        self._note(self._output.show(final=final))
+        if not self._failures and not self._ending:  # what mpirun says of a rank's failure would bury what the rank itself said
+            self._output.show_launcher(final=final)
 
     def _host(self, rank: int) -> str:
         if rank not in self._hosts:
@@ -245,9 +201,7 @@ class Supervisor:
             self._wait(self._limits.grace_s, self._scripts_ended)
             self._crew.tell_all_to_end()
             self._wait(min(self._limits.grace_s, _LAUNCHER_END_S), lambda: not self._any_alive())
-        self._crew.cut_off()
-        if self._crew.remote_alive():
-            self._wait(_CUT_OFF_S, lambda: not self._crew.remote_alive())
+        self._cut_off()
         # Nobody whose record could still come is alive after this: what is read below is final.
         deadline = time.monotonic() + _KILL_S
         while (leftovers := processes_of(self._run.root)) and time.monotonic() < deadline:
@@ -262,6 +216,15 @@ class Supervisor:
             process.kill()
             process.wait()
         self._collect(final=True)
+
+    def _cut_off(self) -> None:
+        """End what is left on other hosts, and take over what is still to come from there."""
+        self._crew.cut_off()
+        came = -1
+        while self._crew.remote_alive() and came < (came := sum(self._crew.agents.heard().values())):
+            self._wait(_CUT_OFF_S, lambda: not self._crew.remote_alive())
+        while came < (came := sum(self._crew.agents.heard().values())):
+            pass
 
     def _any_alive(self) -> bool:
         return any(process.poll() is None for process in self._crew.processes)
@@ -297,9 +260,7 @@ class Supervisor:
         return not self._any_alive() or all(self._has_ended(rank) for rank in begun)
 
     def _close(self) -> None:
-        for reader in (*self._readers.values(), self._launcher_reader):
-            reader.close()
-        os.close(self._pipe_end)
+        self._output.close()
         self._crew.release()
         if self._plan.scratch is not None:
             shutil.rmtree(self._plan.scratch, ignore_errors=True)
@@ -324,6 +285,7 @@ class Supervisor:
             state, code, cause = "failed", HANG, self._hung
             failure = None
         elif failure is not None:
+            failure = name_who_left(self._run, failure, self._plan.size)
             state, code, cause = "failed", failure.exit_code, failure.describe()
         elif vanished:
             state, code, cause = "failed", vanished[0].exit_code, "; ".join(each.describe() for each in vanished)
@@ -373,8 +335,10 @@ class Supervisor:
     def _launcher_cause(self, code: int) -> str:
         name = self._plan.processes[0].name
         how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with code {code}"
-        said = "".join(f"\n  {line}" for _, line in self._launcher_lines[-_CAUSE_LINES:] if line.strip())
-        return f"{name} {how} without any rank failing by itself{'; it said:' + said if said else ''}"
+        said = "".join(f"\n  {line}" for line in self._output.launcher_lines[-_CAUSE_LINES:] if line.strip())
+        left = [str(rank) for rank in range(self._plan.size) if self._run.rank(rank).done.is_file()]
+        after = f", after rank {', '.join(left)} had left with exit code 0, and others had not" if left else ""
+        return f"{name} {how} without any rank failing by itself{after}{'; it said:' + said if said else ''}"
 
 
 def _exit_code(returncode: int) -> int:

@@ -6,10 +6,13 @@ Ours averages in ``apply``, through which every way of training goes.
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import itertools
 import logging
+import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -31,6 +34,12 @@ NOT_ACCUMULATED = (
 NOT_COMPILED = "jit_compile=True: XLA does not compile Horovod's operations; leave it out or say jit_compile=False"
 
 
+# Horovod matches what the ranks exchange by the names of its operations. Its own hold those of layers and scopes, in which Keras
+# counts what a process has made: a rank that has made another model before would wait for ever.
+_made = itertools.count()
+_exchanges: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reduction:
     """How gradients become one over the ranks: Horovod's options, by its names."""
@@ -42,6 +51,8 @@ class Reduction:
     process_set: Any = hvd.global_process_set
     accumulated_as_sum: bool = False
     """Whether what backward passes accumulated is their sum, as Horovod's default has it, or their mean."""
+    name: str = field(default_factory=lambda: f"optimizer{next(_made)}")
+    """Of its exchanges, of letters and digits. All ranks make as many optimizers; or give them names."""
 
     def __call__(self, gradients: Sequence[Any]) -> list[Any]:
         """The reduced gradients; those that are None stay so. Collective; as TensorFlow operations."""
@@ -55,20 +66,51 @@ class Reduction:
             # A group of Horovod's is of one dtype.
             groups.setdefault((gradient.dtype, isinstance(gradient, tf.IndexedSlices)), []).append(index)
         for (_, is_sparse), indices in groups.items():
-            factors = {}
-            if self.op == hvd.Average and not is_sparse and self.gradient_predivide_factor != 1.0:
-                factor = self.gradient_predivide_factor
-                factors = {"prescale_factor": 1.0 / factor, "postscale_factor": factor}
-            results = hvd.grouped_allreduce(
-                [reduced[index] for index in indices],
-                op=self.op,
-                compression=self.compression,
-                process_set=self.process_set,
-                **factors,
-            )
-            for index, result in zip(indices, results, strict=True):
+            exchange = self._gather if is_sparse else self._allreduce
+            for index, result in zip(indices, exchange([reduced[index] for index in indices]), strict=True):
                 reduced[index] = result
         return reduced
+
+    def _allreduce(self, gradients: list[Any]) -> list[Any]:
+        factors = {}
+        if self.op == hvd.Average and self.gradient_predivide_factor != 1.0:
+            factor = self.gradient_predivide_factor
+            factors = {"prescale_factor": 1.0 / factor, "postscale_factor": factor}
+        reduced: list[Any] = hvd.grouped_allreduce(
+            gradients,
+            op=self.op,
+            compression=self.compression,
+            process_set=self.process_set,
+            name=self._next_name(),
+            ignore_name_scope=True,
+            **factors,
+        )
+        return reduced
+
+    def _gather(self, gradients: list[Any]) -> list[Any]:
+        """The rows of all ranks, which together are the sum, or the mean, of sparse gradients."""
+        if self.op not in (hvd.Average, hvd.Sum):
+            raise UsageError(
+                "sparse gradients (of embeddings) can be averaged or summed, not reduced otherwise; pass sparse_as_dense=True"
+            )
+        same: dict[str, Any] = {"process_set": self.process_set, "ignore_name_scope": True}
+        values = hvd.grouped_allgather([each.values for each in gradients], name=self._next_name(), **same)
+        rows = hvd.grouped_allgather([each.indices for each in gradients], name=self._next_name(), **same)
+        ranks = hvd.size_op(process_set_id=self.process_set.process_set_id) if self.op == hvd.Average else 1
+        return [
+            tf.IndexedSlices(value / tf.cast(ranks, value.dtype), index, dense_shape=each.dense_shape)
+            for value, index, each in zip(values, rows, gradients, strict=True)
+        ]
+
+    def _next_name(self) -> str | None:
+        """Of the exchange that comes next in this graph; the same on all ranks, and no other's that may be under way."""
+        if tf.executing_eagerly():
+            return None
+        graph = tf.compat.v1.get_default_graph()
+        while getattr(outer := getattr(graph, "outer_graph", None), "building_function", False):
+            graph = outer
+        number = _exchanges[graph] = _exchanges.get(graph, 0) + 1
+        return f"dtrain_{self.name}_{number}"
 
 
 @lru_cache(maxsize=1)
@@ -145,7 +187,7 @@ class _Averaging:
 def distribute(optimizer: Any, reduction: Reduction, *, backward_passes: int = 1) -> Any:
     """Make a Keras 3 optimizer average its gradients over the ranks; returns the same object.
 
-    Its class gets a subclass of the same name, so that a saved model is loaded with the plain one, without Horovod.
+    Its class becomes a :func:`subclass`.
     """
     cls = type(optimizer)
     if issubclass(cls, _Averaging):
@@ -164,8 +206,20 @@ def distribute(optimizer: Any, reduction: Reduction, *, backward_passes: int = 1
         optimizer.gradient_accumulation_steps = backward_passes
     if optimizer.built and reduction.process_set is hvd.global_process_set:
         check_same_variables(optimizer._trainable_variables)
-    _set_class(optimizer, type(cls.__name__, (_Averaging, cls), {"__module__": cls.__module__, "dtrain_reduction": reduction}))
+    _set_class(optimizer, subclass(_Averaging, cls, {"dtrain_reduction": reduction}))
     return optimizer
+
+
+def subclass(mixin: type, cls: Any, contents: dict[str, Any]) -> type:
+    """A subclass of an optimizer's class that Keras saves by the name of that class: so a model is loaded with the plain one."""
+    made = type(cls.__name__, (mixin, cls), {"__module__": cls.__module__, **contents})
+    roots = [base.__module__.partition(".")[0] for base in cls.__mro__]
+    utils = importlib.import_module(next(root for root in roots if root in ("keras", "tf_keras"))).utils
+    package, registered, name = utils.get_registered_name(cls).partition(">")
+    if registered:
+        for each in (made, cls):  # the name is the latter's again
+            utils.register_keras_serializable(package, name)(each)
+    return made
 
 
 def is_distributed(optimizer: Any) -> bool:

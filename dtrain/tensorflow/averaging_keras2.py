@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from dtrain.errors import UsageError
-from dtrain.tensorflow.averaging import NOT_ACCUMULATED, NOT_COMPILED, Reduction, check_same_variables
+from dtrain.tensorflow.averaging import NOT_ACCUMULATED, NOT_COMPILED, Reduction, check_same_variables, subclass
 
 _Pairs = Iterable[tuple[Any, Any]]
 """Gradients (some may be None), each with its variable."""
@@ -31,7 +31,7 @@ def is_distributed(optimizer: Any) -> bool:
 def distribute(optimizer: Any, reduction: Reduction, *, backward_passes: int = 1) -> Any:
     """Make an optimizer of Keras 2 average its gradients over the ranks; returns the same object.
 
-    Its class gets a subclass of the same name, so that a saved model is loaded with the plain one, without Horovod.
+    Its class becomes a :func:`~dtrain.tensorflow.averaging.subclass`.
     """
     # What scales a loss (mixed_float16) lets its inner optimizer aggregate before it looks for an overflow: all ranks see one.
     inner = getattr(optimizer, "inner_optimizer", optimizer)
@@ -40,9 +40,9 @@ def distribute(optimizer: Any, reduction: Reduction, *, backward_passes: int = 1
         raise UsageError(f"this {cls.__name__} averages its gradients already; wrap an optimizer once")
     if backward_passes > 1 and inner is not optimizer:
         raise UsageError(NOT_ACCUMULATED)
-    contents = {"__module__": cls.__module__, "dtrain_reduction": reduction, "dtrain_passes": backward_passes}
+    made = subclass(_Averaging, cls, {"dtrain_reduction": reduction, "dtrain_passes": backward_passes})
     # Keras's own __setattr__ tracks what it is given, for its checkpoints.
-    object.__setattr__(inner, "__class__", type(cls.__name__, (_Averaging, cls), contents))
+    object.__setattr__(inner, "__class__", made)
     return optimizer
 
 

@@ -99,7 +99,14 @@ def DistributedGradientTape(tape: Any, run: Run, *, compression: str = "none", s
     if run.size == 1:
         return tape
     hvd = start_horovod(run)
-    made = hvd.DistributedGradientTape(tape, compression=getattr(hvd.Compression, compression), sparse_as_dense=sparse_as_dense)
+    from dtrain.tensorflow import averaging
+
+    reduction = averaging.Reduction(
+        compression=getattr(hvd.Compression, compression), sparse_as_dense=sparse_as_dense, name="tape"
+    )
+    made = hvd.DistributedGradientTape(tape)
+    # In one exchange, and by names of ours.
+    made._allreduce_grads = lambda gradients, *_: reduction(gradients)
     gradient = made.gradient
 
     def marked(*args: Any, **kwargs: Any) -> Any:

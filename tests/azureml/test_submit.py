@@ -180,11 +180,7 @@ CANNOT = {
     ),
     "environment": ("ScriptRunConfig('src', 'train.py', environment='AzureML-Chainer')", "is no Environment; Environment.get"),
     "count": ("Estimator('src', entry_script='train.py', node_count='2')", "node_count='2' is not a number from 1"),
-    "package": (
-        "Estimator('src', entry_script='train.py', pip_packages=['no-such-package==1.2', 'numpy'])",
-        r"packages that this Python has not: no-such-package==1.2 \(not installed\); run: .* -m pip install no-such-package==1.2",
-    ),
-    "version": ("Estimator('src', entry_script='train.py', pip_packages=['numpy==1.9.1'])", "installed is .*--any-version"),
+    "python": ("Estimator('src', entry_script='train.py', conda_packages=['python=2.7'])", "installed is .*--any-version"),
     "argument": ("Estimator('src', entry_scrip='train.py')", "has no argument 'entry_scrip'.*did you mean entry_script"),
     "vm size": (
         "Estimator('src', entry_script='train.py', vm_size='STANDARD_D2')",

@@ -256,10 +256,13 @@ def test_a_short_cut_is_outlived(
 
 
 @OPENMPI
-def test_a_rank_that_leaves_early_is_found_by_the_hang_of_the_others(project: MpiProject) -> None:
+def test_a_rank_that_leaves_early_is_named(project: MpiProject) -> None:
+    """Open MPI ends the others, or lets them wait: which is a matter of milliseconds."""
     script = DIES.replace("DEATH", "os._exit(0)")
     done = project.dtrain("run", "-H", "node1,node2", "--hang-timeout", "3", "--grace", "1", project.script(script))
-    assert done.returncode not in (0, None), done.stderr
+    assert done.returncode in (14, 123), done.stderr
+    if done.returncode == 14:
+        assert "rank 0 on node1: lost its connection to another rank: rank 1 on node2 had left before" in done.stderr
 
 
 @OPENMPI
@@ -269,7 +272,7 @@ def test_dry_run_shows_the_hosts_and_no_values(project: MpiProject) -> None:
     (process,) = plan["processes"]
     assert "node1:1,node2:1" in process["argv"]
     assert "hidden-word" not in json.dumps(plan)
-    assert plan["other_hosts"] == [{"name": "node2", "ranks": [1]}]
+    assert plan["other_hosts"] == [{"name": "node2", "ranks": [1], "copied": False}]
     assert not (project.folder / "workspace").exists()
 
 

@@ -7,6 +7,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -77,6 +78,15 @@ class Project:
             if environment.get("DTRAIN_RUN_DIR", "").startswith(str(self.folder)) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         return found
+
+
+def another_python(folder: Path) -> Path:
+    """Make another Python with what this one has, and one module more, ``only_there``; returns its path."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    site = folder / "lib" / f"python{sysconfig.get_python_version()}" / "site-packages"
+    (site / "this.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
+    (site / "only_there.py").write_text("")
+    return folder / "bin" / "python"
 
 
 @pytest.fixture

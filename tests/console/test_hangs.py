@@ -43,6 +43,22 @@ def test_who_waits_and_who_does_not_come(project: Project) -> None:
     assert 'train.py", line 13 in <module>' in project.latest.rank(0).stack.read_text()
 
 
+@pytest.mark.needs("mpi")
+def test_who_left_the_others_waiting_is_named(project: Project) -> None:
+    for module, code, words in (
+        (
+            "from mpi4py import MPI",
+            1,
+            "without any rank failing by itself, after rank 1 had left with exit code 0, and others had not",
+        ),
+        ("import time", 123, "rank 0 was at train.py:6 in <module>; rank 1 had left before with exit code 0"),
+    ):
+        script = f"import os, time\n{module}\nif os.environ['OMPI_COMM_WORLD_RANK'] == '1':\n    os._exit(0)\n\ntime.sleep(20)\n"
+        done = project.dtrain("run", "-n", "2", "--hang-timeout", "2", project.script(script))
+        assert done.returncode == code, done.stderr
+        assert words in done.stderr
+
+
 SILENT = "import time\ntime.sleep(4)\n"
 KNOWN = f"import dtrain\nrun = dtrain.init()\nrun.log('loss', 1)\n{SILENT}"
 TALKS = "import time\nfor n in range(8):\n    print(n, end=' ', flush=True)\n    time.sleep(0.5)\n"

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from dtrain.metrics import read_metrics
+from dtrain.status import read_status
 
 from .conftest import ROOT, Project
 
@@ -202,6 +203,20 @@ def test_ranks_have_their_grace_time_whatever_the_launcher(
     _, err = job.communicate(timeout=40)
     assert job.returncode == 143, err
     assert sorted(path.name for path in project.latest.outputs.glob("saved-*")) == ["saved-0", "saved-1"]
+
+
+@pytest.mark.parametrize(("then", "code"), [("", 0), ("time.sleep(60)", 123)])
+def test_who_does_not_read_the_console_stops_nobody(
+    project: Project, wait_until: Callable[..., None], then: str, code: int
+) -> None:
+    lines = 100_000
+    script = project.script(f"import time\nfor n in range({lines}):\n    print(n, 'x' * 100)\n{then}\n")
+    job = project.start("run", "--hang-timeout", "3", script)
+    wait_until(lambda: any(project.folder.glob("workspace/runs/*/status.json")) and read_status(project.latest).is_over)
+    out, err = job.communicate(timeout=40)
+    assert (job.returncode, read_status(project.latest).exit_code) == (code, code), err
+    shown = [line.split()[1] for line in out.splitlines()]
+    assert shown == [str(n) for n in range(lines)]
 
 
 def test_daemon_of_a_script_is_ended_with_the_run(project: Project) -> None:
@@ -602,6 +617,45 @@ def test_a_killed_job_is_started_again_from_its_checkpoint(project: Project, ran
         assert logs == f"attempt {attempt} begins at {begin}\n"
     assert project.dtrain("logs", "latest", "--rank", "0").stdout == logs
     assert "has attempts 0 to 2" in project.dtrain("logs", "latest", "--attempt", "3").stderr
+
+
+@pytest.mark.needs("mpi")
+def test_where_a_restart_cannot_be_planned_the_attempt_decides(project: Project) -> None:
+    mpirun = project.folder / "mpirun"
+    mpirun.write_text(f'#!/bin/sh\nexec {Path(sys.executable).parent}/mpirun "$@"\n')
+    mpirun.chmod(0o755)
+    project.env["DTRAIN_MPIRUN"] = str(mpirun)
+    script = project.script(
+        f"import os, signal\nif os.path.exists({str(mpirun)!r}):\n    os.unlink({str(mpirun)!r})\nos.kill(os.getpid(), 9)\n"
+    )
+    done = project.dtrain("run", "-n", "1", "--launcher", "mpi", "--max-restarts", "1", script)
+    assert done.returncode == 137, done.stderr
+    assert "the job is not started again" in done.stderr
+    assert done.stderr.rstrip().splitlines()[-2].endswith("killed by SIGKILL")
+    assert (project.json("show", "latest")["state"], project.json("show", "latest")["earlier"]) == ("failed", [])
+
+
+def test_a_supervisor_has_as_many_descriptors_as_it_may_and_ranks_what_they_had(project: Project) -> None:
+    script = project.script(
+        "import os, psutil\n"
+        "for process in (psutil.Process(), psutil.Process().parent().parent()):\n"
+        "    print(*process.rlimit(psutil.RLIMIT_NOFILE))\n"
+    )
+    argv = ["sh", "-c", 'ulimit -Sn 100 && ulimit -Hn 500 && exec "$@"', "sh", *project.argv("run", script)]
+    done = subprocess.run(
+        argv, cwd=project.folder, env=project.environ(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert [line.split()[-2:] for line in done.stdout.splitlines()] == [["100", "500"], ["500", "500"]], done.stderr
+
+
+def test_what_stops_the_supervisor_itself_is_recorded(project: Project) -> None:
+    breaks = (
+        "import os, time\nopen(os.environ['DTRAIN_RUN_DIR'] + '/ranks/00000/error.json', 'w').write('no JSON')\ntime.sleep(20)\n"
+    )
+    done = project.dtrain("run", project.script(breaks))
+    assert done.returncode not in (0, None)
+    data = project.json("show", "latest")
+    assert (data["state"], "error.json" in data["cause"]) == ("failed", True), done.stderr
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,46 @@ def case_own_loop():
     return model
 
 
+def case_other_names():
+    """Rank 0 has made another model and optimizer before: Keras gives its next ones other names than those of other ranks."""
+    if run.rank == 0:
+        build().compile(keras.optimizers.SGD(0.1), "mse")
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Embedding(20, 4), keras.layers.Flatten(), keras.layers.Dense(4), keras.layers.Dense(2)]
+    model = keras.Sequential([keras.layers.Input((6,), dtype="int32"), *layers])
+    x, y = data()
+    x, y = share(np.int32(np.abs(x * 5) % 20)), share(y)
+    optimizer = dtrain.tensorflow.DistributedOptimizer(keras.optimizers.SGD(0.1), run)
+    model.compile(optimizer, "mse")
+    model.fit(x, y, batch_size=BATCH // run.size, shuffle=False, verbose=0)
+    plain = keras.optimizers.SGD(0.1)
+
+    @tf.function
+    def step(x, y):
+        for _ in range(2):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(model(x, training=True) - y))
+            tape = dtrain.tensorflow.DistributedGradientTape(tape, run)
+            plain.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables, strict=True))
+
+    step(tf.constant(x), tf.constant(y))
+    return model
+
+
+@keras.utils.register_keras_serializable("dtrain_test")
+class Slow(keras.optimizers.SGD):
+    """An optimizer of the user's own."""
+
+
+def case_registered():
+    """It is saved by the name under which the user registered it, and that loads the user's class."""
+    model, _ = fit(build(), dtrain.tensorflow.DistributedOptimizer(Slow(0.1), run), checkpoint_every="never")
+    saved = keras.utils.serialize_keras_object(model.optimizer)
+    assert saved["registered_name"] == "dtrain_test>Slow", saved
+    assert type(keras.utils.deserialize_keras_object(saved)) is Slow
+    return model
+
+
 class TrainStep(keras.Sequential):
     """A train_step as Keras's guide writes one."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import itertools
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dtrain import _shards
+from dtrain import _shard_passing, _shards
 from dtrain.checkpoint import Checkpointer, verify_step
 from dtrain.comm import Communicator
 from dtrain.errors import CheckpointError
@@ -137,3 +138,54 @@ def test_a_leftover_of_more_ranks_is_cleared(comm: Communicator, shared_path: Pa
     expected = ["manifest.json", "notes.txt", *(f"rank-{rank:05d}.safetensors" for rank in range(comm.size))]
     assert sorted(path.name for path in folder.iterdir()) == expected
     comm.barrier()
+
+
+@pytest.mark.needs("netcluster")
+def test_ranks_that_do_not_see_the_folder_of_rank_0(
+    comm: Communicator, shared_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on hosts without a shared file system: what they save is with rank 0, and what they restore comes from there."""
+    monkeypatch.setattr(_shard_passing, "PIECE_BYTES", 100)
+    if comm.rank % 2:
+        hide(shared_path)
+    save(comm, shared_path, 1)
+    save(comm, shared_path, 1)
+    save(comm, shared_path, 2)
+    assert len(list(shared_path.iterdir())) == (0 if comm.rank % 2 else 2)
+    assert comm.rank % 2 or verify_step(shared_path / "step-000000001") == []
+    check(comm, shared_path, 2, comm.size)
+    if comm.rank == 0:
+        damaged = shared_path / "step-000000002" / f"rank-{comm.size - 1:05d}.safetensors"
+        damaged.write_bytes(damaged.read_bytes()[:-1])
+    comm.barrier()
+    check(comm, shared_path, 1, comm.size)
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.needs("netcluster")
+def test_a_full_disk_of_rank_0_is_told_to_ranks_that_do_not_see_its_folder(
+    comm: Communicator, shared_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if comm.rank == 1:
+        hide(shared_path)
+    save(comm, shared_path, 1)
+    if comm.rank == 0:
+        write = _shards.write_shard
+
+        def full(path: Path, pieces: list[bytes], staging: Path) -> None:
+            write(path, pieces, staging)
+            if path.name.startswith("rank-00001"):
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(_shards, "write_shard", full)
+    with pytest.raises(CheckpointError, match=r"step 2 was not saved: rank 0: .*No space left"):
+        save(comm, shared_path, 2)
+    check(comm, shared_path, 1, comm.size)
+
+
+def hide(folder: Path) -> None:
+    """From here on this process sees an empty folder there; the others, what was in it."""
+    libc, new_mounts, own_and_below = ctypes.CDLL(None, use_errno=True), 0x20000, 0x44000
+    assert libc.unshare(new_mounts) == 0, ctypes.get_errno()
+    assert libc.mount(b"none", b"/", None, own_and_below, None) == 0, ctypes.get_errno()
+    assert libc.mount(b"tmpfs", bytes(folder), b"tmpfs", 0, None) == 0, ctypes.get_errno()

@@ -69,6 +69,8 @@ first-process)
     done
     mount --bind "$state/ssh" /root/.ssh
     mount --bind "$state/hosts" /etc/hosts
+    # What root's shell does at its start is not the tests' affair: pyenv's waits up to a minute for a lock of all shells.
+    if [ -e /root/.bashrc ]; then mount --bind /dev/null /root/.bashrc; fi
     sshd=$(command -v sshd)
     "$sshd" -f "$state/sshd_config" -E "$state/$node.sshd.log"
     touch "$state/$node.ready"

@@ -114,6 +114,12 @@ def test_malloc_knows_what_ranks_are_told() -> None:
     assert {each.split("=")[0] for each in told} <= known
 
 
+def test_what_stands_on_a_command_line_is_no_key() -> None:
+    told = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LC_ALL", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES")
+    keys = ("PYTHONTOKEN", "PYTHON_API_KEY", "LD_API_KEY", "MALLOC_KEY", "LC_KEY_1")
+    assert set(env.starting_variables(dict.fromkeys((*told, *keys), "x"))) == set(told)
+
+
 def test_workspace_is_the_option_else_the_variable_else_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert env.workspace("a", {"DTRAIN_WORKSPACE": "/b"}).root == tmp_path / "a"

@@ -109,3 +109,5 @@ def test_mpi_has_hosts_and_a_network(tmp_path: Path) -> None:
         JobSpec(target=str(script), workers=4, hosts=hosts, network="10.0.0.1/24")
     with pytest.raises(UsageError, match="--network goes with -H or --hostfile"):
         JobSpec(target=str(script), workers=4, network="10.0.0.0/24")
+    with pytest.raises(UsageError, match="--no-shared-fs goes with -H or --hostfile"):
+        JobSpec(target=str(script), workers=4, shared_fs=False)

@@ -141,7 +141,7 @@ def site(tmp_path: Path) -> Path:
 
 
 def test_horovod_is_mpi_with_an_end_to_stalls(script: str, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(horovod, "find_mpi", lambda: installation("Open MPI"))
+    monkeypatch.setattr(horovod, "find_mpi", lambda python: installation("Open MPI"))
     for name in ("OMP_NUM_THREADS", *horovod.THREAD_VARIABLES):
         monkeypatch.delenv(name, raising=False)
     spec = JobSpec(target=script, workers=2, launcher="horovod")
@@ -210,3 +210,14 @@ def test_a_cluster_on_two_hosts(script: str, tmp_path: Path, monkeypatch: pytest
     assert words[:5] == ["cd", f"{tmp_path}/code folder", "&&", "exec", "env"]
     assert "PYTHONPATH=/a b" in words
     assert words[-2:] == ["it's", "$HOME"]
+    assert planned.other_hosts == ()
+
+
+def test_an_evaluator_has_to_see_the_checkpoints(script: str, tmp_path: Path) -> None:
+    places = [Place(host=host, name=host, port=1, cores=1, over_ssh=host != "a", copied=host != "a") for host in "aaab"]
+    cluster = ClusterOptions(chief=True, servers=1, evaluator=True)
+    spec = JobSpec(target=script, workers=1, launcher="parameter_server", cluster=cluster)
+    with pytest.raises(UsageError, match="the evaluator on b would not see the checkpoints of the chief on a; use a workspace"):
+        parameter_server.plan(spec, RunLayout(tmp_path / "run"), tmp_path, places)
+    planned = parameter_server.plan(spec, RunLayout(tmp_path / "run"), tmp_path, [places[0], places[3], places[3], places[0]])
+    assert [(host.name, host.ranks, host.copied) for host in planned.other_hosts] == [("b", (1, 2), True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -15,9 +16,11 @@ from dtrain.errors import UsageError
 from dtrain.hosts import Host
 from dtrain.job_options import ClusterOptions, Hangs, Restarts, SlurmOptions
 from dtrain.launch import slurm
+from dtrain.launch.console import Console
+from dtrain.launch.follow import submit_job
 from dtrain.launch.mpi_families import FAMILIES, MpiInstallation
 from dtrain.launch.slurm import Start
-from dtrain.layout import RunLayout
+from dtrain.layout import RunLayout, Workspace
 from dtrain.spec import JobSpec
 
 ALLOCATION = Allocation(job_id="12", nodelist="node[1-2]", nodes=2, tasks=4, cpus=8, cpus_per_task=3)
@@ -62,6 +65,9 @@ def test_number_of_ranks(options: SlurmOptions, asked: int | None, allocated: in
         ({"sbatch_args": ("time=3",)}, None, "no option of sbatch"),
         ({"sbatch_args": ("--nodes=3",)}, None, "use --nodes"),
         ({"sbatch_args": ("--array=0-3",)}, None, "cannot be given"),
+        ({"sbatch_args": ("-N4",)}, None, "use --nodes"),
+        ({"sbatch_args": ("-a0-3",)}, None, "cannot be given"),
+        ({"sbatch_args": ("--arr=0-3",)}, None, "cannot be given"),
     ],
 )
 def test_options_that_cannot_be(given: dict[str, object], asked: int | None, words: str) -> None:
@@ -160,6 +166,23 @@ def test_a_secret_is_read_back_from_the_environment(script: str, tmp_path: Path,
     assert b"hidden-value" not in written
     monkeypatch.setenv("KEY", "hidden-value")
     assert JobSpec.from_json(json.loads(written), tmp_path).secret_values() == {"KEY": "hidden-value"}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"args": ("--key=hidden-value",)}, "the script's arguments hold its value"),
+        ({"environment": {"URL": "https://me:hidden-value@host/"}}, "--env URL holds the value of a secret"),
+    ],
+)
+def test_what_a_masked_spec_would_change_is_not_submitted(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], words: str
+) -> None:
+    monkeypatch.setenv("KEY", "hidden-value")
+    spec = JobSpec(target=script, launcher="slurm", secrets=("KEY",), **given)
+    with pytest.raises(UsageError, match=words):
+        submit_job(spec, Workspace(tmp_path / "workspace"), Console())
+    assert not list(tmp_path.glob("workspace/runs/*"))
 
 
 @pytest.mark.parametrize("is_module", [False, True])

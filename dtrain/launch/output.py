@@ -1,0 +1,96 @@
+"""The output of one attempt, of its ranks and of what launched them, on its way to the console."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import time
+from collections.abc import Callable
+
+from dtrain import env
+from dtrain.launch.chatter import Chatter
+from dtrain.launch.console import Console, LineReader
+from dtrain.launch.plan import LaunchPlan
+from dtrain.layout import RunLayout
+from dtrain.masking import MaskedStream
+from dtrain.status import RankFailure, failure_from_line
+
+_AT_ONCE = 16  # MiB
+# The launcher's words are shown this much later, to know by then whether they are about a rank that failed.
+_LAUNCHER_HOLD_S = 0.5
+
+
+class Output:
+    """Used by the attempt's supervisor alone. Nothing here blocks."""
+
+    def __init__(self, plan: LaunchPlan, run: RunLayout, console: Console, host: Callable[[int], str]) -> None:
+        """``host`` gives the name of a rank's host."""
+        self._plan, self._run, self._console, self._host = plan, run, console, host
+        self._labels = {rank: planned.task.label for rank, planned in plan.tasks.items()}
+        self._readers = {rank: LineReader(run.rank(rank).output_log) for rank in range(plan.size)}
+        environ = {**os.environ, **plan.processes[0].environment}
+        self._chatter = None if env.wants_tensorflow_messages(environ) else Chatter()
+        self.printed: Callable[[int], None] = lambda rank: None
+        """Called with each rank that wrote something."""
+        reading_end, self.pipe = os.pipe()
+        """What the plan's processes write to: the launcher, and ranks whose files cannot be written."""
+        self._launcher = LineReader(reading_end)
+        self._launcher_mask = MaskedStream(plan.masker)
+        self.launcher_lines: list[str] = []
+        self._held: list[tuple[float, str]] = []
+
+    def show(self, *, final: bool) -> list[RankFailure]:
+        """Show what the ranks wrote since, ``final``: all of it; return the failures that came through the pipe."""
+        if final or not self._console.is_behind:
+            self._show_ranks(final)
+        else:
+            for rank, reader in self._readers.items():
+                if reader.grows():
+                    self.printed(rank)
+        return self._read_launcher(final)
+
+    def show_launcher(self, *, final: bool) -> None:
+        """Show the launcher's own words."""
+        until = time.monotonic() - (0 if final else _LAUNCHER_HOLD_S)
+        lines = [line for came, line in self._held if came <= until]
+        del self._held[: len(lines)]
+        self._console.rank_lines(socket.gethostname(), self._plan.launcher, lines)
+
+    def _show_ranks(self, final: bool) -> None:
+        bars = {}
+        for rank, reader in self._readers.items():
+            data = reader.read(max_chunks=None if final else _AT_ONCE)
+            if data:
+                self.printed(rank)
+            if not self._console.shows(rank):
+                continue
+            lines = reader.lines(data, final=final)
+            if self._chatter is not None:
+                lines = self._chatter.drop(rank, lines)
+            if lines:
+                self._console.rank_lines(self._host(rank), rank, lines, label=self._labels.get(rank, ""))
+            if bar := reader.bar():
+                bars[rank] = (self._host(rank), self._labels.get(rank, ""), bar)
+        self._console.rank_bars({} if final else bars, final=final)
+
+    def _read_launcher(self, final: bool) -> list[RankFailure]:
+        data = self._launcher_mask.feed(self._launcher.read(max_chunks=None if final else _AT_ONCE))
+        data += self._launcher_mask.flush() if final else b""
+        if data:
+            with contextlib.suppress(OSError), open(self._run.launcher_log, "ab") as log:  # a full disk: shown, though not kept
+                log.write(data)
+        failures = []
+        for line in self._launcher.lines(data, final=final):
+            if (failure := failure_from_line(line)) is not None:
+                failures.append(failure)
+            elif not (self._plan.noise and re.search(self._plan.noise, line)):
+                self.launcher_lines.append(line)
+                self._held.append((time.monotonic(), line))
+        return failures
+
+    def close(self) -> None:
+        for reader in (*self._readers.values(), self._launcher):
+            reader.close()
+        os.close(self.pipe)
