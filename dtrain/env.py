@@ -369,6 +369,12 @@ def workspace_override(environ: Mapping[str, str] | None = None) -> Path | None:
     return _path(os.environ if environ is None else environ, _WORKSPACE)
 
 
+def run_of_job(environ: Mapping[str, str] | None = None) -> RunLayout | None:
+    """The run that this process is a rank of, as its launcher said; None outside of a job."""
+    folder = _path(os.environ if environ is None else environ, RUN_DIR)
+    return None if folder is None else RunLayout(folder)
+
+
 def mpirun_override(environ: Mapping[str, str] | None = None) -> str | None:
     """``$DTRAIN_MPIRUN``: the mpirun to use instead of the one found."""
     environ = os.environ if environ is None else environ

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_NUMPY = "__import__('numpy')"
 _BUILTIN = "__import__('builtins').{name}"
 # What takes the place of a name of NumPy's, where the installed one has it no longer. {np} is what the module calls NumPy.
 NUMPY: Mapping[str, str] = {
@@ -111,6 +112,12 @@ _TENSORFLOW_1_TRAIN = frozenset(
     }
 )
 
+# What TensorFlow 2 has under no name, and where some of it is.
+_GONE = {
+    "contrib": "some of it is in tf.keras and tf.compat.v1.layers",
+    "examples": "data sets are in tf.keras.datasets, as mnist.load_data()",
+}
+
 
 @dataclass(frozen=True)
 class OldName:
@@ -140,6 +147,13 @@ def _numpy_uses(tree: ast.AST) -> Iterator[tuple[ast.Attribute, str, str]]:
             yield node, node.value.id, NUMPY[node.attr]
 
 
+def _numpy_imports(tree: ast.AST) -> Iterator[tuple[ast.ImportFrom, ast.alias]]:
+    """What ``from numpy import`` asks for, and the installed NumPy has not."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "numpy" and not node.level:
+            yield from ((node, alias) for alias in node.names if alias.name in NUMPY and not _numpy_has(alias.name))
+
+
 def _numpy_has(name: str) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -152,6 +166,8 @@ def old_numpy(tree: ast.AST) -> list[OldName]:
         OldName(node.lineno, f"{alias}.{node.attr}", _SHOWN[template].format(np=alias))
         for node, alias, template in _numpy_uses(tree)
     ]
+    for where, asked in _numpy_imports(tree):
+        found.append(OldName(where.lineno, f"numpy.{asked.name}", _SHOWN[NUMPY[asked.name]].format(np="numpy")))
     return sorted(found, key=lambda old: old.line)
 
 
@@ -172,6 +188,25 @@ def old_tensorflow(tree: ast.AST) -> list[OldName]:
     return sorted(found, key=lambda old: old.line)
 
 
+def gone_tensorflow(tree: ast.AST) -> list[OldName]:
+    """What a module uses of TensorFlow 1's that TensorFlow 2 has under no name; ``instead`` says where some of it is."""
+    aliases = _aliases(tree, "tensorflow")
+    found: dict[str, OldName] = {}
+    for node in ast.walk(tree) if _is_tensorflow_2() else ():
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases:
+            names = [f"tensorflow.{node.attr}"]
+        else:
+            continue
+        for top, part in (name.split(".")[:2] for name in names if "." in name):
+            if top == "tensorflow" and part in _GONE:
+                found.setdefault(part, OldName(node.lineno, f"{top}.{part}", _GONE[part]))
+    return sorted(found.values(), key=lambda old: old.line)
+
+
 def _is_tensorflow_2() -> bool:
     for name in ("tensorflow", "tensorflow-cpu", "tensorflow-gpu"):
         try:
@@ -188,10 +223,21 @@ class _Numpy(ast.NodeTransformer):
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         if id(node) not in self._instead:
             return self.generic_visit(node)
-        new = ast.parse(self._instead[id(node)], mode="eval").body
-        for part in ast.walk(new):
-            ast.copy_location(part, node)
-        return new
+        return _at(node, ast.parse(self._instead[id(node)], mode="eval").body)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> list[ast.AST]:
+        gone = [alias for _, alias in _numpy_imports(node)]
+        kept = [alias for alias in node.names if alias not in gone]
+        texts = [f"{a.asname or a.name} = {NUMPY[a.name].format(np=_NUMPY)}" for a in gone]
+        made: list[ast.AST] = [_at(node, ast.parse(text).body[0]) for text in texts]
+        return [*made, *([ast.copy_location(ast.ImportFrom(node.module, kept, node.level), node)] if kept else [])]
+
+
+def _at(node: ast.AST, new: ast.AST) -> ast.AST:
+    """``new``, in the place of ``node``."""
+    for part in ast.walk(new):
+        ast.copy_location(part, node)
+    return new
 
 
 class _Tensorflow1(ast.NodeTransformer):

@@ -93,13 +93,15 @@ def _run_of(layout: RunLayout) -> Run:
     from dtrain.azureml.experiment import Experiment
     from dtrain.azureml.workspace import Workspace
 
-    folder = layout.workspace
+    submitted, folder = records.read_submitted(layout), layout.workspace
     try:
-        name = read_json(folder.azureml / "workspace.json")["name"]
+        details = submitted.workspace or read_json(folder.azureml / "workspace.json")
     except FileNotFoundError:
-        name = folder.root.name
-    workspace = Workspace("local", "local", name, folder=folder.root)
-    return Run(Experiment(workspace, records.read_submitted(layout).experiment), layout.id)
+        details = {}
+    name, group = details.get("name", folder.root.name), details.get("resource_group", "local")
+    subscription, location = details.get("subscription_id", "local"), details.get("location")
+    workspace = Workspace(subscription, group, name, folder=folder.root, location=location)
+    return Run(Experiment(workspace, submitted.experiment), layout.id)
 
 
 def is_rank_of(layout: RunLayout) -> bool:

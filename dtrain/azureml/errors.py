@@ -61,8 +61,20 @@ class ActivityFailedException(AzureMLException):
     """A run that failed, from ``wait_for_completion``."""
 
 
-class ModelNotFoundException(AzureMLException):
+class WebserviceException(AzureMLException):
+    """What older scripts catch where a model is not there; nothing else here raises it."""
+
+
+class ModelNotFoundException(WebserviceException):
     pass
+
+
+class AuthenticationException(AzureMLException):
+    """Never raised: there is no account to log in to. There for ``except`` clauses, as the next one is."""
+
+
+class ServiceException(AzureMLException):
+    """Never raised: no service is asked."""
 
 
 class NoSuchName(AzureMLException, AttributeError):

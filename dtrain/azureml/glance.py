@@ -17,8 +17,9 @@ _CELL = '<td style="text-align:left">'
 def as_text(data: dict[str, Any]) -> str:
     """State, metrics and last lines for a terminal."""
     lines = [f"run {data['run_id']} of experiment {data['experiment']}: {data['status']}"]
-    lines += [f"  {data['cause']}"] if data["cause"] else []
-    lines += [f"  {name}: {_last(values)}" for name, values in _series(data["run_metrics"])]
+    lines += [f"  {note}" for note in data["notes"]]
+    for name, values in _series(data["run_metrics"]):
+        lines.append(f"  {name}: {_last(values)}" + (f" (last of {len(values)})" if len(values) > 1 else ""))
     lines += [f"  | {line}" for line in data["run_logs"]]
     if data["status"] not in ENDED:
         lines.append(
@@ -28,10 +29,10 @@ def as_text(data: dict[str, Any]) -> str:
 
 
 def state(data: dict[str, Any]) -> str:
-    """The run, its state and for how long it has run; of a failed one the cause."""
+    """The run, its state and for how long it has run; what there is to say of it, as the cause of a failure."""
     rows = [("run", data["run_id"]), ("experiment", data["experiment"]), ("state", data["status"])]
     rows.append(("time", f"{data['seconds']:.0f} s"))
-    rows += [("cause", data["cause"])] if data["cause"] else []
+    rows += [("note", note) for note in data["notes"]]
     return f"<table>{''.join(f'<tr><th>{name}</th>{_CELL}{html.escape(str(value))}</td></tr>' for name, value in rows)}</table>"
 
 

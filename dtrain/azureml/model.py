@@ -71,7 +71,13 @@ class Model(Named):
         "remove_properties": "properties never change",
         "add_properties": "give properties when the model is registered",
         "serialize": "its attributes hold the same: name, version, tags, properties",
-        "update": "register a new version",
+        "update": "set tags with add_tags; a description is given when a version is registered",
+        "created_by": "there are no accounts here",
+        "mime_type": "a model's files are kept as they are",
+        "parent_id": "run_id is the run that it came from",
+        "resource_configuration": _NO_DEPLOY,
+        "unpack": "a model's files are kept as they are",
+        "url": "download() copies the files",
     }
     _differs: ClassVar = {
         "delete": "also its files, where no other version has the same; its number is not used again",

@@ -77,6 +77,7 @@ MODULES: dict[str, dict[str, str]] = {
         name: f"{_HERE}.errors:{name}"
         for name in (
             "ActivityFailedException",
+            "AuthenticationException",
             "AzureMLException",
             "ComputeTargetException",
             "ExperimentException",
@@ -85,8 +86,10 @@ MODULES: dict[str, dict[str, str]] = {
             "ProjectSystemException",
             "RunConfigurationException",
             "RunEnvironmentException",
+            "ServiceException",
             "TrainingException",
             "UserErrorException",
+            "WebserviceException",
             "WorkspaceException",
         )
     },

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dtrain import switches
-from dtrain.legacy import OldName, old_numpy, old_tensorflow
+from dtrain.legacy import OldName, gone_tensorflow, old_numpy, old_tensorflow
 
 _SHOWN = 10
 
@@ -19,12 +19,17 @@ def find_old_names(source: Path, script: str) -> tuple[dict[str, str], list[str]
     """
     numpy: list[str] = []
     tensorflow: list[str] = []
+    gone: list[str] = []
     for path, tree in _modules(source, script):
         shown = path.relative_to(source).as_posix()
         numpy += [old.describe(shown) for old in old_numpy(tree)]
         tensorflow += [_tensorflow(shown, old) for old in old_tensorflow(tree)[:1]]
+        gone += [
+            f"{shown}, line {old.line}: {old.name} is gone from TensorFlow 2, and nothing runs in its place: {old.instead}"
+            for old in gone_tensorflow(tree)
+        ]
     notes = numpy[:_SHOWN] + ([f"and {len(numpy) - _SHOWN} more such lines"] if len(numpy) > _SHOWN else [])
-    return switches.legacy_switch(numpy=bool(numpy), tf1=bool(tensorflow)), notes + tensorflow
+    return switches.legacy_switch(numpy=bool(numpy), tf1=bool(tensorflow)), notes + tensorflow + gone
 
 
 def uses_horovod(source: Path, script: str) -> bool:

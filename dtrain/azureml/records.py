@@ -19,7 +19,7 @@ from dtrain.files import read_json, write_json
 from dtrain.layout import RunLayout
 from dtrain.spec import JobSpec
 
-EventKind = Literal["tag", "property", "cancel", "fail", "warning", "status", "preparing", "prepared"]
+EventKind = Literal["tag", "property", "cancel", "fail", "warning", "status", "name", "preparing", "prepared"]
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class AzureLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class Submitted:
-    """What was submitted. ``definition`` is the run definition that ``get_details`` shows; ``parent`` a run's id or
-    empty; ``master`` the host of rank 0, empty where Slurm chooses it."""
+    """What was submitted. ``definition`` is the run definition that ``get_details`` shows; ``parent`` a run's id or empty;
+    ``master`` the host of rank 0, empty where Slurm chooses it; ``workspace`` its name and the like, for the job."""
 
     experiment: str
     display_name: str = ""
@@ -81,6 +81,7 @@ class Submitted:
     master: str = "127.0.0.1"
     kind: Literal["script", "interactive", "offline"] = "script"
     parent: str = ""
+    workspace: dict[str, str] = field(default_factory=dict)
     definition: dict[str, Any] = field(default_factory=dict)
 
 

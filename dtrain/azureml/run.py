@@ -120,7 +120,12 @@ class Run(Logged):
 
     @property
     def display_name(self) -> str:
-        return self._submitted.display_name or self.id
+        names = [event["text"] for event in records.events(self._layout, "name")]
+        return names[-1] if names else self._submitted.display_name or self.id
+
+    @display_name.setter
+    def display_name(self, name: str) -> None:
+        records.note(self._layout, "name", text=str(name))
 
     @property
     def type(self) -> str:

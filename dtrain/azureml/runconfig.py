@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -16,6 +17,11 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserErrorException(f"{name}={value!r} is not a number from {least}")
     return value
+
+
+def _list_of(arguments: Any) -> list[Any]:
+    """A script's arguments as a list; text is taken apart as a shell does."""
+    return shlex.split(arguments) if isinstance(arguments, str) else list(arguments or [])
 
 
 def _one_of(name: str, value: Any, allowed: Sequence[str]) -> str:
@@ -95,7 +101,7 @@ class RunConfiguration(Settings):
         conda_dependencies: Any = None,
     ) -> None:
         self.script = script
-        self.arguments = list(arguments or [])
+        self.arguments = _list_of(arguments)
         self.framework = framework or "Python"
         self.communicator = communicator or "None"
         self.target: Any = "local"
@@ -156,7 +162,7 @@ class ScriptRunConfig(Settings):
         config: RunConfiguration = options["run_config"] or RunConfiguration()
         self.source_directory = source_directory or "."
         self.script = options["script"] or config.script
-        self.arguments = list(config.arguments if options["arguments"] is None else options["arguments"])
+        self.arguments = _list_of(config.arguments if options["arguments"] is None else options["arguments"])
         self.run_config = config
         self.resume_from = options["resume_from"]
         if self.script is None:

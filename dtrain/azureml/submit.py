@@ -42,7 +42,7 @@ def submit(workspace: Workspace, experiment: str, config: Any, *, parent: str = 
     nodes = _count_nodes(run_config, distribution, len(hosts))
     target = check_nodes(workspace, run_config.target, nodes)
     wanted, notes = _check_environment(run_config)
-    old, old_names = find_old_names(Path(script_run.source_directory), str(script_run.script))
+    old, old_names = find_old_names(Path(script_run.source_directory).absolute(), str(script_run.script))
     notes += old_names
     try:
         spec = _job_spec(script_run, experiment, distribution, nodes, partition)
@@ -56,6 +56,7 @@ def submit(workspace: Workspace, experiment: str, config: Any, *, parent: str = 
             node_count=nodes,
             master="" if partition is not None else hosts[0].name if hosts else "127.0.0.1",
             parent=parent,
+            workspace=workspace._details,
             definition=_definition(script_run, spec, target, nodes, distribution),
         )
         start(run, Job(spec=spec, script_run=script_run, submitted=submitted, packages=wanted, notes=notes), workspace)

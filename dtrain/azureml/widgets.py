@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dtrain.azureml import glance, state
+from dtrain.azureml import glance, records, state
 from dtrain.azureml.console import say
 from dtrain.azureml.errors import Named, UserErrorException
 from dtrain.azureml.files import log_name, rank_logs
@@ -49,7 +49,7 @@ class RunDetails(Named):
         if view is None:
             say(glance.as_text(self._data()))
             return
-        self._refresh(view)  # in the cell that is executed now
+        view.refresh()  # in the cell that is executed now
         threading.Thread(target=self._follow, args=(view,), daemon=True, name=f"show {self.run.id}").start()
 
     def _follow(self, view: View) -> None:
@@ -75,14 +75,21 @@ class RunDetails(Named):
         shown = self.run.get_status()  # before the rest, which is whole when it is one of those at the end
         status = state.status_of(self.run._layout)
         logs = rank_logs(self.run._layout)
+        notes = [status.cause] if shown in state.ENDED and status.cause else []
+        notes += [event["text"] for event in records.events(self.run._layout, "warning")]
+        metrics: dict[Any, Any] = {}
+        try:
+            metrics = self.run.get_metrics()
+        except UserErrorException as error:  # of a name that was logged as numbers and as rows
+            notes.append(str(error))
         log = log or log_name(status.failure.rank if status.failure is not None else 0)
         return {
             "run_id": self.run.id,
             "experiment": self.run.experiment.name,
             "status": shown,
             "seconds": status.duration_s if status.duration_s is not None else time.time() - status.started,
-            "cause": status.cause if shown in state.ENDED else "",
-            "run_metrics": self.run.get_metrics(),
+            "notes": notes,
+            "run_metrics": metrics,
             "logs": list(logs),
             "log": log if log in logs else None,
             "run_logs": _last_lines(logs[log]) if log in logs else [],

@@ -17,6 +17,7 @@ from dtrain.layout import Workspace as WorkspaceFolder
 if TYPE_CHECKING:
     from dtrain.azureml.compute import ComputeTarget
     from dtrain.azureml.datastore import Datastore
+    from dtrain.azureml.environment import Environment
     from dtrain.azureml.experiment import Experiment
     from dtrain.azureml.model import Model
     from dtrain.azureml.run import Run
@@ -58,12 +59,11 @@ class Workspace(Named):
         "webservices": "models are registered and downloaded here, not deployed",
         "get_mlflow_tracking_uri": "metrics are in the run's folder: run.get_metrics(), `dtrain metrics RUN`",
         "datasets": "use ws.get_default_datastore().path('...')",
-        "environments": "Environment.get(ws, name) reads one that was registered",
     }
     _differs: ClassVar = {
         "get_portal_url": "there is no portal: the workspace's folder, as a file:// URL",
-        "from_config": "the config.json may be Azure's own; runs and models go to $DTRAIN_WORKSPACE, else its workspace_folder, "
-        "else the folder `workspace` beside it",
+        "from_config": "the config.json may be Azure's own; runs and models go to $DTRAIN_WORKSPACE, in a job to the job's "
+        "workspace, else to its workspace_folder, else to the folder `workspace` beside it",
         "create": "makes a folder and .azureml/config.json here; location and the like are kept as words",
         "list": "the one workspace that from_config finds",
     }
@@ -78,12 +78,12 @@ class Workspace(Named):
         folder: Path | None = None,
         location: str | None = None,
     ) -> None:
-        """A workspace by its name. ``folder``: its folder; None: $DTRAIN_WORKSPACE, else ./workspace.
+        """A workspace by its name. ``folder``: its folder; None: $DTRAIN_WORKSPACE, in a job the job's, else ./workspace.
 
         Raises WorkspaceException when the folder is that of a workspace of another name.
         """
         check_login(auth)
-        self._folder = WorkspaceFolder(folder) if folder is not None else env.workspace()
+        self._folder = WorkspaceFolder(folder or _given_folder() or env.workspace().root)
         self._details = {
             "name": workspace_name,
             "subscription_id": subscription_id,
@@ -116,13 +116,12 @@ class Workspace(Named):
             raise UserErrorException(f"{config} has no {', '.join(missing)}; `dtrain azureml init` writes a whole one")
         beside = config.parent.parent if config.parent.name in (".azureml", "aml_config") else config.parent
         folder = env.workspace(beside / values.get("workspace_folder", "workspace"), {}).root
-        override = env.workspace_override()
         return Workspace(
             values["subscription_id"],
             values["resource_group"],
             values["workspace_name"],
             auth,
-            folder=override if override is not None else folder,
+            folder=_given_folder() or folder,
             location=values.get("location"),
         )
 
@@ -218,6 +217,13 @@ class Workspace(Named):
         return datastores(self)
 
     @property
+    def environments(self) -> Mapping[str, Environment]:
+        """The environments that were registered, by name."""
+        from dtrain.azureml.environment import Environment
+
+        return Environment.list(self)
+
+    @property
     def models(self) -> Mapping[str, Model]:
         """The newest version of every model, by name."""
         from dtrain.azureml.model import Model
@@ -248,6 +254,12 @@ class Workspace(Named):
 
     def __repr__(self) -> str:
         return f"Workspace(name={self.name!r}, folder={str(self._folder.root)!r})"
+
+
+def _given_folder() -> Path | None:
+    """The workspace's folder that $DTRAIN_WORKSPACE names, or that of the job that this process is a rank of."""
+    run = env.run_of_job()
+    return env.workspace_override() or (None if run is None else run.workspace.root)
 
 
 def _find_config(start: Path, file_name: str | None) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.azureml.conftest import AzureProject
+from tests.azureml.conftest import ROOT, AzureProject
 
 pytestmark = pytest.mark.needs("jupyter")
 
@@ -40,14 +41,19 @@ open("outputs/model.txt", "w").write("weights")
 
 
 def run_notebook(azure: AzureProject, *cells: str) -> list[Any]:
-    """What was shown after each cell: the outputs of all cells, and the widgets."""
-    azure.script(json.dumps(["%load_ext dtrain.azureml", BEGIN, *cells]), "cells.json")
+    """What was shown after each cell, from the third: the outputs of all cells, and the widgets."""
+    return execute(azure, "%load_ext dtrain.azureml", BEGIN, *cells)[2:]
+
+
+def execute(azure: AzureProject, *cells: str) -> list[Any]:
+    """The same of a whole notebook."""
+    azure.script(json.dumps(cells), "cells.json")
     azure.env = {"IPYTHONDIR": str(azure.folder / ".ipython"), "JUPYTER_RUNTIME_DIR": str(azure.folder / ".jupyter")}
     argv = [sys.executable, str(Path(__file__).with_name("notebook.py")), "cells.json"]
     done = subprocess.run(argv, cwd=azure.folder, env=azure.environ(), capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stderr
     after: list[Any] = json.loads(done.stdout.splitlines()[-1])
-    return after[2:]
+    return after
 
 
 def text_of(outputs: list[Any]) -> str:
@@ -146,3 +152,14 @@ def test_an_interrupt_stops_the_waiting_and_not_the_run(azure: AzureProject) -> 
     assert "'Running'" in cells[2]
     assert "'Completed'" in cells[3]
     assert "Completed" in widget_text(after[-1])
+
+
+@pytest.mark.needs("chainer", "sklearn")
+def test_the_example(azure: AzureProject) -> None:
+    shutil.copytree(ROOT / "examples" / "azureml", azure.folder, dirs_exist_ok=True)
+    notebook = json.loads((azure.folder / "notebook.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    outputs = execute(azure, *cells)[-1]["outputs"]
+    assert not [output for shown in outputs for output in shown if "ename" in output]
+    assert "'Completed'" in text_of(outputs[4])
+    assert [model["id"] for model in azure.json("models")] == ["notebook-digits:1"]

@@ -53,3 +53,12 @@ def test_a_script_of_tensorflow_1(azure: AzureProject) -> None:
     assert "w [0.2] <class 'float'>" in done.stdout
     assert "old:1" in done.stdout
     assert "is TensorFlow 1's; `import tensorflow` in it gives tensorflow.compat.v1" in done.stderr
+
+
+@pytest.mark.needs("tensorflow")
+def test_what_has_no_successor_is_named_when_it_is_submitted(azure: AzureProject) -> None:
+    azure.train("if False:\n    from tensorflow.examples.tutorials.mnist import input_data\n")
+    done = azure.control("experiment.submit(ScriptRunConfig('src', 'train.py')).wait_for_completion()")
+    assert (
+        "train.py, line 2: tensorflow.examples is gone from TensorFlow 2, and nothing runs in its place: data sets" in done.stderr
+    )

@@ -187,7 +187,7 @@ print(json.dumps({
     "ws": [ws.name, ws.subscription_id, ws.resource_group], "folder": ws.get_details()["workspace_folder"],
     "conda": [list(conda.conda_packages), list(conda.pip_packages)], "pip": list(again.python.conda_dependencies.pip_packages),
     "lacks": [lack.wanted for lack in find_lacks(["no-such-thing>2", "numpy", "azureml-sdk"], ["python=3", "cudatoolkit=9"])],
-    "curated": list(curated.python.conda_dependencies.pip_packages),
+    "curated": list(curated.python.conda_dependencies.pip_packages), "environments": list(ws.environments),
 }))
 """
     )
@@ -197,7 +197,7 @@ print(json.dumps({
     found = told(done)
     assert (found["ws"], found["folder"]) == (["azures", "s-1", "group"], str(azure.folder / "other" / "workspace"))
     assert (found["conda"], found["pip"]) == ([["python=3", "click"], ["numpy>=1.2"]], ["numpy", "no-such-thing>2"])
-    assert (found["lacks"], found["curated"]) == (["no-such-thing>2"], ["chainer"])
+    assert (found["lacks"], found["curated"], found["environments"]) == (["no-such-thing>2"], ["chainer"], ["p"])
 
 
 def test_a_job_that_is_let_fail_by_its_control_script(azure: AzureProject) -> None:
@@ -307,3 +307,66 @@ print(json.dumps([one, of_outputs, of_run, three, of_path, of_reference]))
 """
     )
     assert json.loads(done.stdout.splitlines()[-1]) == [1, 2, 2, 3, 4, 4]
+
+
+def test_a_job_is_in_the_workspace_of_its_control_script(azure: AzureProject) -> None:
+    """Also where its folder holds a config.json of Azure's own, beside which there lies a copy of the sources alone."""
+    config = {"subscription_id": "s-1", "resource_group": "group", "workspace_name": "mine"}
+    azure.train(
+        "from azureml.core import Model, Run, Workspace\n"
+        "ws, of_run = Workspace.from_config(), Run.get_context().experiment.workspace\n"
+        "print(ws.get_details() == of_run.get_details())\nModel.register(ws, 'train.py', 'from-the-job')\n"
+        "print(of_run.name, of_run.subscription_id, Workspace('s', 'g', 'mine').get_details()['workspace_folder'])"
+    )
+    (azure.folder / "src" / "config.json").write_text(json.dumps(config))
+    done = azure.control(
+        """
+from azureml.core import Experiment, ScriptRunConfig, Workspace
+ws = Workspace.from_config("src/config.json")
+Experiment(ws, "tests").submit(ScriptRunConfig("src", "train.py")).wait_for_completion(show_output=True)
+print(list(ws.models))
+""",
+        begin="",
+    )
+    folder = azure.folder / "src" / "workspace"
+    assert ":0] True\n" in done.stdout
+    assert f"mine s-1 {folder}" in done.stdout
+    assert "['from-the-job']" in done.stdout
+
+
+def test_arguments_as_text_a_script_by_its_whole_path_and_a_runs_name(azure: AzureProject) -> None:
+    azure.train("import sys\nprint(sys.argv[1:])")
+    done = azure.control(
+        """
+run = experiment.submit(ScriptRunConfig("src", os.path.abspath("src/train.py"), arguments="--name 'a b' --flag"))
+run.wait_for_completion(show_output=True)
+run.display_name = "the first"
+print(Run(experiment, run.id).display_name)
+"""
+    )
+    assert "['--name', 'a b', '--flag']" in done.stdout
+    assert done.stdout.endswith("the first\n")
+
+
+def test_a_run_at_a_glance_on_a_terminal(azure: AzureProject) -> None:
+    """The cause of a failure, the log of the rank that failed, and metrics that cannot be put together are all told."""
+    azure.train(
+        "from azureml.core import Run\nrun = Run.get_context()\nfor n in range(3): run.log('loss', n)\n"
+        "print('\\x1b[31mred\\x1b[0m', '10%\\r20%')\nraise ValueError('bad batch')"
+    )
+    done = azure.control(
+        """
+from azureml.widgets import RunDetails
+run = experiment.submit(ScriptRunConfig("src", "train.py"))
+run.wait_for_completion(raise_on_error=False)
+RunDetails(run).show()
+run.log_row("loss", x=1)
+RunDetails(run).show()
+"""
+    )
+    lines = done.stdout.splitlines()
+    assert lines[-1].endswith("ValueError: bad batch")
+    assert "  loss: 2 (last of 3)" in lines
+    assert "  | 20%" in lines
+    assert len([line for line in lines if line.startswith("  rank 0 on ")]) == 2
+    assert len([line for line in lines if "was logged as numbers and as rows; use two names" in line]) == 1

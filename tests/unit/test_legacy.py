@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dtrain.legacy import NUMPY, OldModules, compile_old, old_numpy, old_tensorflow
+from dtrain.legacy import NUMPY, OldModules, compile_old, gone_tensorflow, old_numpy, old_tensorflow
 
 
 def run(text: str, *kinds: str) -> tuple[dict[str, Any], list[str]]:
@@ -40,6 +40,14 @@ def test_only_names_of_numpy_are_replaced_and_each_is_told() -> None:
         "old.py, line 9: np.int is no more; it runs as int, which is what to write",
     ]
     assert not hasattr(np, "float")
+
+
+def test_names_that_are_imported_from_numpy_too() -> None:
+    found, said = run(
+        "from numpy import array, float as f, Inf\nfrom numpy import (int,\n  bool)\nx = array([1], dtype=f)\ny = int(2.5)\n"
+    )
+    assert (found["x"].dtype, found["y"], found["Inf"]) == (np.float64, 2, math.inf)
+    assert said[0] == "old.py, line 1: numpy.float is no more; it runs as float, which is what to write"
 
 
 def test_lines_stay_where_they_are() -> None:
@@ -73,6 +81,18 @@ def test_tensorflow_1_is_seen_by_its_names() -> None:
     assert (old.line, old.name, old.instead) == (4, "tf.train.AdamOptimizer", "tf.compat.v1.train.AdamOptimizer")
     (old,) = old_tensorflow(ast.parse(text.format("with tf.Session() as s: pass")))
     assert old.name == "tf.Session"
+
+
+@pytest.mark.needs("tensorflow")
+def test_what_tensorflow_2_has_under_no_name_is_named() -> None:
+    text = "import tensorflow as tf\nfrom tensorflow.examples.tutorials import mnist\nx = tf.contrib.layers\ny = tf.layers\n"
+    assert [(old.line, old.name) for old in gone_tensorflow(ast.parse(text))] == [
+        (2, "tensorflow.examples"),
+        (3, "tensorflow.contrib"),
+    ]
+    assert not gone_tensorflow(
+        ast.parse("import other as tf\ntf.contrib\nfrom .tensorflow import examples\nimport tensorflow.keras\n")
+    )
 
 
 def test_a_module_without_old_names_has_none() -> None:
