@@ -28,7 +28,7 @@ from dtrain.launch.mirror import Incoming, Outgoing
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.ssh import Connection
 from dtrain.layout import RunLayout
-from dtrain.processes import DUMP_STACKS, END_SCRIPT, LAUNCHER_IS_GONE
+from dtrain.processes import DUMP_STACKS, END_SCRIPT, LAUNCHER_IS_GONE, answers_stacks
 from dtrain.status import RankFailure, read_process
 
 _GONE = b"gone "
@@ -236,7 +236,7 @@ def _do(word: str, run: RunLayout, rank: int) -> None:
         signal_guard(run, rank, END_SCRIPT)
     elif word == "stacks":
         record = read_process(run, rank)
-        if record is not None and (script := record.find()) is not None and run.rank(rank).stack.exists():
+        if record is not None and (script := record.find()) is not None and answers_stacks(record.pid):
             script.send_signal(DUMP_STACKS)
 
 

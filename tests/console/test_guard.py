@@ -1,0 +1,82 @@
+"""A rank's guard, and the agent of its host, told what to do as a supervisor on another host does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from dtrain import env
+from dtrain.layout import RunLayout
+
+from .conftest import Project
+
+BEGUN = "open('outputs/begun', 'w').close()\n"
+# Its process goes on, but with none of the handlers that it had.
+ANEW = f"import os, sys, time\nif len(sys.argv) == 1:\n    os.execv(sys.executable, [sys.executable, __file__, 'again'])\n{BEGUN}"
+
+
+@dataclass
+class Rank:
+    """The one rank of a run without a supervisor."""
+
+    run: RunLayout
+    guard: subprocess.Popen[bytes]
+
+    def begun(self) -> bool:
+        return (self.run.outputs / "begun").exists()
+
+    def order(self, word: str) -> None:
+        with open(self.run.rank(0).orders, "a") as orders:
+            orders.write(f"{word}\n")
+
+    def agent(self, *, attempt: int = 0, scratch: str = "") -> subprocess.Popen[bytes]:
+        """An agent of dtrain's for this rank, which ends it when its standard input ends."""
+        argv = [sys.executable, "-m", "dtrain.launch.agent", str(self.run.root), str(attempt), scratch, "", "0"]
+        return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def start(project: Project) -> Iterator[Callable[[str], Rank]]:
+    """Starts a script as a rank that takes orders."""
+    started = []
+
+    def start(script: str) -> Rank:
+        run = RunLayout(project.folder / "workspace" / "runs" / "one", 0)
+        run.make_folders(1)
+        (run.code / "train.py").write_text(script)
+        variables = {
+            **env.launch_variables(run, size=1, vocabulary="dtrain", resume_from=None),
+            **env.rank_variables(0, 0, 1),
+            **env.supervised_variables(0),
+            **env.order_variables(),
+        }
+        argv = [sys.executable, "-m", "dtrain._rank_main", "train.py"]
+        guard = subprocess.Popen(argv, cwd=run.code, env={**project.environ(), **variables})
+        started.append(guard)
+        return Rank(run, guard)
+
+    yield start
+    for guard in started:
+        guard.kill()
+        guard.wait()
+
+
+@pytest.mark.parametrize("by", ["orders", "agent"])
+def test_a_script_that_executed_another_program_outlives_the_question_for_its_stacks(
+    start: Callable[[str], Rank], wait_until: Callable[..., None], by: str
+) -> None:
+    rank = start(ANEW + "time.sleep(3)\n")
+    wait_until(rank.begun)
+    if by == "orders":
+        rank.order("stacks")
+        assert rank.guard.wait(timeout=30) == 0
+    else:
+        with rank.agent() as agent:
+            assert agent.stdin is not None
+            agent.stdin.write(b"stacks 0\n")
+            agent.stdin.flush()
+            assert rank.guard.wait(timeout=30) == 0
