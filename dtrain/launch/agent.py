@@ -54,14 +54,15 @@ def processes_of(run: Path) -> list[psutil.Process]:
 
 
 def signal_guard(run: RunLayout, rank: int, number: int) -> bool:
-    """Send the guard of a rank a signal; False when the rank does not run on this host."""
+    """Send the guard of a rank a signal; False when the rank does not run on this host, or its guard is gone."""
     record = read_process(run, rank)
-    script = record.find() if record is not None else None
-    if script is None:
+    if record is None or record.guard is None or record.find() is None:
+        return False
+    guard = record.guard.find()  # not the script's parent: that may be init by now
+    if guard is None:
         return False
     with contextlib.suppress(psutil.Error):
-        if (guard := script.parent()) is not None:
-            guard.send_signal(number)
+        guard.send_signal(number)
     return True
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import psutil
 import pytest
 
 from dtrain import env
+from dtrain.launch.agent import signal_guard
 from dtrain.layout import RunLayout
+from dtrain.processes import END_SCRIPT
+from dtrain.status import read_process
 
 from .conftest import Project
 
@@ -28,6 +34,13 @@ class Rank:
 
     def begun(self) -> bool:
         return (self.run.outputs / "begun").exists()
+
+    @property
+    def script(self) -> psutil.Process:
+        record = read_process(self.run, 0)
+        process = record.find() if record is not None else None
+        assert process is not None
+        return process
 
     def order(self, word: str) -> None:
         with open(self.run.rank(0).orders, "a") as orders:
@@ -80,3 +93,38 @@ def test_a_script_that_executed_another_program_outlives_the_question_for_its_st
             agent.stdin.write(b"stacks 0\n")
             agent.stdin.flush()
             assert rank.guard.wait(timeout=30) == 0
+
+
+@pytest.fixture
+def adopts() -> Iterator[None]:
+    """Orphans of what the test starts become children of the test's own process, as they do of init, slurmstepd or systemd."""
+    set_child_subreaper = 36  # linux/prctl.h
+    assert ctypes.CDLL(None).prctl(set_child_subreaper, 1) == 0
+    yield
+    ctypes.CDLL(None).prctl(set_child_subreaper, 0)
+
+
+@pytest.mark.usefixtures("adopts")
+def test_what_is_meant_for_a_guard_that_is_gone_reaches_nobody(
+    start: Callable[[str], Rank], wait_until: Callable[..., None]
+) -> None:
+    """A script may outlive its guard: in uninterruptible sleep, say, or having told the kernel that it wants to."""
+    rank = start(f"import ctypes, time\nctypes.CDLL(None).prctl(1, 0)\n{BEGUN}time.sleep(60)\n")
+    wait_until(rank.begun)
+    script = rank.script
+    for waits in psutil.Process(rank.guard.pid).children():  # for the guard's end
+        if waits != script:
+            waits.kill()
+    came: list[int] = []
+    before = signal.signal(END_SCRIPT, lambda number, _: came.append(number))
+    try:
+        assert signal_guard(rank.run, 0, signal.SIGCONT)
+        rank.guard.kill()
+        rank.guard.wait()
+        wait_until(lambda: script.ppid() == psutil.Process().pid)
+        assert not signal_guard(rank.run, 0, END_SCRIPT)
+        assert not came
+    finally:
+        signal.signal(END_SCRIPT, before)
+        script.kill()
+        script.wait()
