@@ -43,12 +43,17 @@ _RECORD_S = 1.0
 _BEGIN_S = 3.0
 
 
-def processes_of(run: Path) -> list[psutil.Process]:
-    """All processes of this host that belong to the run in this folder: they carry it in their environment."""
-    marker, found = os.fsencode(f"{env.RUN_DIR}={run}"), []
+def processes_of(run: Path, last: int | None = None) -> list[psutil.Process]:
+    """All processes of this host that belong to the run in this folder: they carry it in their environment.
+
+    ``last``: only those of that attempt and of the ones before it; None: of all.
+    """
+    marker, attempt, found = os.fsencode(f"{env.RUN_DIR}={run}"), f"{env.ATTEMPT}=".encode(), []
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError, psutil.Error), open(f"/proc/{name}/environ", "rb") as environ:
-            if marker in environ.read().split(b"\0"):  # a zombie's is empty
+            variables = environ.read().split(b"\0")  # a zombie's is empty
+            number = next((each.removeprefix(attempt) for each in variables if each.startswith(attempt)), b"")
+            if marker in variables and (last is None or int(number or 0) <= last):
                 found.append(psutil.Process(int(name)))
     return found
 
@@ -242,14 +247,17 @@ def _do(word: str, run: RunLayout, rank: int) -> None:
 
 
 def _leave_nothing(run: RunLayout, ranks: list[int]) -> None:
-    """End what of the run is on this host: guards first, which then record why their scripts were ended."""
+    """End what of the run is on this host: guards first, which then record why their scripts were ended.
+
+    Not what a later attempt has started: this one may learn late that its connection is gone.
+    """
     told = [signal_guard(run, rank, LAUNCHER_IS_GONE) for rank in ranks]
     deadline = time.monotonic() + (_RECORD_S if any(told) else 0.0)
-    while time.monotonic() < deadline and processes_of(run.root):
+    while time.monotonic() < deadline and processes_of(run.root, run.attempt):
         time.sleep(_LOOK_S)
     begun = all(run.rank(rank).process.is_file() for rank in ranks)
     deadline = time.monotonic() + (0.0 if begun else _BEGIN_S)
-    while (left := processes_of(run.root)) or time.monotonic() < deadline:
+    while (left := processes_of(run.root, run.attempt)) or time.monotonic() < deadline:
         for process in left:
             with contextlib.suppress(psutil.Error):
                 process.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import subprocess
 import sys
@@ -46,9 +47,9 @@ class Rank:
         with open(self.run.rank(0).orders, "a") as orders:
             orders.write(f"{word}\n")
 
-    def agent(self, *, attempt: int = 0, scratch: str = "") -> subprocess.Popen[bytes]:
+    def agent(self, attempt: int = 0) -> subprocess.Popen[bytes]:
         """An agent of dtrain's for this rank, which ends it when its standard input ends."""
-        argv = [sys.executable, "-m", "dtrain.launch.agent", str(self.run.root), str(attempt), scratch, "", "0"]
+        argv = [sys.executable, "-m", "dtrain.launch.agent", str(self.run.root), str(attempt), "", "", "0"]
         return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
 
 
@@ -128,3 +129,20 @@ def test_what_is_meant_for_a_guard_that_is_gone_reaches_nobody(
         signal.signal(END_SCRIPT, before)
         script.kill()
         script.wait()
+
+
+def test_a_late_agent_leaves_the_next_attempt_alone(start: Callable[[str], Rank], wait_until: Callable[..., None]) -> None:
+    rank = start(f"import time\n{BEGUN}time.sleep(60)\n")
+    wait_until(rank.begun)
+    variables = {env.RUN_DIR: str(rank.run.root), **env.supervised_variables(1)}
+    following = subprocess.Popen(["sleep", "60"], env={**os.environ, **variables})
+    try:
+        for attempt in (0, 1):
+            with rank.agent(attempt=attempt) as agent:
+                pass  # its standard input is closed
+            assert agent.returncode == 0
+            assert rank.guard.wait(timeout=30) == 137
+            assert following.poll() == (-signal.SIGKILL if attempt == 1 else None)
+    finally:
+        following.kill()
+        following.wait()
