@@ -15,7 +15,7 @@ import sys
 import threading
 from pathlib import Path
 
-from dtrain.processes import DUMP_STACKS, END_SCRIPT, LAUNCHER_IS_GONE
+from dtrain.processes import DUMP_STACKS, END_SCRIPT, LAUNCHER_IS_GONE, answers_stacks
 
 WORDS = {"end": END_SCRIPT, "leave": signal.SIGTERM}
 """What the guard does at a word is what it does at the signal that it is sent on its own host; ``stacks`` is the script's."""
@@ -88,6 +88,7 @@ def _do(line: bytes, child: int, guard: int) -> None:
     word = line.decode().strip()
     if word == "stacks":
         with contextlib.suppress(ProcessLookupError):
-            os.kill(child, DUMP_STACKS)
+            if answers_stacks(child):
+                os.kill(child, DUMP_STACKS)
     elif word in WORDS:
         signal.pthread_kill(guard, WORDS[word])

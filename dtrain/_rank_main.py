@@ -52,7 +52,7 @@ from dtrain.processes import (
 )
 from dtrain.progress import PROGRESS
 from dtrain.resources import bound_variables, own_threads, wanted_binding
-from dtrain.status import LOST_PEER, ORPHANED, Kind, RankFailure, exception_message, failure_to_line, write_record
+from dtrain.status import LOST_PEER, ORPHANED, Kind, RankFailure, RankProcess, exception_message, failure_to_line, write_record
 from dtrain.switches import azureml_mode, legacy_kinds
 
 _STAY_S = 0.05
@@ -181,7 +181,8 @@ class _Guard:
         if os.getppid() != launcher:
             self._launcher_is_gone()
         with contextlib.suppress(OSError):  # a full disk is reported by what the script then cannot write
-            write_record(self._recorder.files.process, ProcessRecord.of(self._child), durable=False)
+            record = RankProcess(**vars(ProcessRecord.of(self._child)), guard=ProcessRecord.of(os.getpid()))
+            write_record(self._recorder.files.process, record, durable=False)
         if self._control is not None:
             self._control.obey(self._child)
         if self._output is not None:

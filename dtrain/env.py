@@ -54,7 +54,7 @@ CLUSTER_VOCABULARY = "tf_config"
 RUN_DIR = "DTRAIN_RUN_DIR"
 _RUN_VOCABULARY = "DTRAIN_VOCABULARY"
 _RESUME = "DTRAIN_RESUME"
-_ATTEMPT = "DTRAIN_ATTEMPT"
+ATTEMPT = "DTRAIN_ATTEMPT"
 _SUPERVISED = "DTRAIN_SUPERVISED"
 _CONTROL = "DTRAIN_CONTROL"
 _WORKSPACE = "DTRAIN_WORKSPACE"
@@ -76,7 +76,7 @@ _OF_ONE_RUN = (
     RUN_DIR,
     _RUN_VOCABULARY,
     _RESUME,
-    _ATTEMPT,
+    ATTEMPT,
     _SUPERVISED,
     _CONTROL,
     _SECRETS,
@@ -168,7 +168,7 @@ class RankEnv:
             vocabulary=vocabulary,
             run_dir=_path(environ, RUN_DIR),
             resume_from=_path(environ, _RESUME),
-            attempt=_number(environ, _ATTEMPT) or 0,
+            attempt=_number(environ, ATTEMPT) or 0,
             supervised=bool(environ.get(_SUPERVISED)),
             controlled=environ.get(_CONTROL) == "stdin",
             ordered=environ.get(_CONTROL) == "file",
@@ -288,12 +288,12 @@ def rank_variables(rank: int, local_rank: int, local_size: int) -> dict[str, str
 def supervised_variables(attempt: int) -> dict[str, str]:
     """Tells a rank that its files are read as they grow, so that its output belongs in its file and not on its pipe; and which
     attempt of the run it belongs to."""
-    return {_SUPERVISED: "1", _ATTEMPT: str(attempt)}
+    return {_SUPERVISED: "1", ATTEMPT: str(attempt)}
 
 
 def unsupervised_variables() -> dict[str, str]:
     """The same variables as long as nobody supervises: a launcher that passes variables on by name wants them to be there."""
-    return {_SUPERVISED: "", _ATTEMPT: ""}
+    return {_SUPERVISED: "", ATTEMPT: ""}
 
 
 def control_variables() -> dict[str, str]:

@@ -69,6 +69,18 @@ def _started(pid: int) -> float:
     return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
+def answers_stacks(pid: int) -> bool:
+    """Whether a process has a handler for :data:`DUMP_STACKS`, which ends one that has none.
+
+    It has none before its script begins, and none any more when the script has executed another program in its place.
+    """
+    with contextlib.suppress(OSError, StopIteration):  # it has ended
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        caught = next(line for line in lines if line.startswith("SigCgt:"))  # proc(5): a bit for each signal, from 1 on
+        return bool(int(caught.split()[1], 16) >> (DUMP_STACKS - 1) & 1)
+    return False
+
+
 def die_with_parent(number: int) -> None:
     """Have the kernel send this process the signal when its parent is gone, however that ended. Linux only; else nothing."""
     if sys.platform == "linux":

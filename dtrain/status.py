@@ -11,7 +11,7 @@ import dataclasses
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -40,6 +40,13 @@ _KILLED = (128 + signal.SIGKILL, 128 + signal.SIGTERM)  # what comes from outsid
 _KILL_NOTICED_S = 1.0
 _MESSAGE_LENGTH = 1_000
 _TRACEBACK_LENGTH = 50_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankProcess(ProcessRecord):
+    """The process of a rank's script. ``guard`` is the one that waits for its end; None where nobody launched the rank."""
+
+    guard: ProcessRecord | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +149,7 @@ def failure_from_line(line: str) -> RankFailure | None:
         return None
 
 
-def _read_record(path: Path, kind: type[T]) -> T | None:
+def _read_record(path: Path, kind: Callable[..., T]) -> T | None:
     try:
         values = read_json(path)
     except FileNotFoundError:
@@ -163,8 +170,12 @@ def read_failure(run: RunLayout, rank: int) -> RankFailure | None:
     return _read_record(run.rank(rank).error, RankFailure)
 
 
-def read_process(run: RunLayout, rank: int) -> ProcessRecord | None:
-    return _read_record(run.rank(rank).process, ProcessRecord)
+def read_process(run: RunLayout, rank: int) -> RankProcess | None:
+    return _read_record(run.rank(rank).process, _rank_process)
+
+
+def _rank_process(guard: dict[str, Any] | None = None, **values: Any) -> RankProcess:
+    return RankProcess(guard=None if guard is None else ProcessRecord(**guard), **values)
 
 
 def first_failure(failures: list[RankFailure]) -> RankFailure | None:

@@ -28,7 +28,7 @@ from dtrain.launch.mirror import Incoming, Outgoing
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.ssh import Connection
 from dtrain.layout import RunLayout
-from dtrain.processes import DUMP_STACKS, END_SCRIPT, LAUNCHER_IS_GONE
+from dtrain.processes import DUMP_STACKS, END_SCRIPT, LAUNCHER_IS_GONE, answers_stacks
 from dtrain.status import RankFailure, read_process
 
 _GONE = b"gone "
@@ -43,25 +43,31 @@ _RECORD_S = 1.0
 _BEGIN_S = 3.0
 
 
-def processes_of(run: Path) -> list[psutil.Process]:
-    """All processes of this host that belong to the run in this folder: they carry it in their environment."""
-    marker, found = os.fsencode(f"{env.RUN_DIR}={run}"), []
+def processes_of(run: Path, last: int | None = None) -> list[psutil.Process]:
+    """All processes of this host that belong to the run in this folder: they carry it in their environment.
+
+    ``last``: only those of that attempt and of the ones before it; None: of all.
+    """
+    marker, attempt, found = os.fsencode(f"{env.RUN_DIR}={run}"), f"{env.ATTEMPT}=".encode(), []
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError, psutil.Error), open(f"/proc/{name}/environ", "rb") as environ:
-            if marker in environ.read().split(b"\0"):  # a zombie's is empty
+            variables = environ.read().split(b"\0")  # a zombie's is empty
+            number = next((each.removeprefix(attempt) for each in variables if each.startswith(attempt)), b"")
+            if marker in variables and (last is None or int(number or 0) <= last):
                 found.append(psutil.Process(int(name)))
     return found
 
 
 def signal_guard(run: RunLayout, rank: int, number: int) -> bool:
-    """Send the guard of a rank a signal; False when the rank does not run on this host."""
+    """Send the guard of a rank a signal; False when the rank does not run on this host, or its guard is gone."""
     record = read_process(run, rank)
-    script = record.find() if record is not None else None
-    if script is None:
+    if record is None or record.guard is None or record.find() is None:
+        return False
+    guard = record.guard.find()  # not the script's parent: that may be init by now
+    if guard is None:
         return False
     with contextlib.suppress(psutil.Error):
-        if (guard := script.parent()) is not None:
-            guard.send_signal(number)
+        guard.send_signal(number)
     return True
 
 
@@ -239,19 +245,22 @@ def _do(word: str, run: RunLayout, rank: int) -> None:
         signal_guard(run, rank, END_SCRIPT)
     elif word == "stacks":
         record = read_process(run, rank)
-        if record is not None and (script := record.find()) is not None and run.rank(rank).stack.exists():
+        if record is not None and (script := record.find()) is not None and answers_stacks(record.pid):
             script.send_signal(DUMP_STACKS)
 
 
 def _leave_nothing(run: RunLayout, ranks: list[int]) -> None:
-    """End what of the run is on this host: guards first, which then record why their scripts were ended."""
+    """End what of the run is on this host: guards first, which then record why their scripts were ended.
+
+    Not what a later attempt has started: this one may learn late that its connection is gone.
+    """
     told = [signal_guard(run, rank, LAUNCHER_IS_GONE) for rank in ranks]
     deadline = time.monotonic() + (_RECORD_S if any(told) else 0.0)
-    while time.monotonic() < deadline and processes_of(run.root):
+    while time.monotonic() < deadline and processes_of(run.root, run.attempt):
         time.sleep(_LOOK_S)
     begun = all(run.rank(rank).process.is_file() for rank in ranks)
     deadline = time.monotonic() + (0.0 if begun else _BEGIN_S)
-    while (left := processes_of(run.root)) or time.monotonic() < deadline:
+    while (left := processes_of(run.root, run.attempt)) or time.monotonic() < deadline:
         for process in left:
             with contextlib.suppress(psutil.Error):
                 process.kill()

@@ -140,9 +140,13 @@ def supervise_run(
     limits = Limits(timeout_s=spec.timeout_s, grace_s=spec.grace_s, hangs=spec.hangs)
     if spec.tasks:
         limits = dataclasses.replace(limits, start_timeout_s=spec.cluster_options.start_timeout_s)
-    replan = functools.partial(planner, spec, run.workspace, console.say)
+
+    def replan() -> LaunchPlan:
+        following = RunLayout(run.root, (run.newest_attempt().attempt or 0) + 1)
+        return planner(spec, run.workspace, console.say)(following, run.code)
+
     with console.in_background():
-        status = run_attempts(plan, lambda: replan()(run, run.code), run, limits, spec.restarts, console)
+        status = run_attempts(plan, replan, run, limits, spec.restarts, console)
         if explain is not None:
             status = explain(status)
         report_end(run, status, console)

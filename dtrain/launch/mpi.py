@@ -44,7 +44,8 @@ def plan(
     family, cores = mpi.family, available_cores()
     environ = {**os.environ, **spec.environment}
     crowded = any(place.cores < count for place, count in _counted(places)) if places else spec.workers > cores
-    scratch = Path(tempfile.gettempdir()) / f"dtrain-{run.id}"
+    # On other hosts a daemon of mpirun's makes the same folder; this host's TMPDIR may be none that they can have.
+    scratch = Path("/tmp" if places else tempfile.gettempdir()) / f"dtrain-{run.id}-{run.attempt or 0}"
     own = {name: str(scratch) for name in family.scratch_variables}
     environment = {
         **resources.share_variables(spec.bind, _threads(spec, places), environ, threads),

@@ -14,7 +14,7 @@ import orjson
 import psutil
 
 from dtrain.layout import RunLayout
-from dtrain.processes import DUMP_STACKS
+from dtrain.processes import DUMP_STACKS, answers_stacks
 from dtrain.status import read_process
 
 _ANSWER_S = 2.0
@@ -88,8 +88,9 @@ def _ask(run: RunLayout, rank: int, tell: Callable[[int, str], bool] | None) -> 
         if elsewhere and tell is not None and tell(rank, "stacks"):
             return "", size
         return (f"(is on host {record.host}; ask there)\n" if elsewhere else "(has ended)\n"), 0
-    if not files.stack.exists():  # without the handler whose file it is, the signal would end the process
-        return "(cannot be asked: its script has not begun, or was not started by `dtrain run`)\n", 0
+    if not answers_stacks(record.pid):
+        why = "its script has not begun, has executed another program, or was not started by `dtrain run`"
+        return f"(cannot be asked: {why})\n", 0
     try:
         state = process.status()
         if state in (psutil.STATUS_STOPPED, psutil.STATUS_DISK_SLEEP):

@@ -61,6 +61,12 @@ class ClusterProject(Project):
         return found[-1]
 
 
+@pytest.fixture(autouse=True)
+def _temporary_folder_of_each_host(_temporary_folder: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here every host has a /tmp of its own: a folder that all see would hide what one of them cannot have."""
+    monkeypatch.delenv("TMPDIR")
+
+
 @pytest.fixture(scope="session")
 def testbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Testbed]:
     """Up for all tests that need it; down in the end, whatever happened."""

@@ -131,6 +131,18 @@ print("local", run.local_rank, "of", run.local_size, "in", comm.size, flush=True
     assert [read_process(project.latest, rank).host for rank in range(3)] == ["node1", "node2", "node2"]  # type: ignore[union-attr]
 
 
+@OPENMPI
+def test_the_folder_for_temporary_files_may_be_of_one_host(project: MpiProject) -> None:
+    mine = f"/run/{project.folder.name}"
+    project.hosts("exec", "node1", "mkdir", mine)
+    project.hosts("exec", "node2", "touch", mine)
+    project.env["TMPDIR"] = mine
+    done = project.dtrain("run", "-H", "node1,node2", project.script(PRELUDE))
+    assert done.returncode == 0, done.stderr
+    for node in ("node1", "node2"):
+        assert "dtrain-" not in project.hosts("exec", node, "find", "/tmp", "/run", "-maxdepth", "2")
+
+
 @pytest.mark.parametrize(
     ("project", "death", "code", "cause"),
     [

@@ -65,6 +65,8 @@ TALKS = "import time\nfor n in range(8):\n    print(n, end=' ', flush=True)\n   
 LOGS = "import dtrain, time\nrun = dtrain.init()\nfor n in range(8):\n    run.log('n', n)\n    time.sleep(0.5)\n"
 # Native code that lets no Python run.
 DEAF = "import ctypes, dtrain\nrun = dtrain.init()\nrun.log('loss', 1)\nctypes.PyDLL(None).sleep(20)\n"
+# Its process goes on, but with none of the handlers that it had.
+ANEW = f"import os, sys\nif len(sys.argv) == 1:\n    os.execv(sys.executable, [sys.executable, __file__, 'again'])\n{SILENT}"
 
 
 @pytest.mark.parametrize(
@@ -78,6 +80,7 @@ DEAF = "import ctypes, dtrain\nrun = dtrain.init()\nrun.log('loss', 1)\nctypes.P
         (TALKS, ("--hang-timeout", "2"), 0, "completed"),
         (LOGS, ("--hang-timeout", "2"), 0, "completed"),
         (SILENT, ("--hang-timeout", "0"), 0, "completed"),
+        (ANEW, ("--hang-timeout", "1.5", "--on-hang", "report"), 0, "cannot be asked"),
         (DEAF, ("--hang-timeout", "1.5"), 123, "rank 0 was at train.py:4 in <module>"),
     ],
 )

@@ -250,7 +250,7 @@ def test_killed_mpirun_ends_the_run(project: Project, wait_until: Callable[..., 
     _, err = job.communicate(timeout=20)
     assert job.returncode == 137
     assert "mpirun was killed by SIGKILL" in err
-    assert not (Path(os.environ["TMPDIR"]) / f"dtrain-{project.latest.id}").exists()
+    assert not list(Path(os.environ["TMPDIR"]).glob("dtrain-*"))
 
 
 STALE = """#!/bin/sh
@@ -592,6 +592,16 @@ for step in range(first, 7):
 
 def again(end: str) -> str:
     return AGAIN.replace("END", end)
+
+
+@pytest.mark.needs("mpi")
+def test_each_attempt_has_a_scratch_folder_of_its_own(project: Project) -> None:
+    """An earlier one's may be removed late, on another host that was cut off."""
+    end = "if run.layout.attempt == 0:\n    os.kill(os.getpid(), 9)\n"
+    script = f"import os, dtrain\nrun = dtrain.init()\nprint(os.environ['OMPI_MCA_orte_tmpdir_base'][-2:], flush=True)\n{end}"
+    done = project.dtrain("run", "-n", "2", "--max-restarts", "1", project.script(script))
+    assert done.returncode == 0, done.stderr
+    assert {line.split()[-1] for line in done.stdout.splitlines()} == {"-0", "-1"}
 
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.needs("mpi"))])

@@ -1,0 +1,148 @@
+"""A rank's guard, and the agent of its host, told what to do as a supervisor on another host does."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import psutil
+import pytest
+
+from dtrain import env
+from dtrain.launch.agent import signal_guard
+from dtrain.layout import RunLayout
+from dtrain.processes import END_SCRIPT
+from dtrain.status import read_process
+
+from .conftest import Project
+
+BEGUN = "open('outputs/begun', 'w').close()\n"
+# Its process goes on, but with none of the handlers that it had.
+ANEW = f"import os, sys, time\nif len(sys.argv) == 1:\n    os.execv(sys.executable, [sys.executable, __file__, 'again'])\n{BEGUN}"
+
+
+@dataclass
+class Rank:
+    """The one rank of a run without a supervisor."""
+
+    run: RunLayout
+    guard: subprocess.Popen[bytes]
+
+    def begun(self) -> bool:
+        return (self.run.outputs / "begun").exists()
+
+    @property
+    def script(self) -> psutil.Process:
+        record = read_process(self.run, 0)
+        process = record.find() if record is not None else None
+        assert process is not None
+        return process
+
+    def order(self, word: str) -> None:
+        with open(self.run.rank(0).orders, "a") as orders:
+            orders.write(f"{word}\n")
+
+    def agent(self, attempt: int = 0) -> subprocess.Popen[bytes]:
+        """An agent of dtrain's for this rank, which ends it when its standard input ends."""
+        argv = [sys.executable, "-m", "dtrain.launch.agent", str(self.run.root), str(attempt), "", "", "0"]
+        return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def start(project: Project) -> Iterator[Callable[[str], Rank]]:
+    """Starts a script as a rank that takes orders."""
+    started = []
+
+    def start(script: str) -> Rank:
+        run = RunLayout(project.folder / "workspace" / "runs" / "one", 0)
+        run.make_folders(1)
+        (run.code / "train.py").write_text(script)
+        variables = {
+            **env.launch_variables(run, size=1, vocabulary="dtrain", resume_from=None),
+            **env.rank_variables(0, 0, 1),
+            **env.supervised_variables(0),
+            **env.order_variables(),
+        }
+        argv = [sys.executable, "-m", "dtrain._rank_main", "train.py"]
+        guard = subprocess.Popen(argv, cwd=run.code, env={**project.environ(), **variables})
+        started.append(guard)
+        return Rank(run, guard)
+
+    yield start
+    for guard in started:
+        guard.kill()
+        guard.wait()
+
+
+@pytest.mark.parametrize("by", ["orders", "agent"])
+def test_a_script_that_executed_another_program_outlives_the_question_for_its_stacks(
+    start: Callable[[str], Rank], wait_until: Callable[..., None], by: str
+) -> None:
+    rank = start(ANEW + "time.sleep(3)\n")
+    wait_until(rank.begun)
+    if by == "orders":
+        rank.order("stacks")
+        assert rank.guard.wait(timeout=30) == 0
+    else:
+        with rank.agent() as agent:
+            assert agent.stdin is not None
+            agent.stdin.write(b"stacks 0\n")
+            agent.stdin.flush()
+            assert rank.guard.wait(timeout=30) == 0
+
+
+@pytest.fixture
+def adopts() -> Iterator[None]:
+    """Orphans of what the test starts become children of the test's own process, as they do of init, slurmstepd or systemd."""
+    set_child_subreaper = 36  # linux/prctl.h
+    assert ctypes.CDLL(None).prctl(set_child_subreaper, 1) == 0
+    yield
+    ctypes.CDLL(None).prctl(set_child_subreaper, 0)
+
+
+@pytest.mark.usefixtures("adopts")
+def test_what_is_meant_for_a_guard_that_is_gone_reaches_nobody(
+    start: Callable[[str], Rank], wait_until: Callable[..., None]
+) -> None:
+    """A script may outlive its guard: in uninterruptible sleep, say, or having told the kernel that it wants to."""
+    rank = start(f"import ctypes, time\nctypes.CDLL(None).prctl(1, 0)\n{BEGUN}time.sleep(60)\n")
+    wait_until(rank.begun)
+    script = rank.script
+    for waits in psutil.Process(rank.guard.pid).children():  # for the guard's end
+        if waits != script:
+            waits.kill()
+    came: list[int] = []
+    before = signal.signal(END_SCRIPT, lambda number, _: came.append(number))
+    try:
+        assert signal_guard(rank.run, 0, signal.SIGCONT)
+        rank.guard.kill()
+        rank.guard.wait()
+        wait_until(lambda: script.ppid() == psutil.Process().pid)
+        assert not signal_guard(rank.run, 0, END_SCRIPT)
+        assert not came
+    finally:
+        signal.signal(END_SCRIPT, before)
+        script.kill()
+        script.wait()
+
+
+def test_a_late_agent_leaves_the_next_attempt_alone(start: Callable[[str], Rank], wait_until: Callable[..., None]) -> None:
+    rank = start(f"import time\n{BEGUN}time.sleep(60)\n")
+    wait_until(rank.begun)
+    variables = {env.RUN_DIR: str(rank.run.root), **env.supervised_variables(1)}
+    following = subprocess.Popen(["sleep", "60"], env={**os.environ, **variables})
+    try:
+        for attempt in (0, 1):
+            with rank.agent(attempt=attempt) as agent:
+                pass  # its standard input is closed
+            assert agent.returncode == 0
+            assert rank.guard.wait(timeout=30) == 137
+            assert following.poll() == (-signal.SIGKILL if attempt == 1 else None)
+    finally:
+        following.kill()
+        following.wait()
