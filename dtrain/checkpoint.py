@@ -70,13 +70,13 @@ class Checkpointer:
         keep: int = 3,
         resume_from: Path | None = None,
         attempt: int | None = None,
-        read_only: str = "",
+        read_only: Callable[[], str] = str,
     ) -> None:
         """``keep`` steps are kept; ``resume_from`` is the checkpoints folder of an earlier run, which is only read.
 
         ``attempt`` is that of the run: files are made in its staging folder, and when that is gone, so is this process's right to
         save. None: they are made in the steps' own folders.
-        ``read_only`` says why this process may not save (another one does), and makes :meth:`save` raise UsageError with it.
+        ``read_only`` says why this process may not save now (another one does), and makes :meth:`save` raise UsageError with it.
         """
         if keep < 1:
             raise UsageError(f"keep={keep} checkpoints cannot be; keep 1 or more")
@@ -87,6 +87,10 @@ class Checkpointer:
         self._attempt = attempt or 0
         self._staging = None if attempt is None else staging_folder(folder, attempt)
         self._read_only = read_only
+
+    def stage_in(self, folder: Path) -> None:
+        """Make files in this folder from now on; when it is gone, so is this process's right to save."""
+        self._staging = folder
 
     def save(
         self,
@@ -103,8 +107,8 @@ class Checkpointer:
         NaN, infinity and long integers included. Raises CheckpointError on all ranks, with older checkpoints untouched,
         and UsageError when it is not this process that saves.
         """
-        if self._read_only:
-            raise UsageError(self._read_only)
+        if why := self._read_only():
+            raise UsageError(why)
         comm = self._comm
         tensors, own_tensors, metas = self._agree(step, shared, own or {}, (meta, own_meta))
         folder = StepFolder.of(self.folder, step)
@@ -214,7 +218,8 @@ class Checkpointer:
         def check() -> tuple[int, str, tuple[str, str]]:
             if not self._may_save():
                 raise CheckpointError(
-                    f"attempt {self._attempt} of this run is over (there is no {self._staging}); what is left of it saves nothing"
+                    f"attempt {self._attempt} of this run is over, or goes on without this process (there is no "
+                    f"{self._staging}); what is left of it saves nothing"
                 )
             if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or step < 0:
                 raise CheckpointError(f"step {step!r} is not allowed; steps are whole numbers from 0")

@@ -34,8 +34,8 @@ class HangWatch:
         """``say`` shows words; ``tell`` says one to a rank on another host, see :func:`collect_stacks`."""
         self._plan, self._run, self._hangs, self._say, self._tell_rank = plan, run, hangs, say, tell
         # Servers, and workers that serve a chief, do nothing of their own; an evaluator waits for checkpoints.
-        tasks = plan.tasks
-        self._ranks = [r for r in plan.deciding_ranks if r not in tasks or tasks[r].task.role not in ("ps", "evaluator")]
+        self._idlers = {rank for rank, planned in plan.tasks.items() if planned.task.role in ("ps", "evaluator")}
+        self._ranks: list[int] = []
         self._counts: dict[int, int] = {}
         self._since: dict[int, float] = {}
         self._reported: set[int] = set()
@@ -51,6 +51,7 @@ class HangWatch:
         if limit is None or time.monotonic() < self._next_look:
             return None
         self._next_look = time.monotonic() + _LOOK_S
+        self._ranks = [rank for rank in self._plan.deciding_ranks(self._run) if rank not in self._idlers]
         hung = [rank for rank in self._ranks if self._idle_s(rank) > limit and rank not in self._reported]
         if not hung:
             return None
@@ -81,9 +82,9 @@ class HangWatch:
 
     def _tell(self, hung: list[int]) -> str:
         """Show what every rank does, and return the cause in a sentence."""
-        limit, tasks = self._hangs.hang_timeout_s, self._plan.tasks
-        names = {rank: str(tasks[rank].task) if rank in tasks else f"rank {rank}" for rank in range(self._plan.size)}
-        stacks = collect_stacks(self._run, range(self._plan.size), self._tell_rank)
+        limit, ranks, tasks = self._hangs.hang_timeout_s, self._plan.ranks(self._run), self._plan.task_names(self._run)
+        names = {rank: tasks[rank] if tasks else f"rank {rank}" for rank in ranks}
+        stacks = collect_stacks(self._run, ranks, self._tell_rank)
         waits: dict[str, list[int]] = {}
         self._say(f"dtrain: no progress of {_listed(names, hung)} for {limit:g} s: no output, metric, collective or checkpoint")
         for rank, name in names.items():

@@ -50,7 +50,7 @@ def find_places(spec: JobSpec, workspace: Workspace | None, say: Callable[[str],
     placed = place(count, spec.hosts)
     local = {host: ssh.is_here(host) for host in placed}
     check_loopback(placed)
-    reports = _ask(spec, placed, workspace, say) if spec.preflight else {}
+    reports = ask(spec, placed, workspace, say) if spec.preflight else {}
     answers = {host: report.answer for host, report in reports.items() if report.answer is not None}
     ports = {host: iter(answer.ports) for host, answer in answers.items()}
     return [
@@ -72,10 +72,11 @@ def check_loopback(hosts: list[Host]) -> None:
         raise UsageError(f"other hosts cannot reach {loops[0]!r}; name this host as they do, as {socket.gethostname()}")
 
 
-def _ask(spec: JobSpec, placed: list[Host], workspace: Workspace | None, say: Callable[[str], None] | None) -> dict[Host, Report]:
-    mpi = spec.launcher_name in MPI_LAUNCHERS
-    counts = {host: 0 if mpi else placed.count(host) for host in dict.fromkeys(placed)}
-    reports = ask_hosts(counts, workspace, mpi=mpi)
+def ask(spec: JobSpec, placed: list[Host], workspace: Workspace | None, say: Callable[[str], None] | None) -> dict[Host, Report]:
+    """Ask the hosts of the ranks, one each; as :func:`find_places`."""
+    ranks, gloo = spec.launcher_name in MPI_LAUNCHERS, spec.horovod_options.gloo
+    counts = {host: 0 if ranks else placed.count(host) for host in dict.fromkeys(placed)}
+    reports = ask_hosts(counts, workspace, mpi=ranks and not gloo, back=gloo)
     problems = [said for report in reports.values() for said in report.of("problem")]
     if problems:
         raise NotRunnable("\ndtrain: ".join(problems))

@@ -88,8 +88,9 @@ class Report:
         return [f"host {self.host}: {check.said}" for check in self.checks if check.level == level]
 
 
-def ask_hosts(hosts: Mapping[Host, int], workspace: Workspace | None, *, mpi: bool) -> dict[Host, Report]:
-    """Ask each of ``hosts`` for that many free ports, and whether it sees ``workspace`` (None: not asked) and has the same MPI.
+def ask_hosts(hosts: Mapping[Host, int], workspace: Workspace | None, *, mpi: bool, back: bool = False) -> dict[Host, Report]:
+    """Ask each of ``hosts`` for that many free ports, and whether it sees ``workspace`` (None: not asked) and has the same MPI;
+    with ``mpi``, or ``back``, also whether it can connect back to this host.
 
     Blocks for seconds, half a minute at most. Raises WorkspaceError when the workspace cannot be written here; everything else is
     in the reports.
@@ -98,8 +99,9 @@ def ask_hosts(hosts: Mapping[Host, int], workspace: Workspace | None, *, mpi: bo
     with contextlib.ExitStack() as stack:
         elsewhere = not all(local.values())
         token = str(stack.enter_context(_token(workspace))) if workspace is not None and elsewhere else None
-        back = stack.enter_context(socket.create_server(("", 0), backlog=256)).getsockname()[1] if mpi and elsewhere else None
-        question = Question(token=token, mpi=mpi, back=back)
+        listens = (mpi or back) and elsewhere
+        port = stack.enter_context(socket.create_server(("", 0), backlog=256)).getsockname()[1] if listens else None
+        question = Question(token=token, mpi=mpi, back=port)
         own = answer_to(Question(mpi=mpi))
 
         def ask(host: Host) -> Report:

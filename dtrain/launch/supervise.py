@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import re
 import shutil
 import signal
 import socket
@@ -22,20 +21,21 @@ from dtrain.launch.beats import BeatWatch
 from dtrain.launch.chatter import Chatter
 from dtrain.launch.console import Console, LineReader
 from dtrain.launch.crew import Crew
+from dtrain.launch.elastic import Survivals
 from dtrain.launch.hang import HANG, HangWatch
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.ssh import FAILED
+from dtrain.launch.words import LauncherWords
 from dtrain.layout import RunLayout
-from dtrain.masking import MaskedStream
 from dtrain.processes import END_SCRIPT, signal_name
 from dtrain.status import (
     ORPHANED,
     RankFailure,
     RunStatus,
-    failure_from_line,
     first_failure,
     read_failure,
     read_process,
+    write_record,
 )
 
 TIME_LIMIT = 124  # the exit code of timeout(1)
@@ -49,8 +49,6 @@ _LOOK_AGAIN_S = 1.0
 _AGENT_LOST_S = 3600.0
 # After a failure the launcher ends the other ranks by itself, as a rule at once; it says more when it may.
 _LAUNCHER_REACTION_S = 0.3
-# The launcher's words are shown this much later, to know by then whether they are about a rank that failed.
-_LAUNCHER_HOLD_S = 0.5
 # How long mpirun may take to end once its ranks have, before it is killed too.
 _LAUNCHER_END_S = 3.0
 # How long a rank on another host may take to be killed, and its ssh client to learn of it.
@@ -88,27 +86,23 @@ class Supervisor:
 
     def __init__(self, plan: LaunchPlan, run: RunLayout, limits: Limits, console: Console, signals: Signals) -> None:
         self._plan, self._run, self._limits, self._console = plan, run, limits, console
-        self._names = {rank: str(planned.task) for rank, planned in plan.tasks.items()}
-        self._labels = {rank: planned.task.label for rank, planned in plan.tasks.items()}
-        self._readers = {rank: LineReader(run.rank(rank).output_log) for rank in range(plan.size)}
-        self._pipe, self._pipe_end = os.pipe()
+        self._names: dict[int, str] = {}
+        self._readers: dict[int, LineReader] = {}
+        self._words = LauncherWords(plan, run, console)
         agents = Agents(plan.other_hosts, run, plan.scratch, 2 * (limits.hangs.heartbeat_timeout_s or _AGENT_LOST_S))
-        self._crew = Crew(plan, run, agents, output=self._pipe_end, start_timeout_s=limits.start_timeout_s, say=console.say)
-        self._launcher_reader = LineReader(self._pipe)
-        self._launcher_mask = MaskedStream(plan.masker)
-        self._launcher_lines: list[tuple[float, str]] = []
-        self._launcher_shown = 0
+        self._crew = Crew(plan, run, agents, output=self._words.pipe_end, start_timeout_s=limits.start_timeout_s, say=console.say)
         self._ending = False
         self._work_done = False
         self._hosts: dict[int, str] = {}
         over_ssh = {process.task.rank for process in plan.processes if process.task is not None and process.over_ssh}
-        self._on_other_hosts = set(range(plan.size)) if plan.ordered else over_ssh
+        self._on_other_hosts = over_ssh
         self._planned_hosts = {process.task.rank: process.host for process in plan.processes if process.task is not None}
         for host in plan.other_hosts:
             self._on_other_hosts.update(host.ranks)
             self._planned_hosts.update(dict.fromkeys(host.ranks, host.name))
         self._beats = BeatWatch(plan, run, limits.hangs.heartbeat_timeout_s, agents, self._host)
         self._failures: dict[int, RankFailure] = {}
+        self._survivals = Survivals(run, console.say) if plan.elastic else None
         self._hang = HangWatch(plan, run, limits.hangs, console.say, self._crew.tell)
         self._hung: str | None = None
         self._signals, self._to_pass_on = signals.to_end, signals.to_pass_on
@@ -117,6 +111,7 @@ class Supervisor:
         self._timed_out = False
         self._started = time.time()
         self._next_check = self._next_look = 0.0
+        self._meet_ranks()
 
     def run(self) -> RunStatus:
         """Start the plan's processes, wait for the end, and return how it ended; nothing is recorded of that here.
@@ -152,14 +147,14 @@ class Supervisor:
             if failed_at is None and (hung := self._hang.look()) is not None:
                 self._hung = hung
                 return
-            if self._failures and failed_at is None:
+            if self._failures and failed_at is None and not self._plan.elastic:
                 failed_at = now
             if failed_at is None:
                 self._note(self._beats.look())
             if failed_at is not None and now - failed_at > _LAUNCHER_REACTION_S:
                 return
             self._note(self._crew.step())
-        self._work_done = not self._failures
+        self._work_done = not self._fatal()
         deadline = time.monotonic() + _LINGER_S
         while self._work_done and self._crew.workers_left() and time.monotonic() < deadline and not self._signals:
             time.sleep(_POLL_S)
@@ -168,6 +163,24 @@ class Supervisor:
     def _note(self, failures: list[RankFailure]) -> None:
         for failure in failures:
             self._failures.setdefault(failure.rank, failure)
+            if self._plan.elastic:  # the others go on when it has ended
+                with contextlib.suppress(OSError):
+                    write_record(self._run.rank(failure.rank).error, failure, durable=False)
+                if not signal_guard(self._run, failure.rank, signal.SIGKILL):
+                    self._crew.tell(failure.rank, "end")
+
+    def _fatal(self) -> dict[int, RankFailure]:
+        """The failures that end the job."""
+        return self._failures if self._survivals is None else self._survivals.look(self._failures)
+
+    def _meet_ranks(self) -> None:
+        """Get to know the ranks that have been started since; all are known from the start, but of an elastic job."""
+        tasks = self._plan.task_names(self._run)
+        for rank in self._plan.ranks(self._run)[len(self._readers) :]:
+            self._readers[rank] = LineReader(self._run.rank(rank).output_log)
+            self._names[rank] = tasks[rank] if tasks else ""
+            if self._plan.ordered:
+                self._on_other_hosts.add(rank)
 
     def _collect(self, *, final: bool = False) -> None:
         """Read the records that ranks left since the last time.
@@ -181,14 +194,16 @@ class Supervisor:
         look_again = final or time.monotonic() >= self._next_look
         if look_again:
             self._next_look = time.monotonic() + _LOOK_AGAIN_S
+        self._meet_ranks()
         tasks = self._plan.tasks
-        for rank in self._plan.deciding_ranks if self._work_done else range(self._plan.size):
+        for rank in self._plan.deciding_ranks(self._run) if self._work_done else self._readers:
             if rank in self._failures or (rank in tasks and not final):
                 continue
             if rank in self._on_other_hosts and look_again:
                 self._run.rank(rank).look_again()
             if (failure := read_failure(self._run, rank)) is not None:
                 self._failures[rank] = failure
+        self._fatal()
 
     def _show(self, *, final: bool = False) -> None:
         at_once = None if final else _SHOWN_AT_ONCE
@@ -202,31 +217,17 @@ class Supervisor:
             lines = reader.lines(data, final=final)
             if self._chatter is not None:
                 lines = self._chatter.drop(rank, lines)
+            label = self._names[rank].replace(" ", "")
             if lines:
-                self._console.rank_lines(self._host(rank), rank, lines, label=self._labels.get(rank, ""))
+                self._console.rank_lines(self._host(rank), rank, lines, label=label)
             if bar := reader.bar():
-                bars[rank] = (self._host(rank), self._labels.get(rank, ""), bar)
+                bars[rank] = (self._host(rank), label, bar)
         self._console.rank_bars({} if final else bars, final=final)
-        data = self._launcher_mask.feed(self._launcher_reader.read(max_chunks=at_once))
-        data += self._launcher_mask.flush() if final else b""
-        if data:
-            with contextlib.suppress(OSError), open(self._run.launcher_log, "ab") as log:  # a full disk: shown, though not kept
-                log.write(data)
-        for line in self._launcher_reader.lines(data, final=final):
-            if (failure := failure_from_line(line)) is not None:
-                self._failures.setdefault(failure.rank, failure)
-            elif not (self._plan.noise and re.search(self._plan.noise, line)):
-                self._launcher_lines.append((time.monotonic(), line))
-        self._show_launcher(final)
-
-    def _show_launcher(self, final: bool) -> None:
-        """Show the launcher's own words, but not those about a rank's failure: they would bury what the rank itself said."""
-        if self._failures or self._ending:
-            return
-        shown_until = time.monotonic() - (0 if final else _LAUNCHER_HOLD_S)
-        lines = [line for came, line in self._launcher_lines[self._launcher_shown :] if came <= shown_until]
-        self._launcher_shown += len(lines)
-        self._console.rank_lines(socket.gethostname(), self._plan.launcher, lines)
+        for failure in self._words.read(at_once, final=final):
+            self._failures.setdefault(failure.rank, failure)
+        # Not those about a rank's failure: they would bury what the rank itself said.
+        if not self._ending and (self._plan.elastic or not self._failures):
+            self._words.show(final=final)
 
     def _host(self, rank: int) -> str:
         if rank not in self._hosts:
@@ -278,7 +279,7 @@ class Supervisor:
     def _tell_scripts_to_end(self) -> bool:
         """True when every rank that has not ended was told by its guard; not those that have not begun."""
         told = True
-        for rank in range(self._plan.size):
+        for rank in self._readers:
             begun = self._run.rank(rank).process.is_file()
             if begun and not self._has_ended(rank) and self._crew.tell(rank, "end"):
                 continue
@@ -293,13 +294,13 @@ class Supervisor:
         return rank in self._failures or self._crew.has_left(rank) or files.done.is_file() or files.error.is_file()
 
     def _scripts_ended(self) -> bool:
-        begun = (rank for rank in range(self._plan.size) if self._run.rank(rank).process.is_file())
+        begun = (rank for rank in self._readers if self._run.rank(rank).process.is_file())
         return not self._any_alive() or all(self._has_ended(rank) for rank in begun)
 
     def _close(self) -> None:
-        for reader in (*self._readers.values(), self._launcher_reader):
+        for reader in self._readers.values():
             reader.close()
-        os.close(self._pipe_end)
+        self._words.close()
         self._crew.release()
         if self._plan.scratch is not None:
             shutil.rmtree(self._plan.scratch, ignore_errors=True)
@@ -307,10 +308,11 @@ class Supervisor:
     def _verdict(self) -> RunStatus:
         for rank in self._on_other_hosts:
             self._run.rank(rank).look_again()
-        missing = [rank for rank in self._plan.deciding_ranks if not self._run.rank(rank).done.is_file()]
+        deciding = self._plan.deciding_ranks(self._run)
+        missing = [rank for rank in deciding if not self._run.rank(rank).done.is_file()]
         launcher_code = self._crew.exit_code()
         vanished = self._vanished(missing, launcher_code)
-        failure, orphan = first_failure(list(self._failures.values())), self._orphaned(launcher_code)
+        failure, orphan = first_failure(list(self._fatal().values())), self._orphaned(launcher_code)
         if orphan is not None and (failure is None or orphan.time < failure.time):
             failure = orphan
         failure = failure or (vanished[0] if len(vanished) == 1 else None)
@@ -324,21 +326,23 @@ class Supervisor:
             state, code, cause = "failed", HANG, self._hung
             failure = None
         elif failure is not None:
-            state, code, cause = "failed", failure.exit_code, failure.describe()
+            said = self._words.last(1) if self._plan.elastic else []  # why the others did not go on
+            state, code, cause = "failed", failure.exit_code, "; ".join([failure.describe(), *said])
         elif vanished:
             state, code, cause = "failed", vanished[0].exit_code, "; ".join(each.describe() for each in vanished)
         elif launcher_code != 0:
             state, code, cause = "failed", _exit_code(launcher_code), self._launcher_cause(launcher_code)
         elif missing:
-            ranks = ", ".join(self._names.get(rank, f"rank {rank}") for rank in missing)
+            ranks = ", ".join(self._names[rank] or f"rank {rank}" for rank in missing)
             state, code, cause = "failed", 1, f"the launcher ended with 0, but {ranks} left no completion record"
         else:
             state, code, cause = "completed", 0, ""
         return RunStatus(
             state=state,  # type: ignore[arg-type]
-            size=self._plan.size,
+            size=len(self._readers),
             started=self._started,
-            tasks=self._plan.task_names(),
+            tasks=self._plan.task_names(self._run),
+            elastic=self._plan.elastic,
             ended=time.time(),
             exit_code=code,
             cause=cause,
@@ -356,10 +360,7 @@ class Supervisor:
             return []  # one that was itself killed took its ranks with it; a single rank is started by nobody else
         message = "vanished without a record: it was killed together with the process that watched it"
         killed = [RankFailure.now(rank, "signal", 128 + signal.SIGKILL, message) for rank in silent]
-        return [
-            dataclasses.replace(failure, host=self._host(failure.rank), task=self._names.get(failure.rank, ""))
-            for failure in killed
-        ]
+        return [dataclasses.replace(failure, host=self._host(failure.rank), task=self._names[failure.rank]) for failure in killed]
 
     def _orphaned(self, launcher_code: int) -> RankFailure | None:
         """The first rank on another host whose launcher there has died; None where mpirun itself was killed."""
@@ -373,7 +374,7 @@ class Supervisor:
     def _launcher_cause(self, code: int) -> str:
         name = self._plan.processes[0].name
         how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with code {code}"
-        said = "".join(f"\n  {line}" for _, line in self._launcher_lines[-_CAUSE_LINES:] if line.strip())
+        said = "".join(f"\n  {line}" for line in self._words.last(_CAUSE_LINES))
         return f"{name} {how} without any rank failing by itself{'; it said:' + said if said else ''}"
 
 
