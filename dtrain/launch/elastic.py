@@ -24,7 +24,9 @@ class Survivals:
         survived = {number for number in failures if number < world.started and number not in world.workers}
         for number in sorted(survived - self._told):
             self._told.add(number)
-            self._say(f"dtrain: {failures[number].describe()}; the job goes on with {count}")
+            lost = failures[number]
+            how = lost.describe() if lost.kind != "ended" else f"{lost.task} on {lost.host} was let go, as its host was"
+            self._say(f"dtrain: {how}; the job goes on with {count}")
         joined = [number for number in world.workers if number >= self._world.started]
         if joined and self._world.workers:
             self._say(f"dtrain: {', '.join(f'worker {number}' for number in joined)} joined: the job has {count} now")

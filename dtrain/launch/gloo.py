@@ -28,6 +28,9 @@ from dtrain.spec import JobSpec
 _LOOPBACK = "127.0.0.1"
 # As horovodrun's.
 _ELASTIC_TIMEOUT_S = 600.0
+# How long workers of an elastic job wait for each other, in an exchange and in hvd.init(). There, Horovod aborts those that have
+# waited in vain, and a worker that joins has to import TensorFlow first: its own 30 s may be too short on a busy host.
+_GLOO_TIMEOUT = {"HOROVOD_GLOO_TIMEOUT_SECONDS": "60"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,7 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, site: Site) -> LaunchPlan:
     size = None if options.elastic else spec.workers
     environment = {
         **horovod_variables(environ),
+        **({name: value for name, value in _GLOO_TIMEOUT.items() if name not in environ} if options.elastic else {}),
         **resources.share_variables(spec.bind, threads, environ, names),
         **env.launch_variables(run, size=size, vocabulary="horovod", resume_from=spec.resume_from),
         **spec.open_environment,

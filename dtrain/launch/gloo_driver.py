@@ -25,7 +25,6 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from horovod.runner.common.util.hosts import HostInfo, SlotInfo, get_host_assignments
-from horovod.runner.elastic.discovery import HostDiscovery
 from horovod.runner.elastic.driver import ElasticDriver
 from horovod.runner.elastic.rendezvous import create_rendezvous_handler
 from horovod.runner.gloo_run import create_run_env_vars, create_slot_env_vars
@@ -33,10 +32,9 @@ from horovod.runner.http.http_server import RendezvousServer
 from horovod.runner.util.network import get_driver_ip
 
 from dtrain import env
-from dtrain.errors import NotRunnable
 from dtrain.hosts import Host, parse_hosts
 from dtrain.launch import ssh
-from dtrain.launch.discovery import discover_hosts
+from dtrain.launch.discovery import Discovery
 from dtrain.launch.ssh import Connection
 from dtrain.layout import RunLayout
 from dtrain.processes import begin_group, signal_name
@@ -46,6 +44,8 @@ from dtrain.status import Kind, RankFailure, World, read_failure, write_record
 _POLL_S = 0.05
 # From telling a worker to end until it is killed, where it is this driver that ends it: Horovod gave its host up.
 _GRACE_S = 5.0
+# A worker that hears from Horovod that it has no rank any more aborts, with pages of words; most are ended before.
+_DISMISS_S = 2.0
 # Horovod gives up a host on which a worker failed. It may come back after twice to three times the first, doubled each time.
 _COOLDOWN_S = (5, 300)
 
@@ -58,8 +58,12 @@ class Workers:
         self._variables: dict[str, str] = {}
         self.stop = threading.Event()
         """Ends all workers when it is set."""
-        self._lock = threading.Lock()
-        self.alive = 0
+        self._dismissed: dict[int, threading.Event] = {}
+        """Of each worker that is alive."""
+
+    @property
+    def alive(self) -> set[int]:
+        return set(self._dismissed)
 
     def use(self, variables: Mapping[str, object]) -> None:
         """Give these variables to all workers from now on."""
@@ -67,18 +71,26 @@ class Workers:
 
     def run(self, number: int, slot: SlotInfo, events: Sequence[threading.Event] = ()) -> int:
         """Run a worker to its end, by itself or because one of the events is set; return its exit code. Blocks."""
-        with self._lock:
-            self.alive += 1
+        dismissed = self._dismissed[number] = threading.Event()
         try:
-            code = self._run_one(number, slot, (self.stop, *events))
+            code = self._run_one(number, slot, (self.stop, dismissed, *events))
         except OSError as error:
             self._record(number, slot.hostname, ("exit", 1, f"cannot be started: {error}"))
             code = 1
         if self._elastic:
             self._run.end_worker(number)
-        with self._lock:
-            self.alive -= 1
+        del self._dismissed[number]
         return code
+
+    def dismiss(self, numbers: set[int]) -> None:
+        """End workers that the others go on without. Blocks for :data:`_DISMISS_S` at most."""
+        for number in numbers:
+            self._run.end_worker(number)
+            if (dismissed := self._dismissed.get(number)) is not None:
+                dismissed.set()
+        deadline = time.monotonic() + _DISMISS_S
+        while numbers & self.alive and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
 
     def _run_one(self, number: int, slot: SlotInfo, events: Sequence[threading.Event]) -> int:
         files, host = self._run.rank(number), Host(slot.hostname)
@@ -141,34 +153,14 @@ class Workers:
         write_record(self._run.rank(number).error, failure, durable=False)
 
 
-class Discovery(HostDiscovery):  # type: ignore[misc]
-    """The hosts that there are now: fixed ones, or those that a program prints."""
-
-    def __init__(self, hosts: tuple[Host, ...], program: Path | None) -> None:
-        self._hosts, self._program = hosts, program
-        self._problem = ""
-
-    def find_available_hosts_and_slots(self) -> dict[str, int]:
-        """Called by Horovod every second. While the program fails, the hosts are those of its last answer."""
-        if self._program is not None:
-            try:
-                self._hosts, problem = discover_hosts(self._program), ""
-            except NotRunnable as error:
-                problem = str(error)
-            if problem and problem != self._problem:
-                _say(f"{problem}; until it answers, the hosts are taken to be as they were")
-            self._problem = problem
-        return {host.name: host.slots for host in self._hosts}
-
-
 class Driver(ElasticDriver):  # type: ignore[misc]
     """Horovod's, which also numbers the workers by their starts, and records which of them train together.
 
     What it overrides is called by its own threads.
     """
 
-    def __init__(self, run: RunLayout, *args: Any, **kwargs: Any) -> None:
-        self._run = run
+    def __init__(self, run: RunLayout, workers: Workers, *args: Any, **kwargs: Any) -> None:
+        self._run, self._workers = run, workers
         self._numbers: dict[tuple[str, int], int] = {}
         self._started = 0
         self.reason = ""
@@ -204,8 +196,7 @@ class Driver(ElasticDriver):  # type: ignore[misc]
         slots = sorted((slot for slots in self.host_assignments.values() for slot in slots), key=lambda slot: int(slot.rank))
         workers = [self.number_of(slot) for slot in slots]
         write_record(self._run.world, World(since=time.time(), workers=workers, started=self._started), durable=False)
-        for number in set(range(self._started)) - set(workers):
-            self._run.end_worker(number)
+        self._workers.dismiss(set(range(self._started)) - set(workers))
 
     def _start_worker_process(self, slot_info: SlotInfo) -> None:
         number, self._started = self._started, self._started + 1
@@ -254,13 +245,16 @@ def _run_fixed(asked: argparse.Namespace, workers: Workers, rendezvous: Rendezvo
 def _run_elastic(asked: argparse.Namespace, run: RunLayout, workers: Workers, rendezvous: RendezvousServer, address: str) -> int:
     """Run workers while there are enough, until they are done; the exit code of the one that failed first, of the last ones."""
     least, most = asked.elastic
-    discovery = Discovery(asked.hosts, asked.discovery)
-    driver = Driver(run, rendezvous, discovery, least, most, timeout=asked.timeout, cooldown_range=_COOLDOWN_S)
+    discovery = Discovery(asked.hosts, asked.discovery, _say)
+    driver = Driver(run, workers, rendezvous, discovery, least, most, timeout=asked.timeout, cooldown_range=_COOLDOWN_S)
     port = rendezvous.start(create_rendezvous_handler(driver))
     workers.use(create_run_env_vars(address, [asked.interface], port, elastic=True))
 
     def create_worker(slot: SlotInfo, events: list[threading.Event]) -> tuple[int, float]:
-        return workers.run(driver.number_of(slot), slot, events), time.time()
+        code = workers.run(driver.number_of(slot), slot, events)
+        if code != 0:
+            discovery.doubt(slot.hostname)
+        return code, time.time()
 
     try:
         driver.start(asked.workers, create_worker)

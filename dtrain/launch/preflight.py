@@ -213,6 +213,10 @@ def _ask(host: Host, question: Question, own: Answer) -> Report:
     checks = [Check(name="ssh", level="ok", said="connects"), *_compared(answer, own, ahead_s)]
     if question.token is not None and answer.shared:
         checks.append(Check(name="workspace", level="ok", said="sees it"))
+    if question.back is not None:
+        failed = f"cannot connect to this host at {answer.back}; hosts must reach each other on all ports (--network names one)"
+        said = failed if answer.back else "connects to this host"
+        checks.append(Check(name="network", level="warning" if answer.back else "ok", said=said))
     return Report(host=host.name, checks=checks, answer=answer)
 
 
@@ -228,7 +232,7 @@ def _compared(answer: Answer, own: Answer, ahead_s: float) -> list[Check]:
     check("dtrain", answer.dtrain == own.dtrain, answer.dtrain, said)
     said = f"has Python {answer.python} at {sys.executable}, and this host has {own.python}; use the same on all"
     check("python", versions[0] == versions[1], answer.python, said)
-    if answer is own or own.mpi or answer.mpi:
+    if own.mpi or answer.mpi or (answer is own and answer.mpi_problem):
         said = answer.mpi_problem or f"has {answer.mpi}, and this host has {own.mpi or 'none'}; use the same MPI on all"
         check("mpi", bool(answer.mpi) and answer.mpi == own.mpi, answer.mpi, said, "problem" if answer is not own else "warning")
     said = (
@@ -237,9 +241,6 @@ def _compared(answer: Answer, own: Answer, ahead_s: float) -> list[Check]:
     )
     if not answer.shared:
         check("workspace", False, "", said)
-    said = f"cannot connect to this host at {answer.back}; hosts must reach each other on all ports (--network names the network)"
-    if own.mpi and answer is not own:
-        check("network", not answer.back, "connects to this host", said, "warning")
     said = (
         f"its clock is {abs(ahead_s):.1f} s {'ahead' if ahead_s > 0 else 'behind'}, and so the wrong rank may be named the "
         "first to fail; let NTP set the clocks of all hosts"

@@ -156,6 +156,13 @@ def test_a_script_that_raises_ends_an_elastic_job(project: Project) -> None:
     assert [(rank["task"], rank["rank_now"]) for rank in data["ranks"]] == [("worker 0", 0), ("worker 1", 1)]
 
 
+def test_an_elastic_job_that_hangs_is_ended(project: Project) -> None:
+    script = project.script(PLAIN + "print('there', flush=True)\ntime.sleep(60)\n")
+    done = project.dtrain(*ELASTIC, "--min-workers", "1", "--hang-timeout", "2", script)
+    assert done.returncode == 123, done.stderr
+    assert "no progress for 2 s (--hang-timeout): worker 0 was at train.py:4" in done.stderr
+
+
 def test_an_elastic_job_is_started_again_as_any_other(project: Project) -> None:
     script = project.script(
         PLAIN + "print('there', flush=True)\nif os.environ['DTRAIN_ATTEMPT'] == '0':\n    os.kill(os.getpid(), 9)\n"
@@ -221,7 +228,8 @@ def test_dtrain_init_in_an_elastic_job_by_hand_says_what_to_do(project: Project)
     assert "start it with `dtrain run --launcher horovod --min-workers N script.py`" in done.stderr
 
 
-def test_an_elastic_job_grows(
+@pytest.mark.timeout(300)
+def test_an_elastic_job_grows_and_shrinks(
     project: Project, trains: Callable[..., subprocess.Popen[str]], wait_until: Callable[..., None]
 ) -> None:
     """Also: only who is rank 0 saves, each worker has records of its own, and run.comm waits for nobody."""
@@ -239,6 +247,8 @@ def test_an_elastic_job_grows(
     job = trains("--min-workers", "1", "--max-workers", "4", "--discovery", str(program), workers=1, each_step=save)
     hosts.write_text("localhost:1\n127.0.0.1:1\n")
     wait_until(lambda: made_steps(project, job, 2), 60)
+    hosts.write_text("127.0.0.1:1\n")
+    wait_until(lambda: read_world(project.latest.newest_attempt()).workers == [1], 60)
     out, said = end(project, job)
     assert job.returncode == 0, out + said
     host, run = os.uname().nodename, project.latest
@@ -248,12 +258,16 @@ def test_an_elastic_job_grows(
         f"[{host}:worker1] checkpoints are saved by rank 0, where ranks come and go one by one, and this is worker 1 (rank 1)"
         in out
     )
+    assert f"[{host}:worker1] worker 1 is rank 0 of 1 from step " in out
     assert "dtrain: worker 1 joined: the job has 2 workers now" in said
-    assert [rank["task"] for rank in project.json("show", "latest")["ranks"]] == ["worker 0", "worker 1"]
+    assert f"dtrain: worker 0 on {host} was let go, as its host was; the job goes on with 1 worker" in said
+    ranks = project.json("show", "latest")["ranks"]
+    assert [(rank["task"], rank["rank_now"]) for rank in ranks] == [("worker 0", None), ("worker 1", 0)]
     assert {path.name for path in run.metrics.iterdir()} == {"rank-00000-worker-0.jsonl", "rank-00001-worker-1.jsonl"}
     assert len(list(run.checkpoints.glob("step-*/manifest.json"))) == 3
 
 
+@pytest.mark.timeout(300)
 def test_a_killed_worker_is_survived(
     project: Project, trains: Callable[..., subprocess.Popen[str]], wait_until: Callable[..., None]
 ) -> None:
@@ -270,6 +284,7 @@ def test_a_killed_worker_is_survived(
     assert (status.state, status.size, status.failure) == ("completed", 3, None)
 
 
+@pytest.mark.timeout(300)
 def test_a_job_with_fewer_workers_than_it_needs_ends_with_its_cause(
     project: Project, trains: Callable[..., subprocess.Popen[str]], wait_until: Callable[..., None]
 ) -> None:
@@ -281,6 +296,7 @@ def test_a_job_with_fewer_workers_than_it_needs_ends_with_its_cause(
     assert f"first to fail was worker 1 on {os.uname().nodename}: {cause}" in said
 
 
+@pytest.mark.timeout(300)
 def test_a_stale_worker_commits_nothing(
     project: Project, trains: Callable[..., subprocess.Popen[str]], tmp_path: Path, wait_until: Callable[..., None]
 ) -> None:
