@@ -76,7 +76,7 @@ class Recorder:
         if self.files.error.exists():
             return
         message, trace = self.masker.text(message), self.masker.text(trace)
-        record = RankFailure.now(self.env.rank, kind, exit_code, message, trace, task=str(self.env.task or ""))
+        record = RankFailure.now(self.env.number, kind, exit_code, message, trace, task=str(self.env.task or ""))
         record = record if when is None else dataclasses.replace(record, time=when)
         try:
             write_record(self.files.error, record, durable=not self.env.supervised)
@@ -104,7 +104,7 @@ def main() -> NoReturn:
     run = rank_env.layout
     if run is None:
         raise RankError("dtrain._rank_main is started by `dtrain run`, which says in DTRAIN_RUN_DIR where the run lies")
-    files = run.rank(rank_env.rank)
+    files = run.rank(rank_env.number)
     files.root.mkdir(parents=True, exist_ok=True)
     for record in (files.error, files.done, files.orders):
         record.unlink(missing_ok=True)  # of an earlier start in the same folder (a pasted line of --dry-run)
@@ -383,7 +383,7 @@ def _watch_imports(rank_env: RankEnv) -> None:
         watch.install()
     # dtrain.tensorflow mends both when it is imported: Horovod's Keras calls, on a Keras that it does not know; and, in a
     # cluster, workers of TensorFlow 1 that would wait for one that has left.
-    mended = ["horovod"] if rank_env.task is None else ["horovod", "tensorflow"]
+    mended = ["horovod"] if rank_env.task is None or rank_env.elastic else ["horovod", "tensorflow"]
     AfterImport(dict.fromkeys(mended, _mend)).install()
 
 

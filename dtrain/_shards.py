@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import logging
 import os
 import re
 import time
@@ -23,6 +24,8 @@ from numpy.typing import NDArray
 from dtrain.errors import CheckpointError, WorkspaceError
 from dtrain.files import fsync_folder, read_json, write_json
 from dtrain.layout import StepFolder
+
+logger = logging.getLogger(__name__)
 
 Array = NDArray[np.generic]
 Kind = Literal["shared", "own"]
@@ -320,6 +323,16 @@ def remove_if_empty(folder: StepFolder) -> None:
     except OSError:
         return  # a file that is not ours keeps it
     fsync_folder(folder.root.parent)
+
+
+def undo_step(folder: StepFolder) -> None:
+    """Remove what a save that failed has written. Trouble is only warned about: without a manifest the step does not exist, and
+    the next save of it clears the folder."""
+    try:
+        clear_leftovers(folder)
+        remove_if_empty(folder)
+    except OSError as error:
+        logger.warning("files of an incomplete checkpoint stay in %s: %s", folder.root, error)
 
 
 def explain_difference(step: int, by_rank: list[dict[str, tuple[tuple[int, ...], str]]]) -> str:

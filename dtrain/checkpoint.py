@@ -69,13 +69,13 @@ class Checkpointer:
         keep: int = 3,
         resume_from: Path | None = None,
         attempt: int | None = None,
-        read_only: str = "",
+        read_only: Callable[[], str] = str,
     ) -> None:
         """``keep`` steps are kept; ``resume_from`` is the checkpoints folder of an earlier run, which is only read.
 
         ``attempt`` is that of the run: files are made in its staging folder, and when that is gone, so is this process's right to
         save. None: they are made in the steps' own folders.
-        ``read_only`` says why this process may not save (another one does), and makes :meth:`save` raise UsageError with it.
+        ``read_only`` says why this process may not save now (another one does), and makes :meth:`save` raise UsageError with it.
         """
         if keep < 1:
             raise UsageError(f"keep={keep} checkpoints cannot be; keep 1 or more")
@@ -88,6 +88,10 @@ class Checkpointer:
         self._read_only = read_only
         self._sees: list[bool] | None = None
         """By rank, whether it sees rank 0's folder; asked at the first save."""
+
+    def stage_in(self, folder: Path) -> None:
+        """Make files in this folder from now on; when it is gone, so is this process's right to save."""
+        self._staging = folder
 
     def save(
         self,
@@ -104,8 +108,8 @@ class Checkpointer:
         NaN, infinity and long integers included. Raises CheckpointError on all ranks, with older checkpoints untouched,
         and UsageError when it is not this process that saves.
         """
-        if self._read_only:
-            raise UsageError(self._read_only)
+        if why := self._read_only():
+            raise UsageError(why)
         comm = self._comm
         tensors, own_tensors, metas = self._agree(step, shared, own or {}, (meta, own_meta))
         folder = StepFolder.of(self.folder, step)
@@ -234,7 +238,8 @@ class Checkpointer:
         def check() -> tuple[int, str, tuple[str, str]]:
             if not self._may_save():
                 raise CheckpointError(
-                    f"attempt {self._attempt} of this run is over (there is no {self._staging}); what is left of it saves nothing"
+                    f"attempt {self._attempt} of this run is over, or goes on without this process (there is no "
+                    f"{self._staging}); what is left of it saves nothing"
                 )
             if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or step < 0:
                 raise CheckpointError(f"step {step!r} is not allowed; steps are whole numbers from 0")
@@ -263,7 +268,7 @@ class Checkpointer:
             return outcomes
         if undo is not None:
             if self._comm.rank == 0 and self._may_save():  # else what lies there is the next attempt's
-                _undo(undo)
+                _shards.undo_step(undo)
             self._comm.barrier()
         reasons = "; ".join(f"rank {rank}: {reason}" for rank, reason in failed.items())
         error = CheckpointError(
@@ -389,11 +394,3 @@ def verify_step(folder: Path) -> list[str]:
     except OSError as error:
         return [f"{step.manifest}: {error.strerror}"]
     return [problem for file in manifest.files if (problem := _shards.check_file(folder / file.name, file))]
-
-
-def _undo(folder: StepFolder) -> None:
-    try:
-        _shards.clear_leftovers(folder)
-        _shards.remove_if_empty(folder)
-    except OSError as error:  # the step has no manifest: it does not exist, and the next save of it clears the folder
-        logger.warning("files of an incomplete checkpoint stay in %s: %s", folder.root, error)

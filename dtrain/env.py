@@ -60,6 +60,8 @@ _CONTROL = "DTRAIN_CONTROL"
 _WORKSPACE = "DTRAIN_WORKSPACE"
 _MPIRUN = "DTRAIN_MPIRUN"
 _SECRETS = "DTRAIN_SECRETS"
+_WORKER = "DTRAIN_WORKER"
+_ELASTIC = "HOROVOD_ELASTIC"
 LAST = "DTRAIN_LAST"
 """Means nothing; the last of mpirun's own variables, where that one is not passed on."""
 
@@ -80,6 +82,7 @@ _OF_ONE_RUN = (
     _SUPERVISED,
     _CONTROL,
     _SECRETS,
+    _WORKER,
     *resources.OWN_VARIABLES,
     LAST,
     *switches.OF_ONE_RUN,
@@ -107,6 +110,8 @@ class RankEnv:
     the process's role and index where ranks have roles (``tf_config``), else None. ``run_dir`` is None when the run folder is
     still to be made. ``supervised`` is true when a ``dtrain run`` reads the rank's files as they grow, ``controlled`` when one on
     another host says on standard input what is to be done, ``ordered`` when it does so in a file of the run folder.
+
+    Workers of an ``elastic`` job are tasks, numbered in the order of their starts; rank and size are those that one began with.
     """
 
     rank: int = 0
@@ -121,6 +126,7 @@ class RankEnv:
     controlled: bool = False
     ordered: bool = False
     task: Task | None = None
+    elastic: bool = False
 
     @property
     def layout(self) -> RunLayout | None:
@@ -129,8 +135,14 @@ class RankEnv:
 
     @property
     def world_size(self) -> int:
-        """How many ranks a communicator joins: tasks of a cluster exchange through TensorFlow, so each is a world of its own."""
+        """How many ranks a communicator joins: tasks of a cluster exchange through TensorFlow, and elastic workers through
+        Horovod alone, so each is a world of its own."""
         return 1 if self.task is not None else self.size
+
+    @property
+    def number(self) -> int:
+        """What the rank's folder and records go by: the rank; in an elastic job, where that changes, the worker's number."""
+        return self.task.index if self.elastic and self.task is not None else self.rank
 
     @property
     def name(self) -> str:
@@ -160,6 +172,7 @@ class RankEnv:
         if expected == CLUSTER_VOCABULARY:
             # Who launched the cluster counts its evaluator too.
             _, size, local_rank, local_size = found["dtrain"]
+        worker, task = _number(environ, _WORKER), member.task if vocabulary == CLUSTER_VOCABULARY and member is not None else None
         return RankEnv(
             rank=rank,
             size=size,
@@ -170,9 +183,10 @@ class RankEnv:
             resume_from=_path(environ, _RESUME),
             attempt=_number(environ, ATTEMPT) or 0,
             supervised=bool(environ.get(_SUPERVISED)),
-            controlled=environ.get(_CONTROL) == "stdin",
-            ordered=environ.get(_CONTROL) == "file",
-            task=member.task if member is not None and vocabulary == CLUSTER_VOCABULARY else None,
+            controlled="stdin" in environ.get(_CONTROL, ""),
+            ordered="file" in environ.get(_CONTROL, ""),
+            task=task if worker is None else Task("worker", worker),
+            elastic=vocabulary == "horovod" and environ.get(_ELASTIC) == "1",
         )
 
 
@@ -272,9 +286,9 @@ def _names(vocabulary: str) -> tuple[str, str]:
     return (TF_CONFIG, f"{TF_CONFIG}'s cluster") if vocabulary == CLUSTER_VOCABULARY else (vocabulary, vocabulary)
 
 
-def launch_variables(run: RunLayout, *, size: int, vocabulary: str, resume_from: Path | None) -> dict[str, str]:
-    """The variables that a launcher gives to all ranks of a run."""
-    variables = {RUN_DIR: str(run.root), _RUN_VOCABULARY: vocabulary, "DTRAIN_SIZE": str(size)}
+def launch_variables(run: RunLayout, *, size: int | None, vocabulary: str, resume_from: Path | None) -> dict[str, str]:
+    """The variables that a launcher gives to all ranks of a run; ``size`` None: how many there are changes."""
+    variables = {RUN_DIR: str(run.root), _RUN_VOCABULARY: vocabulary, **({} if size is None else {"DTRAIN_SIZE": str(size)})}
     if resume_from is not None:
         variables[_RESUME] = str(resume_from)
     return variables
@@ -296,9 +310,14 @@ def unsupervised_variables() -> dict[str, str]:
     return {_SUPERVISED: "", ATTEMPT: ""}
 
 
-def control_variables() -> dict[str, str]:
-    """Tells a rank on another host that its life hangs on its standard input."""
-    return {_CONTROL: "stdin"}
+def worker_variables(number: int) -> dict[str, str]:
+    """Tells a worker of an elastic job which one it is, in the order of their starts."""
+    return {_WORKER: str(number)}
+
+
+def control_variables(*, ordered: bool = False) -> dict[str, str]:
+    """Tells a rank on another host that its life hangs on its standard input; with ``ordered``, to look in its folder as well."""
+    return {_CONTROL: "stdin,file" if ordered else "stdin"}
 
 
 def secret_variables(secrets: Mapping[str, str]) -> dict[str, str]:
@@ -321,6 +340,12 @@ def starting_variables(environ: Mapping[str, str] | None = None) -> dict[str, st
     """Those of this process's variables without which a process on another host would not find its Python."""
     environ = os.environ if environ is None else environ
     return {name: value for name, value in environ.items() if _TO_START.fullmatch(name)}
+
+
+def own_variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What of this process's variables :func:`inherited` leaves out: those of its own run, but for which the secrets are."""
+    environ = os.environ if environ is None else environ
+    return {name: environ[name] for name in _OF_ONE_RUN if name in environ and name != _SECRETS}
 
 
 def sent_variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:

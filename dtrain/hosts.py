@@ -44,10 +44,15 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no text"
         raise UsageError(f"--hostfile {path} cannot be read: {why}; name a file with a host a line") from None
-    hosts = _merged(_parse_line(line, f"--hostfile {path}, line {n}") for n, line in enumerate(lines, 1) if _content(line))
+    hosts = parse_host_lines(lines, f"--hostfile {path}")
     if not hosts:
         raise UsageError(f"--hostfile {path} names no host; give it a host a line, as `node1 slots=2`")
     return hosts
+
+
+def parse_host_lines(lines: Iterable[str], where: str) -> tuple[Host, ...]:
+    """The hosts of a hostfile's lines; ``where`` they stand, for messages. Raises UsageError for one that names none."""
+    return _merged(_parse_line(line, f"{where}, line {n}") for n, line in enumerate(lines, 1) if _content(line))
 
 
 def place(count: int, hosts: tuple[Host, ...]) -> list[Host]:

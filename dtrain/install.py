@@ -13,4 +13,7 @@ OBJECT_STORE = "pip install 'dtrain[s3]'"
 TENSORFLOW = "pip install 'dtrain[tensorflow]'"
 TENSORBOARD = "pip install tensorboard"
 # Horovod is built against the TensorFlow and the MPI that are there.
-HOROVOD = f"{TENSORFLOW} && HOROVOD_WITH_MPI=1 HOROVOD_WITH_TENSORFLOW=1 pip install --no-build-isolation horovod==0.28.1"
+_HOROVOD = "HOROVOD_WITH_MPI=1 HOROVOD_WITH_TENSORFLOW=1 {gloo}pip install {again}--no-build-isolation horovod==0.28.1"
+HOROVOD = f"{TENSORFLOW} && {_HOROVOD.format(gloo='', again='')}"
+# pip keeps the wheel that it built without Gloo, and would install that one again.
+HOROVOD_GLOO = _HOROVOD.format(gloo="HOROVOD_WITH_GLOO=1 ", again="--no-cache-dir --force-reinstall --no-deps ")

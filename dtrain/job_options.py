@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from dtrain.errors import UsageError, did_you_mean
@@ -88,6 +89,63 @@ class ClusterOptions:
                 "leave out --max-worker-restarts"
             )
         return dataclasses.replace(self, servers=0, max_worker_restarts=0)
+
+
+# What Horovod's ranks agree by, and find each other through.
+Controller = Literal["mpi", "gloo"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HorovodOptions:
+    """The options of launcher ``horovod``, beside the number of ranks.
+
+    ``controller`` None means MPI, or Gloo for an elastic job. A job is elastic when ``min_workers`` or ``max_workers`` is given:
+    it begins with as many workers as were asked for, goes on while ``min_workers`` (None: 1) are left, and grows to
+    ``max_workers`` (None: as many as its hosts have slots). ``discovery`` is a program that prints the hosts that there are now,
+    one a line. ``elastic_timeout_s``: how long the job waits for a host when it has too few workers.
+
+    Raises UsageError for what cannot be.
+    """
+
+    controller: Controller | None = None
+    min_workers: int | None = None
+    max_workers: int | None = None
+    discovery: Path | None = None
+    elastic_timeout_s: float | None = None
+
+    def __post_init__(self) -> None:
+        controllers = get_args(Controller)
+        if self.controller is not None and self.controller not in controllers:
+            raise UsageError(
+                f"unknown --controller {self.controller!r}{did_you_mean(self.controller, controllers)}; "
+                f"there are {', '.join(controllers)}"
+            )
+        for name, value in (("--min-workers", self.min_workers), ("--max-workers", self.max_workers)):
+            if value is not None and value < 1:
+                raise UsageError(f"{name} {value} is not a number from 1")
+        if self.max_workers is not None and self.least > self.max_workers:
+            raise UsageError(f"--min-workers {self.least} is more than --max-workers {self.max_workers}; change one of them")
+        check_seconds("--elastic-timeout", self.elastic_timeout_s)
+        if self.elastic and self.controller == "mpi":
+            raise UsageError(
+                "--controller mpi cannot lose a rank, or take one in: elastic jobs need Gloo; leave --controller out"
+            )
+        if not self.elastic and (self.discovery is not None or self.elastic_timeout_s is not None):
+            name = "--discovery" if self.discovery is not None else "--elastic-timeout"
+            raise UsageError(f"{name} is for an elastic job; say with --min-workers N how few workers it may go on with")
+
+    @property
+    def elastic(self) -> bool:
+        return self.min_workers is not None or self.max_workers is not None
+
+    @property
+    def gloo(self) -> bool:
+        return self.elastic or self.controller == "gloo"
+
+    @property
+    def least(self) -> int:
+        """With how few workers an elastic job goes on."""
+        return self.min_workers or 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -205,6 +205,18 @@ class RunLayout:
     def ranks(self) -> Path:
         return self.root / "ranks" if self.attempt is None else self.root / "attempts" / str(self.attempt)
 
+    def count_ranks(self) -> int:
+        """How many ranks have a folder: all of the attempt, or, in an elastic job, the workers that were started until now."""
+        try:
+            return sum(name.isdecimal() for name in os.listdir(self.ranks))
+        except FileNotFoundError:
+            return 0
+
+    @property
+    def world(self) -> Path:
+        """Which workers of an elastic job train together now."""
+        return self.ranks / "world.json"
+
     @property
     def attempt_status(self) -> Path:
         """How one attempt ended; the run's own status is that of the last."""
@@ -236,6 +248,10 @@ class RunLayout:
         if not path.is_relative_to(self.root) or path == self.root:
             raise WorkspaceError(f"{name!r} is no file of {self.root}")
         return path
+
+    def worker_staging(self, number: int) -> Path:
+        """The same, of one worker of an elastic job."""
+        return self.staging / f"worker-{number}"
 
     def newest_attempt(self) -> RunLayout:
         """This run with the number of its newest attempt; without one where ``ranks`` is no link, as in some copies."""
@@ -292,10 +308,18 @@ class RunLayout:
 
         Files come to their place only from :attr:`staging`, which is gone from here on.
         """
-        closed = self.checkpoints / f".ended-{self.attempt or 0}"
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(self.staging, closed)
-            shutil.rmtree(closed, ignore_errors=True)
+        _take_away(self.staging, self.checkpoints / f".ended-{self.attempt or 0}")
+
+    def end_worker(self, number: int) -> None:
+        """The same for one worker of an elastic job, which the others go on without."""
+        _take_away(self.worker_staging(number), self.staging / f".ended-{number}")
+
+
+def _take_away(folder: Path, closed: Path) -> None:
+    """Remove a folder, at one instant for all who write there; one that is gone already stays so."""
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(folder, closed)
+        shutil.rmtree(closed, ignore_errors=True)
 
 
 @dataclass(frozen=True)

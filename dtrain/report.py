@@ -18,7 +18,7 @@ from dtrain.errors import WorkspaceError
 from dtrain.files import read_json
 from dtrain.layout import RunLayout, StepFolder
 from dtrain.metrics import Reduced, RunMetrics, Value, read_metrics
-from dtrain.status import read_process, read_status
+from dtrain.status import read_process, read_status, read_world
 
 # Shown first where a run has them; what a trainer of ours records. A run with other names shows its first ones.
 _COLUMNS = ("samples_per_s", "loss", "accuracy", "validation/loss", "validation/accuracy")
@@ -33,6 +33,9 @@ def run_to_json(run: RunLayout) -> dict[str, Any]:
     metrics = read_metrics(run)
     spec = read_json(run.spec)
     ranks = [_rank_to_json(run, metrics, rank, status.tasks) for rank in range(status.size)]
+    if status.elastic:  # a worker's number, by which it goes here, is not its rank
+        workers = read_world(run.newest_attempt()).workers
+        ranks = [{**each, "rank_now": workers.index(each["rank"]) if each["rank"] in workers else None} for each in ranks]
     over_ranks = {name: reduced for name in metrics.names() if (reduced := metrics.over_ranks(name)) is not None}
     if speeds := [rank["metrics"][_SPEED] for rank in ranks if _SPEED in rank["metrics"]]:
         over_ranks[_SPEED] = Reduced.of(speeds)
@@ -81,17 +84,17 @@ def ranks_table(data: dict[str, Any]) -> Table:
     names = list({name: None for rank in data["ranks"] for name in rank["metrics"]})
     columns = [name for name in _COLUMNS if name in names] or names[:5]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    roles = ("task",) if data["tasks"] else ()
-    for column in ("rank", *roles, "host", "steps", *columns):
-        table.add_column(column, justify="left" if column in ("host", "task") else "right")
+    first = ("task", "rank_now") if data["elastic"] else ("rank", "task") if data["tasks"] else ("rank",)
+    for column in (*first, "host", "steps", *columns):
+        table.add_column(column.replace("_", " "), justify="left" if column in ("host", "task") else "right")
     for rank in data["ranks"]:
         values = (rank["metrics"].get(name) for name in columns)
-        table.add_row(*_cells(*(rank[name] for name in ("rank", *roles)), rank["host"] or "?", rank["steps"], *values))
+        table.add_row(*_cells(*(rank[name] for name in first), rank["host"] or "?", rank["steps"], *values))
     if len(data["ranks"]) > 1 and columns:
         table.add_section()
         for kind in ("mean", "min", "max"):
             reduced = (data["over_ranks"].get(name, {}).get(kind) for name in columns)
-            table.add_row(*_cells(kind, *("" for _ in roles), "", "", *reduced), style="dim")
+            table.add_row(*_cells(kind, *("" for _ in first[1:]), "", "", *reduced), style="dim")
     return table
 
 
@@ -197,12 +200,13 @@ def heading(data: dict[str, Any]) -> list[str]:
     spec = data["spec"]
     seconds = "" if data["duration_s"] is None else f" after {data['duration_s']:.1f} s"
     ended = "" if data["exit_code"] in (None, 0) else f" with exit code {data['exit_code']}"
+    kind = "workers" if data["elastic"] else "ranks"
     command = shlex.join([*(["-m"] if spec["is_module"] else []), spec["target"], *spec["args"]])
     lines = [
         f"run      {data['id']}",
         f"state    {data['state']}{seconds}{ended}",
         f"command  {command}",
-        f"ranks    {data['size']}, launcher {data['launcher']}, started {format_time(data['started'])}",
+        f"{kind:<9}{data['size']}, launcher {data['launcher']}, started {format_time(data['started'])}",
     ]
     if spec["resume_from"]:
         lines.append(f"resumed  from {spec['resume_from']}")

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from dtrain._ending import Ending
 from dtrain.checkpoint import Checkpointer
 from dtrain.comm import create_communicator
 from dtrain.comm.base import Communicator
+from dtrain.comm.horovod_place import HorovodPlace
 from dtrain.env import RankEnv
 from dtrain.errors import DtrainError, UsageError, WorkspaceError
 from dtrain.files import read_json, write_json
@@ -30,6 +31,8 @@ from dtrain.status import RunStatus, write_record
 logger = logging.getLogger(__name__)
 
 _current: Run | None = None
+
+_RANK_0_SAVES = "checkpoints are saved by rank 0, where ranks come and go one by one"
 
 
 def init(
@@ -47,8 +50,12 @@ def init(
     tell the tasks apart; each has its own metrics file; rank 0 (the chief, else worker 0) saves checkpoints and tags, the
     others may restore. A task that was started by hand makes a run folder for itself.
 
-    Raises RankError (which rank this is cannot be told, or mpirun and mpi4py are of different MPIs), MissingDependency (mpi4py),
-    WorkspaceError (the folder cannot be written) and UsageError (a name that is not allowed), on every rank.
+    The same holds for the workers of an elastic Horovod job (``dtrain run --launcher horovod --min-workers``): ``run.index`` is
+    the worker's number in the order of their starts, and ``run.rank`` and ``run.size`` are Horovod's at each moment.
+
+    Raises RankError (which rank this is cannot be told; mpirun and mpi4py are of different MPIs; horovodrun started an elastic
+    job), MissingDependency (mpi4py), WorkspaceError (the folder cannot be written) and UsageError (a name that is not allowed),
+    on every rank.
     """
     global _current
     if _current is not None:
@@ -161,17 +168,24 @@ class Run:
             keep=keep_checkpoints,
             resume_from=self.resume_from.checkpoints if self.resume_from is not None else None,
             attempt=rank_env.attempt,
-            read_only=""
-            if rank_env.task is None or rank_env.rank == 0
-            else f"checkpoints are saved by rank 0 of a cluster, and this is {rank_env.name}: ask `if run.rank == 0`",
+            read_only=lambda: (
+                ""
+                if self._task is None or self.rank == 0
+                else f"{_RANK_0_SAVES}, and this is {rank_env.name} (rank {self.rank}): ask `if run.rank == 0`"
+            ),
         )
         """Saves and restores checkpoints; collective."""
         self._task = rank_env.task
         # Where ranks have no roles, the communicator's word about them holds; it has asked the library.
-        self._place: RankEnv | Communicator = communicator if self._task is None else rank_env
-        self.tags: MutableMapping[str, str] = Tags(layout.tags, writes=self.rank == 0)
+        self._place: RankEnv | Communicator | HorovodPlace = communicator if self._task is None else rank_env
+        if rank_env.elastic:
+            self._place = HorovodPlace(rank_env)
+            self.checkpoints.stage_in(layout.worker_staging(rank_env.number))
+        self.tags: MutableMapping[str, str] = Tags(layout.tags, writes=lambda: self.rank == 0)
         """The run's tags; what rank 0 sets is kept."""
-        self._metrics = MetricWriter(layout.metrics_file(self.rank, str(self._task or "")))
+        # The number of this rank's folder and metrics; in an elastic job ranks change.
+        self._number = rank_env.number if rank_env.elastic else self.rank
+        self._metrics = MetricWriter(layout.metrics_file(self._number, str(self._task or "")))
         self._counts: dict[str, int] = {}
 
     @property
@@ -195,7 +209,7 @@ class Run:
 
     @property
     def index(self) -> int:
-        """This process's number among those of its role; of ranks without roles, the rank."""
+        """This process's number among those of its role; of ranks without roles, the rank. Elastic workers count their starts."""
         return self._task.index if self._task is not None else self.rank
 
     @property
@@ -216,6 +230,11 @@ class Run:
     def logs(self) -> Path:
         """The folder of logs of the script's own (TensorBoard events), shared by all ranks."""
         return self.layout.logs
+
+    @property
+    def elastic(self) -> bool:
+        """Whether this is an elastic Horovod job, in which workers come and go."""
+        return isinstance(self._place, HorovodPlace)
 
     def is_done(self, rank: int = 0) -> bool:
         """Whether that rank has ended its script without an error, in this attempt."""
@@ -238,7 +257,7 @@ class Run:
         """After the values that earlier attempts of this run have counted."""
         if not self.layout.attempt:
             return 0
-        rows = read_metrics(self.layout).rows.get(self.rank, [])
+        rows = read_metrics(self.layout).rows.get(self._number, [])
         return max((row["step"] + 1 for row in rows if name in row), default=0)
 
     def log_row(self, step: int, **values: Any) -> None:
@@ -253,7 +272,7 @@ class Run:
 class Tags(MutableMapping[str, str]):
     """Words about a run, kept in its folder by rank 0; other ranks see what they set themselves."""
 
-    def __init__(self, path: Path, *, writes: bool) -> None:
+    def __init__(self, path: Path, *, writes: Callable[[], bool]) -> None:
         self._path, self._writes = path, writes
         try:
             self._tags: dict[str, str] = read_json(path)
@@ -281,5 +300,5 @@ class Tags(MutableMapping[str, str]):
         return repr(self._tags)
 
     def _write(self) -> None:
-        if self._writes:
+        if self._writes():
             write_json(self._path, self._tags)

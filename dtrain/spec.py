@@ -21,6 +21,7 @@ from dtrain.job_options import (
     MPI_LAUNCHERS,
     ClusterOptions,
     Hangs,
+    HorovodOptions,
     Launcher,
     Restarts,
     SlurmOptions,
@@ -39,7 +40,7 @@ class JobSpec:
     ``target`` is the path of a script, or a module's name when ``is_module``. ``source`` is the folder that is copied into the
     run folder and in which the ranks then work: by default the script's folder; the current folder for a module.
     ``launcher`` None means ``local`` for one rank and ``mpi`` for more, or where there are ``hosts``. ``cluster`` is for the
-    launchers that have one, ``slurm`` for that launcher.
+    launchers that have one, ``slurm`` and ``horovod`` for those launchers.
     ``hosts`` are filled with tasks by rank; none means this host, for as many as there are. ``network`` is the one, as
     10.0.0.0/24, by which their ranks talk; None: MPI chooses. Without ``preflight`` hosts are not asked before the start.
     ``shared_fs`` False: also where only some of them do not see the workspace, those are given copies of the run folder.
@@ -64,6 +65,7 @@ class JobSpec:
     preflight: bool = True
     shared_fs: bool = True
     slurm: SlurmOptions | None = None
+    horovod: HorovodOptions | None = None
     experiment: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     secrets: tuple[str, ...] = ()
@@ -100,6 +102,7 @@ class JobSpec:
         if self.size > self.max_ranks and self.launcher != "slurm":  # Slurm has limits of its own
             asked = f"-n {self.workers}" + (f" (with all tasks {self.size})" if self.size > self.workers else "")
             raise UsageError(f"{asked} exceeds --max-ranks {self.max_ranks}; lower -n, or raise --max-ranks if you mean it")
+        self._check_horovod()
         self._check_hosts()
         if self.launcher == "local" and self.workers > 1:
             raise UsageError(f"launcher 'local' runs one rank, and -n {self.workers} asks for more; use --launcher mpi")
@@ -119,6 +122,42 @@ class JobSpec:
         check_name("experiment", self.experiment_name)
         self._check_target()
 
+    def _check_horovod(self) -> None:
+        if self.horovod is not None and self.launcher != "horovod":
+            raise UsageError(
+                "--controller, --min-workers, --max-workers, --discovery and --elastic-timeout go with --launcher horovod, "
+                f"not with {self.launcher_name}"
+            )
+        options = self.horovod_options
+        if options.gloo and not self.shared_fs:
+            raise UsageError(
+                "--no-shared-fs does not go with Horovod over Gloo, whose ranks all have to see the workspace: choose one on a "
+                "file system that the hosts share, or start the ranks by MPI (--controller mpi)"
+            )
+        if not options.elastic:
+            return
+        if self.workers < options.least or (options.max_workers is not None and self.workers > options.max_workers):
+            most = "no limit" if options.max_workers is None else options.max_workers
+            raise UsageError(
+                f"-n {self.workers}, with which the job begins, is not in --min-workers {options.least} and --max-workers {most}"
+            )
+        if options.max_workers is not None and options.max_workers > self.max_ranks:
+            raise UsageError(
+                f"--max-workers {options.max_workers} exceeds --max-ranks {self.max_ranks}; lower one, or raise the other"
+            )
+        if self.bind != "none":
+            raise UsageError(
+                "--bind cannot be where workers come and go: it shares a host out among ranks that stay; leave it out"
+            )
+        if options.discovery is None:
+            return
+        if self.hosts:
+            raise UsageError("--discovery says which hosts there are; leave out -H and --hostfile")
+        if not options.discovery.is_file():
+            raise NotRunnable(f"--discovery {options.discovery}: there is no such file; name a program that prints a host a line")
+        if not os.access(options.discovery, os.X_OK):
+            raise NotRunnable(f"--discovery {options.discovery} is not executable; run: chmod +x {options.discovery}")
+
     def _check_hosts(self) -> None:
         if self.launcher_name in CLUSTER_LAUNCHERS:
             if self.hosts and not self.tasks:
@@ -131,13 +170,17 @@ class JobSpec:
                 f"not with {self.launcher_name}"
             )
         elif v6 := [host.name for host in self.hosts if ":" in host.name]:
-            raise UsageError(f"mpirun takes no IPv6 address such as {v6[0]} for a host; give it a name, in /etc/hosts if need be")
+            starter = "Horovod" if self.horovod_options.gloo else "mpirun"
+            raise UsageError(
+                f"{starter} takes no IPv6 address such as {v6[0]} for a host; give it a name, in /etc/hosts if need be"
+            )
         if self.hosts:
             place(self.size, self.hosts)
         elif not self.shared_fs:
             raise UsageError("--no-shared-fs goes with -H or --hostfile: on one host there is nothing to copy")
         if self.network is not None:
-            if not self.hosts or self.launcher_name not in MPI_LAUNCHERS:
+            named = self.hosts or self.horovod_options.discovery is not None
+            if not named or self.launcher_name not in MPI_LAUNCHERS:
                 raise UsageError(f"--network goes with -H or --hostfile and --launcher {' or '.join(MPI_LAUNCHERS)}")
             try:
                 ipaddress.ip_network(self.network)
@@ -220,8 +263,12 @@ class JobSpec:
         return self.slurm or SlurmOptions()
 
     @property
+    def horovod_options(self) -> HorovodOptions:
+        return self.horovod or HorovodOptions()
+
+    @property
     def size(self) -> int:
-        """How many ranks the job has, tasks of all roles counted."""
+        """How many ranks the job has, tasks of all roles counted; an elastic one, when it begins."""
         return len(self.tasks) or self.workers
 
     @property

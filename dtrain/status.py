@@ -92,6 +92,7 @@ class RunStatus:
 
     ``tasks``: role and index of every rank (``worker 0``), by rank; empty where ranks have no roles. ``restarts``: how often a
     killed worker was started again. ``earlier``: the causes of the attempts before this one, after which the whole job was.
+    Of an ``elastic`` job ``size`` counts the workers that were started until now, numbered in that order.
     """
 
     state: State
@@ -105,6 +106,7 @@ class RunStatus:
     tasks: list[str] = field(default_factory=list)
     restarts: int = 0
     earlier: list[str] = field(default_factory=list)
+    elastic: bool = False
 
     @property
     def is_over(self) -> bool:
@@ -113,6 +115,16 @@ class RunStatus:
     @property
     def duration_s(self) -> float | None:
         return None if self.ended is None else self.ended - self.started
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The workers of an elastic job that train together: their numbers, by rank; ``since`` when, in Unix seconds; how many had
+    been ``started`` until then."""
+
+    since: float
+    workers: list[int]
+    started: int
 
 
 def exception_message(error: BaseException) -> str:
@@ -178,6 +190,16 @@ def _rank_process(guard: dict[str, Any] | None = None, **values: Any) -> RankPro
     return RankProcess(guard=None if guard is None else ProcessRecord(**guard), **values)
 
 
+def read_world(run: RunLayout) -> World:
+    """The workers that train together now, or did last; none where they have not yet begun to, or the job is not elastic."""
+    return _read_record(run.world, World) or World(since=0.0, workers=[], started=0)
+
+
+def worker_names(count: int) -> list[str]:
+    """What messages call the workers of an elastic job, by their numbers."""
+    return [f"worker {number}" for number in range(count)]
+
+
 def first_failure(failures: list[RankFailure]) -> RankFailure | None:
     """The earliest failure that was not the consequence of another.
 
@@ -223,6 +245,9 @@ def read_status(run: RunLayout) -> RunStatus:
         status = RunStatus(**values)
     if status.state != "running":
         return status
+    if status.elastic:
+        started = run.newest_attempt().count_ranks()
+        status = dataclasses.replace(status, size=started, tasks=worker_names(started))
     if status.supervisor is not None:
         if not status.supervisor.vanished():
             return status

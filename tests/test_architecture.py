@@ -102,7 +102,7 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
     "tensorflow": ("dtrain.tensorflow", "dtrain.comm.horovod"),
     "keras": ("dtrain.tensorflow",),
     "tf_keras": ("dtrain.tensorflow",),
-    "horovod": ("dtrain.tensorflow", "dtrain.comm.horovod"),
+    "horovod": ("dtrain.tensorflow", "dtrain.comm.horovod", "dtrain.launch.gloo_driver"),
     "obstore": ("dtrain.azureml.object_store",),
     "IPython": ("dtrain.azureml.live",),
     "ipywidgets": ("dtrain.azureml.live",),

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 @options.hosts
 @options.python
 @options.slurm
+@options.horovod
 @options.restarts
 @options.hangs
 @click.option("--experiment", metavar="NAME", help="Name that the run's begins with. [default: the script's]")
@@ -220,7 +221,9 @@ def stacks(workspace: Workspace, reference: str, rank: int | None, as_json: bool
     size = read_status(found).size
     if rank is not None and not 0 <= rank < size:
         raise UsageError(f"--rank {rank}: run {found.id} has ranks 0 to {size - 1}")
-    tell = functools.partial(order, found) if read_json(found.spec)["launcher"] == "slurm" else None
+    spec = read_json(found.spec)
+    ordered = spec["launcher"] == "slurm" or (spec.get("horovod") or {"controller": "mpi"})["controller"] != "mpi"
+    tell = functools.partial(order, found) if ordered else None
     answers = collect_stacks(found, range(size) if rank is None else [rank], tell)
     beats = {each: read_beat(found, each) for each in answers}
     if as_json:

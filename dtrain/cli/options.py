@@ -12,7 +12,17 @@ import click
 from dtrain.allocation import Allocation
 from dtrain.errors import UsageError
 from dtrain.hosts import Host, parse_hosts, read_hostfile
-from dtrain.job_options import MPI_LAUNCHERS, ClusterOptions, Hangs, Restarts, SlurmOptions, SlurmStart, default_max_ranks
+from dtrain.job_options import (
+    MPI_LAUNCHERS,
+    ClusterOptions,
+    Controller,
+    Hangs,
+    HorovodOptions,
+    Restarts,
+    SlurmOptions,
+    SlurmStart,
+    default_max_ranks,
+)
 from dtrain.roles import DIALECTS
 from dtrain.spec import JobSpec
 
@@ -149,6 +159,48 @@ def take_hosts(given: dict[str, Any]) -> tuple[Host, ...]:
     return parse_hosts(text) if text is not None else ()
 
 
+def horovod(command: F) -> F:
+    """The fields of HorovodOptions; None where one was not given, so that one without Horovod can be refused."""
+    options = (
+        click.option(
+            "--controller",
+            metavar="|".join(get_args(Controller)),
+            help="Horovod: by what ranks agree. [default: mpi; gloo for an elastic job]",
+        ),
+        click.option(
+            "--min-workers",
+            type=int,
+            metavar="N",
+            help="Horovod, elastic: workers may die or leave, while N are left. [default: 1]",
+        ),
+        click.option(
+            "--max-workers", type=int, metavar="N", help="Horovod, elastic: grow to N workers. [default: the hosts' slots]"
+        ),
+        click.option(
+            "--discovery",
+            metavar="PROGRAM",
+            type=click.Path(path_type=Path),
+            help="Horovod, elastic: prints the hosts that there are now, NAME:SLOTS a line; asked every second.",
+        ),
+        click.option(
+            "--elastic-timeout",
+            "elastic_timeout_s",
+            metavar="S",
+            type=float,
+            help="Horovod, elastic: wait so long for a host when there are too few workers. [default: 600]",
+        ),
+    )
+    return _with(command, options)
+
+
+def _take_horovod(given: dict[str, Any]) -> HorovodOptions | None:
+    """Take Horovod's options out of ``given``; None when there are none."""
+    values = {field.name: value for field in fields(HorovodOptions) if (value := given.pop(field.name)) is not None}
+    if "discovery" in values:
+        values["discovery"] = values["discovery"].absolute()
+    return HorovodOptions(**values) if values else None
+
+
 def slurm(command: F) -> F:
     """The fields of SlurmOptions; None where one was not given, so that one without Slurm can be refused."""
     options = (
@@ -252,9 +304,12 @@ def _take_hangs(given: dict[str, Any]) -> Hangs:
 
 def take_parts(given: dict[str, Any]) -> dict[str, Any]:
     """Take the options of all groups out of ``given``, as the fields of JobSpec that they fill."""
-    hosts = take_hosts(given)
+    hosts, horovod = take_hosts(given), _take_horovod(given)
+    if given["workers"] is None and horovod is not None and horovod.elastic:
+        given["workers"] = horovod.least
     return {
         **_take_slurm(given, hosts),
+        "horovod": horovod,
         "cluster": _take_cluster(given),
         "hosts": hosts,
         "restarts": _take_restarts(given),

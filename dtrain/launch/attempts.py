@@ -41,7 +41,8 @@ def run_attempts(
         size=plan.size,
         started=time.time(),
         supervisor=ProcessRecord.of(os.getpid()),
-        tasks=plan.task_names(),
+        tasks=plan.task_names(run),
+        elastic=plan.elastic,
     )
     limits = dataclasses.replace(limits, began=running.started)
     running = _after_earlier(run, running, console)

@@ -50,7 +50,7 @@ class BeatWatch:
         for name, count in self._agents.heard().items():
             if count:  # else it is about to begin
                 self._note(name, count, now)
-        silent = {rank for rank in range(self._plan.size) if self._silent_s(rank, now) > limit}
+        silent = {rank for rank in self._plan.ranks(self._run) if self._silent_s(rank, now) > limit}
         failures = []
         for host in self._plan.other_hosts:
             begun = [rank for rank in host.ranks if rank in self._seen]
@@ -93,10 +93,10 @@ class BeatWatch:
         record = read_process(self._run, rank)
         process = record.find() if record is not None else None
         state = f"; its process {process.pid} is {process.status()}" if process is not None else ""
-        task = self._plan.tasks.get(rank)
+        names = self._plan.task_names(self._run)
         return RankFailure(
             rank=rank,
-            task=str(task.task) if task is not None else "",
+            task=names[rank] if names else "",
             host=self._host_of(rank),
             time=time.time() - quiet_s,
             exit_code=FAILED,

@@ -238,22 +238,11 @@ class Crew:
         for line in said.splitlines():
             if (told := failure_from_line(line)) is not None:  # of one that cannot write into the run folder
                 return told
-        words = ssh.last_words(said)
-        if code < 0:
-            message = f"lost: its ssh client was killed by {signal_name(-code)}"
-            return _failure(planned, message, kind="signal", exit_code=128 - code, when=when)
-        if not self._run.rank(planned.task.rank).process.is_file():
-            advice = ssh.advice(words)
-            message = f"did not begin: {words}{'; ' if advice else ''}{advice}"
-            return _failure(planned, message, exit_code=code, when=when)
-        if code != ssh.FAILED:
-            return _failure(planned, f"exited with code {code}: {words}", exit_code=code, when=when)
+        begun = self._run.rank(planned.task.rank).process.is_file()
         if connection.broke():
             self.agents.give_up(planned.host)
-            message = f"lost: the ssh connection to {planned.host} broke: {words}"
-            return _failure(planned, message, exit_code=code, when=when)
-        message = "vanished without a record: it was killed together with the process that watched it"
-        return _failure(planned, message, kind="signal", exit_code=128 + signal.SIGKILL, when=when)
+        kind, exit_code, message = connection.how_it_ended(code, planned.host, begun=begun)
+        return _failure(planned, message, kind=kind, exit_code=exit_code, when=when)
 
     def _probe(self, member: Member, task: PlannedTask) -> RankFailure | None:
         assert task.address is not None

@@ -35,8 +35,8 @@ class HangWatch:
         """``say`` shows words; ``crew`` reaches ranks on other hosts."""
         self._plan, self._run, self._hangs, self._say, self._crew = plan, run, hangs, say, crew
         # Servers, and workers that serve a chief, do nothing of their own; an evaluator waits for checkpoints.
-        tasks = plan.tasks
-        self._ranks = [r for r in plan.deciding_ranks if r not in tasks or tasks[r].task.role not in ("ps", "evaluator")]
+        self._idlers = {rank for rank, planned in plan.tasks.items() if planned.task.role in ("ps", "evaluator")}
+        self._ranks: list[int] = []
         self._counts: dict[int, int] = {}
         self._since: dict[int, float] = {}
         self._reported: set[int] = set()
@@ -52,6 +52,7 @@ class HangWatch:
         if limit is None or time.monotonic() < self._next_look:
             return None
         self._next_look = time.monotonic() + _LOOK_S
+        self._ranks = [rank for rank in self._plan.deciding_ranks(self._run) if rank not in self._idlers]
         hung = [rank for rank in self._ranks if self._idle_s(rank) > limit and rank not in self._reported]
         if not hung:
             return None
@@ -82,9 +83,9 @@ class HangWatch:
 
     def _tell(self, hung: list[int]) -> str:
         """Show what every rank does, and return the cause in a sentence."""
-        limit, tasks = self._hangs.hang_timeout_s, self._plan.tasks
-        names = {rank: str(tasks[rank].task) if rank in tasks else f"rank {rank}" for rank in range(self._plan.size)}
-        stacks = collect_stacks(self._run, range(self._plan.size), self._crew.tell, self._crew.pause)
+        limit, ranks, tasks = self._hangs.hang_timeout_s, self._plan.ranks(self._run), self._plan.task_names(self._run)
+        names = {rank: tasks[rank] if tasks else f"rank {rank}" for rank in ranks}
+        stacks = collect_stacks(self._run, ranks, self._crew.tell, self._crew.pause)
         waits: dict[str, list[int]] = {}
         self._say(f"dtrain: no progress of {_listed(names, hung)} for {limit:g} s: no output, metric, collective or checkpoint")
         for rank, name in names.items():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dtrain import install, resources
 from dtrain.errors import MissingDependency, NotRunnable, UsageError
+from dtrain.job_options import Controller
 from dtrain.launch import mpi
 from dtrain.launch.mpi_families import MpiInstallation, find_mpi
 from dtrain.launch.places import Place
@@ -31,6 +32,10 @@ STALL_VARIABLES = {"HOROVOD_STALL_CHECK_TIME_SECONDS": "60", "HOROVOD_STALL_SHUT
 THREAD_VARIABLES = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
 
 
+# In the library's names, which are all that can be seen of it without loading it: it needs MPI's, and has Gloo within.
+_BUILT_WITH = {"mpi": b"libmpi", "gloo": b"GlooController"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class HorovodInstallation:
     """A Horovod that serves TensorFlow over MPI, and the MPI to start it with."""
@@ -40,10 +45,16 @@ class HorovodInstallation:
 
 
 def find_horovod(spec: JobSpec, path: list[str] | None = None) -> HorovodInstallation:
-    """Find Horovod for the ranks of ``spec`` on the ``path`` of their Python (None: it is asked for it), without importing it.
+    """Find Horovod and MPI for the ranks of ``spec``; raises as :func:`find_built`, and where there is no MPI."""
+    return HorovodInstallation(folder=find_built(spec, "mpi", path), mpi=find_mpi(spec.interpreter))
 
-    Raises MissingDependency when it is not installed, or built without TensorFlow or MPI, and UsageError when something in the
-    source folder would be imported in its place.
+
+def find_built(spec: JobSpec, controller: Controller, path: list[str] | None = None) -> Path:
+    """The folder of the Horovod for the ranks of ``spec``, on the ``path`` of their Python (None: it is asked for it); it is not
+    imported.
+
+    Raises MissingDependency when it is not installed, or built without TensorFlow or the ``controller``, and UsageError when
+    something in the source folder would be imported in its place.
     """
     shadow = next((p for name in ("horovod.py", "horovod") if _is_importable(p := spec.source_folder / name)), None)
     if shadow is not None:
@@ -58,11 +69,16 @@ def find_horovod(spec: JobSpec, path: list[str] | None = None) -> HorovodInstall
     library = next(folder.glob("tensorflow/mpi_lib*.so"), None)
     if library is None:
         raise MissingDependency(f"the Horovod in {folder} is built without TensorFlow; build it anew: {install.HOROVOD}")
-    if not _mentions(library, b"libmpi"):
+    if not _mentions(library, _BUILT_WITH[controller]):
+        if controller == "gloo":
+            raise MissingDependency(
+                f"the Horovod in {folder} is built without Gloo, which --controller gloo and elastic jobs need; build it anew, "
+                f"with cmake there: {install.HOROVOD_GLOO}"
+            )
         raise MissingDependency(
             f"the Horovod in {folder} is built without MPI, by which its ranks are started; build it anew: {install.HOROVOD}"
         )
-    return HorovodInstallation(folder=folder, mpi=find_mpi(spec.interpreter))
+    return folder
 
 
 def module_path(spec: JobSpec) -> list[str]:
@@ -81,7 +97,7 @@ def _is_importable(path: Path) -> bool:
 
 
 def _mentions(library: Path, name: bytes) -> bool:
-    """Whether a shared library names another one; the names of what it needs stand in it as they are."""
+    """Whether a shared library holds a name: of another one that it needs, or of something of its own."""
     with open(library, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return content.find(name) >= 0
 

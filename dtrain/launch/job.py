@@ -67,6 +67,10 @@ def _launcher(
             return functools.partial(slurm.submission, spec)
         start = slurm.find_start(spec, allocation, tried=workspace is not None)
         return functools.partial(slurm.plan, spec, allocation=allocation, start=start)
+    if spec.horovod_options.gloo:
+        from dtrain.launch import gloo
+
+        return functools.partial(gloo.plan, spec, site=gloo.find_site(spec, workspace, say))
     if spec.hosts:
         from dtrain.launch.places import find_places
 
@@ -155,6 +159,8 @@ def supervise_run(
 
 def _ranks(plan: LaunchPlan) -> str:
     """How many ranks a plan has, of which roles."""
+    if plan.elastic:
+        return "elastic workers"
     if not plan.tasks:
         return f"{plan.size} {'rank' if plan.size == 1 else 'ranks'}"
     counts = collections.Counter(planned.task.role for _, planned in sorted(plan.tasks.items()))
@@ -162,7 +168,7 @@ def _ranks(plan: LaunchPlan) -> str:
 
 
 def _fill(run: RunLayout, spec: JobSpec, workspace: Workspace) -> None:
-    run.make_folders(spec.size)
+    run.make_folders(0 if spec.horovod_options.elastic else spec.size)
     files = take_snapshot(spec.source_folder, run.code, excluded=workspace.root)
     if not spec.is_module and spec.script_in_source not in {file.path for file in files}:
         raise UsageError(
@@ -183,11 +189,11 @@ def report_end(run: RunLayout, status: RunStatus, console: Console) -> None:
         console.say(f"dtrain: {status.cause}", bad=True)
         return
     log = run.rank(failure.rank).output_log
-    if status.size > 1:
+    if status.size > 1 and not status.elastic:
         kind = "task" if status.tasks else "rank"
         others = f"1 other {kind} was" if status.size == 2 else f"{status.size - 1} other {kind}s were"
         console.say(f"dtrain: {others} ended because of it, or failed after it")
-    console.say(f"dtrain: first to fail was {failure.describe()}", bad=True)
+    console.say(f"dtrain: first to fail was {status.cause if status.elastic else failure.describe()}", bad=True)
     trace = failure.traceback.rstrip().splitlines()
     if printed := _last_lines(log, trace):
         console.say("dtrain: the last it printed before:" if trace else "dtrain: the last it printed:")

@@ -52,7 +52,7 @@ def _print_attempt(
 ) -> None:
     """``is_over`` None: print what is there. Else until it is, or the next attempt has begun."""
     status = read_status(run)
-    size, labels = status.size, dict(enumerate(task.replace(" ", "") for task in status.tasks))
+    size = status.size
     if rank is not None and not 0 <= rank < size:
         raise UsageError(f"--rank {rank}: run {run.id} has ranks 0 to {size - 1}")
     ranks = [each for each in range(size) if console.shows(each)] if rank is None else [rank]
@@ -61,6 +61,10 @@ def _print_attempt(
     readers = {each: LineReader(run.rank(each).output_log) for each in ranks}
     while True:
         ended = is_over is None or is_over() or run.newest_attempt() != run
+        if status.elastic and rank is None:  # some may have been started since
+            status = read_status(run)
+            readers |= {n: LineReader(run.rank(n).output_log) for n in range(len(readers), status.size)}
+        labels = [task.replace(" ", "") for task in status.tasks]
         for each, reader in readers.items():
             data = reader.read()
             if rank is not None:
@@ -69,7 +73,7 @@ def _print_attempt(
             else:
                 process = read_process(run, each)
                 host, lines = process.host if process else "?", reader.lines(data, final=ended)
-                console.rank_lines(host, each, lines, label=labels.get(each, ""))
+                console.rank_lines(host, each, lines, label=labels[each] if labels else "")
         if launcher is not None:
             console.rank_lines("launcher", "", launcher.lines(launcher.read(), final=ended))
         if ended:

@@ -48,7 +48,7 @@ def plan(
     scratch = Path("/tmp" if places else tempfile.gettempdir()) / f"dtrain-{run.id}-{run.attempt or 0}"
     own = {name: str(scratch) for name in family.scratch_variables}
     environment = {
-        **resources.share_variables(spec.bind, _threads(spec, places), environ, threads),
+        **resources.share_variables(spec.bind, rank_threads(spec, places), environ, threads),
         **env.launch_variables(run, size=spec.workers, vocabulary=family.vocabulary, resume_from=spec.resume_from),
         **(env.unsupervised_variables() if places else {}),
         **spec.open_environment,
@@ -72,7 +72,7 @@ def plan(
     )
 
 
-def _threads(spec: JobSpec, places: Sequence[Place]) -> list[int]:
+def rank_threads(spec: JobSpec, places: Sequence[Place]) -> list[int]:
     """Each rank's share of its host's cores."""
     if not places:
         return [max(1, available_cores() // spec.workers)]

@@ -28,8 +28,8 @@ class Output:
     def __init__(self, plan: LaunchPlan, run: RunLayout, console: Console, host: Callable[[int], str]) -> None:
         """``host`` gives the name of a rank's host."""
         self._plan, self._run, self._console, self._host = plan, run, console, host
-        self._labels = {rank: planned.task.label for rank, planned in plan.tasks.items()}
-        self._readers = {rank: LineReader(run.rank(rank).output_log) for rank in range(plan.size)}
+        self._labels: dict[int, str] = {}
+        self._readers: dict[int, LineReader] = {}
         environ = {**os.environ, **plan.processes[0].environment}
         self._chatter = None if env.wants_tensorflow_messages(environ) else Chatter()
         self.printed: Callable[[int], None] = lambda rank: None
@@ -38,8 +38,13 @@ class Output:
         """What the plan's processes write to: the launcher, and ranks whose files cannot be written."""
         self._launcher = LineReader(reading_end)
         self._launcher_mask = MaskedStream(plan.masker)
-        self.launcher_lines: list[str] = []
-        self._held: list[tuple[float, str]] = []
+        self._launcher_lines: list[tuple[float, str]] = []
+        self._shown = 0
+        """Of the launcher's lines, how many."""
+
+    def add(self, rank: int, *, label: str) -> None:
+        """Show the output of this rank from now on; ``label`` is its role and index, empty of a rank that has none."""
+        self._labels[rank], self._readers[rank] = label, LineReader(self._run.rank(rank).output_log)
 
     def show(self, *, final: bool) -> list[RankFailure]:
         """Show what the ranks wrote since, ``final``: all of it; return the failures that came through the pipe."""
@@ -52,11 +57,15 @@ class Output:
         return self._read_launcher(final)
 
     def show_launcher(self, *, final: bool) -> None:
-        """Show the launcher's own words."""
+        """Show the launcher's own words, once they were held back for long enough; ``final``: all."""
         until = time.monotonic() - (0 if final else _LAUNCHER_HOLD_S)
-        lines = [line for came, line in self._held if came <= until]
-        del self._held[: len(lines)]
+        lines = [line for came, line in self._launcher_lines[self._shown :] if came <= until]
+        self._shown += len(lines)
         self._console.rank_lines(socket.gethostname(), self._plan.launcher, lines)
+
+    def last_words(self, count: int) -> list[str]:
+        """Of the last lines of the launcher's own, at most ``count``, those that are not blank."""
+        return [line for _, line in self._launcher_lines[-count:] if line.strip()]
 
     def _show_ranks(self, final: bool) -> None:
         bars = {}
@@ -70,9 +79,9 @@ class Output:
             if self._chatter is not None:
                 lines = self._chatter.drop(rank, lines)
             if lines:
-                self._console.rank_lines(self._host(rank), rank, lines, label=self._labels.get(rank, ""))
+                self._console.rank_lines(self._host(rank), rank, lines, label=self._labels[rank])
             if bar := reader.bar():
-                bars[rank] = (self._host(rank), self._labels.get(rank, ""), bar)
+                bars[rank] = (self._host(rank), self._labels[rank], bar)
         self._console.rank_bars({} if final else bars, final=final)
 
     def _read_launcher(self, final: bool) -> list[RankFailure]:
@@ -86,8 +95,7 @@ class Output:
             if (failure := failure_from_line(line)) is not None:
                 failures.append(failure)
             elif not (self._plan.noise and re.search(self._plan.noise, line)):
-                self.launcher_lines.append(line)
-                self._held.append((time.monotonic(), line))
+                self._launcher_lines.append((time.monotonic(), line))
         return failures
 
     def close(self) -> None:

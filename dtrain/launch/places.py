@@ -17,6 +17,10 @@ from dtrain.layout import Workspace
 from dtrain.spec import JobSpec
 
 _LOOPBACK = "127.0.0.1"
+_UNSEEN = (
+    "host {host}: does not see this workspace, which Horovod's ranks over Gloo have to: choose one on a file system that all "
+    "hosts share (--workspace, DTRAIN_WORKSPACE), or start them by MPI (--controller mpi), which copies the run folder"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +57,7 @@ def find_places(spec: JobSpec, workspace: Workspace | None, say: Callable[[str],
     placed = place(count, spec.hosts)
     local = {host: ssh.is_here(host) for host in placed}
     check_loopback(placed)
-    reports = _ask(spec, placed, workspace, say) if spec.preflight else {}
+    reports = ask(spec, placed, workspace, say) if spec.preflight else {}
     answers = {host: report.answer for host, report in reports.items() if report.answer is not None}
     ports = {host: iter(answer.ports) for host, answer in answers.items()}
     copied = {host: _is_copied(spec, workspace, answers.get(host)) for host in placed if not local[host]}
@@ -101,12 +105,16 @@ def _say_copied(spec: JobSpec, copied: list[str], say: Callable[[str], None]) ->
         say("dtrain: --no-shared-fs has no effect: all hosts see this workspace")
 
 
-def _ask(spec: JobSpec, placed: list[Host], workspace: Workspace | None, say: Callable[[str], None] | None) -> dict[Host, Report]:
-    mpi = spec.launcher_name in MPI_LAUNCHERS
-    counts = {host: 0 if mpi else placed.count(host) for host in dict.fromkeys(placed)}
+def ask(spec: JobSpec, placed: list[Host], workspace: Workspace | None, say: Callable[[str], None] | None) -> dict[Host, Report]:
+    """Ask the hosts of the ranks, one each; as :func:`find_places`."""
+    ranks, gloo = spec.launcher_name in MPI_LAUNCHERS, spec.horovod_options.gloo
+    counts = {host: 0 if ranks else placed.count(host) for host in dict.fromkeys(placed)}
     python = spec.interpreter if spec.python is not None else ""
-    reports = ask_hosts(counts, workspace, mpi=mpi, shared_fs=spec.shared_fs, python=python)
+    mpi = ranks and not gloo
+    reports = ask_hosts(counts, workspace, mpi=mpi, back=gloo, shared_fs=spec.shared_fs, python=python)
     problems = [said for report in reports.values() for said in report.of("problem")]
+    if gloo:
+        problems += [_UNSEEN.format(host=each.host) for each in reports.values() if each.answer and not each.answer.shared]
     if problems:
         raise NotRunnable("\ndtrain: ".join(problems))
     for said in (said for report in reports.values() for said in report.of("warning")):

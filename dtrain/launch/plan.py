@@ -11,9 +11,11 @@ from typing import Any
 from dtrain import env
 from dtrain.binding import RankBinding, format_cpus
 from dtrain.launch import ssh
+from dtrain.layout import RunLayout
 from dtrain.masking import Masker
 from dtrain.roles import Task
 from dtrain.spec import JobSpec
+from dtrain.status import read_world, worker_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,7 @@ class LaunchPlan:
     ``binding`` is what the ranks of this host will be bound to, by local rank; none where they are not, or other hosts have some.
     ``secrets`` are variables that all processes are given, and that stand in none of their environments or arguments here.
     ``ordered`` is true where a program other than dtrain starts ranks on other hosts: they are told what to do by files.
+    Of an ``elastic`` job ``size`` is 0: its ranks are workers, started and lost as it goes, and numbered by their starts.
     """
 
     launcher: str
@@ -86,6 +89,7 @@ class LaunchPlan:
     other_hosts: tuple[PlannedHost, ...] = ()
     noise: str = ""
     ordered: bool = False
+    elastic: bool = False
     binding: tuple[RankBinding, ...] = ()
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -99,14 +103,19 @@ class LaunchPlan:
         """The ranks that have roles; empty for a job whose ranks have none."""
         return {process.task.rank: process.task for process in self.processes if process.task is not None}
 
-    @property
-    def deciding_ranks(self) -> list[int]:
-        """The ranks whose outcome is the job's."""
-        tasks = self.tasks
-        return [rank for rank in range(self.size) if rank not in tasks or tasks[rank].ends_job]
+    def ranks(self, run: RunLayout) -> range:
+        """All ranks of the run's attempt; of an elastic job, those that were started until now."""
+        return range(run.count_ranks() if self.elastic else self.size)
 
-    def task_names(self) -> list[str]:
+    def deciding_ranks(self, run: RunLayout) -> list[int]:
+        """The ranks whose outcome is the job's; of an elastic job, those that train together now."""
+        tasks = self.tasks
+        return read_world(run).workers if self.elastic else [r for r in range(self.size) if r not in tasks or tasks[r].ends_job]
+
+    def task_names(self, run: RunLayout) -> list[str]:
         """Role and index of every rank, by rank; empty for a job whose ranks have no roles."""
+        if self.elastic:
+            return worker_names(run.count_ranks())
         return [str(planned.task) for _, planned in sorted(self.tasks.items())]
 
     def to_json(self) -> dict[str, Any]:
@@ -124,6 +133,7 @@ class LaunchPlan:
         return {
             "launcher": self.launcher,
             "size": self.size,
+            "elastic": self.elastic,
             "processes": [
                 {
                     "name": p.name,

@@ -93,10 +93,16 @@ class Report:
 
 
 def ask_hosts(
-    hosts: Mapping[Host, int], workspace: Workspace | None, *, mpi: bool, shared_fs: bool = True, python: str = ""
+    hosts: Mapping[Host, int],
+    workspace: Workspace | None,
+    *,
+    mpi: bool,
+    back: bool = False,
+    shared_fs: bool = True,
+    python: str = "",
 ) -> dict[Host, Report]:
     """Ask each of ``hosts`` for that many free ports, and whether it sees ``workspace`` (None: not asked), has the same MPI, and
-    can run ranks by ``python`` (empty: by this one).
+    can run ranks by ``python`` (empty: by this one); with ``mpi``, or ``back``, also whether it can connect back to this host.
 
     That some hosts see the workspace and some do not is a problem, unless ``shared_fs`` is False: a mount is missing, as a rule.
     Blocks for seconds, half a minute at most. Raises WorkspaceError when the workspace cannot be written here; everything else is
@@ -106,8 +112,9 @@ def ask_hosts(
     with contextlib.ExitStack() as stack:
         elsewhere = not all(local.values())
         token = str(stack.enter_context(_token(workspace))) if workspace is not None and elsewhere else None
-        back = stack.enter_context(socket.create_server(("", 0), backlog=256)).getsockname()[1] if mpi and elsewhere else None
-        question = Question(token=token, mpi=mpi, back=back, python=python)
+        listens = (mpi or back) and elsewhere
+        port = stack.enter_context(socket.create_server(("", 0), backlog=256)).getsockname()[1] if listens else None
+        question = Question(token=token, mpi=mpi, back=port, python=python)
         own = answer_to(Question(mpi=mpi, python=python))
 
         def ask(host: Host) -> Report:
@@ -246,7 +253,8 @@ def _ask(host: Host, question: Question, own: Answer) -> Report:
         advice = ssh.advice(said) or "it has to be the same there as here"
         return problem("python", f"{sys.executable} -m dtrain fails there: {said}; {advice}")
     ahead_s = max(0.0, answer.time - time.time()) or min(0.0, answer.time - asked)
-    checks = [Check(name="ssh", level="ok", said="connects"), *_compared(answer, own, ahead_s)]
+    compared = _compared(answer, own, ahead_s, tried_back=question.back is not None)
+    checks = [Check(name="ssh", level="ok", said="connects"), *compared]
     return Report(host=host.name, checks=checks, answer=answer)
 
 
@@ -272,8 +280,9 @@ def _compare_sight(reports: list[Report], shared_fs: bool) -> None:
         report.checks.append(check)
 
 
-def _compared(answer: Answer, own: Answer, ahead_s: float) -> list[Check]:
-    """What an answer means beside this host's own; ``ahead_s``: how far its clock is at least ahead of this one's."""
+def _compared(answer: Answer, own: Answer, ahead_s: float, *, tried_back: bool = False) -> list[Check]:
+    """What an answer means beside this host's own; ``ahead_s``: how far its clock is at least ahead of this one's;
+    ``tried_back``: a connection to this host was tried."""
     checks = []
 
     def check(name: str, fine: bool, value: str, said: str, level: Level = "problem") -> None:
@@ -286,11 +295,11 @@ def _compared(answer: Answer, own: Answer, ahead_s: float) -> list[Check]:
     check("python", versions[0] == versions[1], answer.python, said)
     if answer.ranks or answer.ranks_problem:
         check("ranks' python", not answer.ranks_problem, answer.ranks, answer.ranks_problem)
-    if answer is own or own.mpi or answer.mpi:
+    if own.mpi or answer.mpi or (answer is own and answer.mpi_problem):
         said = answer.mpi_problem or f"has {answer.mpi}, and this host has {own.mpi or 'none'}; use the same MPI on all"
         check("mpi", bool(answer.mpi) and answer.mpi == own.mpi, answer.mpi, said, "problem" if answer is not own else "warning")
-    said = f"cannot connect to this host at {answer.back}; hosts must reach each other on all ports (--network names the network)"
-    if own.mpi and answer is not own:
+    if tried_back:
+        said = f"cannot connect to this host at {answer.back}; hosts must reach each other on all ports (--network names one)"
         check("network", not answer.back, "connects to this host", said, "warning")
     said = (
         f"its clock is {abs(ahead_s):.1f} s {'ahead' if ahead_s > 0 else 'behind'}, and so the wrong rank may be named the "

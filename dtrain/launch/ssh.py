@@ -12,12 +12,15 @@ import json
 import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dtrain.hosts import Host
+from dtrain.processes import signal_name
+from dtrain.status import Kind
 
 FAILED = 255
 """ssh's exit code when it cannot connect, loses the connection, or its command was killed by a signal."""
@@ -153,6 +156,27 @@ class Connection:
     def broke(self) -> bool:
         """Of a client that ended with :data:`FAILED`: whether the connection broke. Else its process was killed by a signal."""
         return any(_BROKE.search(line) for line in self.said().splitlines())
+
+    def how_it_ended(self, code: int, host: str, *, begun: bool) -> tuple[Kind, int, str]:
+        """What is known of a process without a record whose client ended with ``code``: kind of failure, exit code, words.
+
+        ``begun``: it was there. ``host`` is its own.
+        """
+        words = last_words(self.said())
+        if code < 0:
+            return "signal", 128 - code, f"lost: its ssh client was killed by {signal_name(-code)}"
+        if not begun:
+            what = advice(words)
+            return "exit", code, f"did not begin: {words}{'; ' if what else ''}{what}"
+        if code != FAILED:
+            return "exit", code, f"exited with code {code}: {words}"
+        if self.broke():
+            return "exit", code, f"lost: the ssh connection to {host} broke: {words}"
+        return (
+            "signal",
+            128 + signal.SIGKILL,
+            "vanished without a record: it was killed together with the process that watched it",
+        )
 
     def _write(self, line: bytes) -> None:
         with contextlib.suppress(OSError, ValueError):

@@ -18,6 +18,7 @@ from dtrain.launch.agent import Agents, processes_of, signal_guard
 from dtrain.launch.beats import BeatWatch
 from dtrain.launch.console import Console
 from dtrain.launch.crew import Crew
+from dtrain.launch.elastic import Survivals
 from dtrain.launch.hang import HANG, HangWatch
 from dtrain.launch.output import Output
 from dtrain.launch.plan import LaunchPlan
@@ -32,6 +33,7 @@ from dtrain.status import (
     name_who_left,
     read_failure,
     read_process,
+    write_record,
 )
 
 TIME_LIMIT = 124  # the exit code of timeout(1)
@@ -83,7 +85,8 @@ class Supervisor:
 
     def __init__(self, plan: LaunchPlan, run: RunLayout, limits: Limits, console: Console, signals: Signals) -> None:
         self._plan, self._run, self._limits, self._console = plan, run, limits, console
-        self._names = {rank: str(planned.task) for rank, planned in plan.tasks.items()}
+        self._names: dict[int, str] = {}
+        """Role and index of every rank; empty words where ranks have none."""
         self._output = Output(plan, run, console, self._host)
         agents = Agents(plan, run, limits.hangs.heartbeat_timeout_s or _NEVER_LOST_S, console.say)
         self._crew = Crew(plan, run, agents, output=self._output.pipe, start_timeout_s=limits.start_timeout_s, say=console.say)
@@ -91,13 +94,14 @@ class Supervisor:
         self._work_done = False
         self._hosts: dict[int, str] = {}
         over_ssh = {process.task.rank for process in plan.processes if process.task is not None and process.over_ssh}
-        self._on_other_hosts = set(range(plan.size)) if plan.ordered else over_ssh
+        self._on_other_hosts = over_ssh
         self._planned_hosts = {process.task.rank: process.host for process in plan.processes if process.task is not None}
         for host in plan.other_hosts:
             self._on_other_hosts.update(host.ranks)
             self._planned_hosts.update(dict.fromkeys(host.ranks, host.name))
         self._beats = BeatWatch(plan, run, limits.hangs.heartbeat_timeout_s, agents, self._host)
         self._failures: dict[int, RankFailure] = {}
+        self._survivals = Survivals(run, console.say) if plan.elastic else None
         self._hang = HangWatch(plan, run, limits.hangs, console.say, self._crew)
         self._output.printed = self._hang.printed
         self._hung: str | None = None
@@ -105,6 +109,7 @@ class Supervisor:
         self._timed_out = False
         self._started = time.time()
         self._next_check = self._next_look = 0.0
+        self._meet_ranks()
 
     def run(self) -> RunStatus:
         """Start the plan's processes, wait for the end, and return how it ended; nothing is recorded of that here.
@@ -142,14 +147,14 @@ class Supervisor:
             if failed_at is None and (hung := self._hang.look()) is not None:
                 self._hung = hung
                 return
-            if self._failures and failed_at is None:
+            if self._failures and failed_at is None and not self._plan.elastic:
                 failed_at = now
             if failed_at is None:
                 self._note(self._beats.look())
             if failed_at is not None and now - failed_at > _LAUNCHER_REACTION_S:
                 return
             self._note(self._crew.step())
-        self._work_done = not self._failures
+        self._work_done = not self._fatal()
         deadline = time.monotonic() + _LINGER_S
         while self._work_done and self._crew.workers_left() and time.monotonic() < deadline and not self._signals:
             time.sleep(_POLL_S)
@@ -158,6 +163,24 @@ class Supervisor:
     def _note(self, failures: list[RankFailure]) -> None:
         for failure in failures:
             self._failures.setdefault(failure.rank, failure)
+            if self._plan.elastic:  # the others go on when it has ended
+                with contextlib.suppress(OSError):
+                    write_record(self._run.rank(failure.rank).error, failure, durable=False)
+                if not signal_guard(self._run, failure.rank, signal.SIGKILL):
+                    self._crew.tell(failure.rank, "end")
+
+    def _fatal(self) -> dict[int, RankFailure]:
+        """The failures that end the job."""
+        return self._failures if self._survivals is None else self._survivals.look(self._failures)
+
+    def _meet_ranks(self) -> None:
+        """Get to know the ranks that have been started since; all are known from the start, but of an elastic job."""
+        tasks = self._plan.task_names(self._run)
+        for rank in self._plan.ranks(self._run)[len(self._names) :]:
+            self._names[rank] = tasks[rank] if tasks else ""
+            self._output.add(rank, label=self._names[rank].replace(" ", ""))
+            if self._plan.ordered:
+                self._on_other_hosts.add(rank)
 
     def _collect(self, *, final: bool = False) -> None:
         """Read the records that ranks left since the last time.
@@ -171,19 +194,23 @@ class Supervisor:
         look_again = final or time.monotonic() >= self._next_look
         if look_again:
             self._next_look = time.monotonic() + _LOOK_AGAIN_S
+        self._meet_ranks()
         tasks = self._plan.tasks
-        for rank in self._plan.deciding_ranks if self._work_done else range(self._plan.size):
+        for rank in self._plan.deciding_ranks(self._run) if self._work_done else self._names:
             if rank in self._failures or (rank in tasks and not final):
                 continue
             if rank in self._on_other_hosts and look_again:
                 self._run.rank(rank).look_again()
             if (failure := read_failure(self._run, rank)) is not None:
                 self._failures[rank] = failure
+        self._fatal()
 
     def _show(self, *, final: bool = False) -> None:
         self._crew.agents.heard()
-        self._note(self._output.show(final=final))
-        if not self._failures and not self._ending:  # what mpirun says of a rank's failure would bury what the rank itself said
+        for failure in self._output.show(final=final):
+            self._failures.setdefault(failure.rank, failure)
+        # Not those about a rank's failure: they would bury what the rank itself said.
+        if not self._ending and (self._plan.elastic or not self._failures):
             self._output.show_launcher(final=final)
 
     def _host(self, rank: int) -> str:
@@ -247,7 +274,7 @@ class Supervisor:
     def _tell_scripts_to_end(self) -> bool:
         """True when every rank that has not ended was told by its guard; not those that have not begun."""
         told = True
-        for rank in range(self._plan.size):
+        for rank in self._names:
             begun = self._run.rank(rank).process.is_file()
             if begun and not self._has_ended(rank) and self._crew.tell(rank, "end"):
                 continue
@@ -262,7 +289,7 @@ class Supervisor:
         return rank in self._failures or self._crew.has_left(rank) or files.done.is_file() or files.error.is_file()
 
     def _scripts_ended(self) -> bool:
-        begun = (rank for rank in range(self._plan.size) if self._run.rank(rank).process.is_file())
+        begun = (rank for rank in self._names if self._run.rank(rank).process.is_file())
         return not self._any_alive() or all(self._has_ended(rank) for rank in begun)
 
     def _close(self) -> None:
@@ -274,10 +301,11 @@ class Supervisor:
     def _verdict(self) -> RunStatus:
         for rank in self._on_other_hosts:
             self._run.rank(rank).look_again()
-        missing = [rank for rank in self._plan.deciding_ranks if not self._run.rank(rank).done.is_file()]
+        deciding = self._plan.deciding_ranks(self._run)
+        missing = [rank for rank in deciding if not self._run.rank(rank).done.is_file()]
         launcher_code = self._crew.exit_code()
         vanished = self._vanished(missing, launcher_code)
-        failure, orphan = first_failure(list(self._failures.values())), self._orphaned(launcher_code)
+        failure, orphan = first_failure(list(self._fatal().values())), self._orphaned(launcher_code)
         if orphan is not None and (failure is None or orphan.time < failure.time):
             failure = orphan
         failure = failure or (vanished[0] if len(vanished) == 1 else None)
@@ -292,21 +320,23 @@ class Supervisor:
             failure = None
         elif failure is not None:
             failure = name_who_left(self._run, failure, self._plan.size)
-            state, code, cause = "failed", failure.exit_code, failure.describe()
+            said = self._output.last_words(1) if self._plan.elastic else []  # why the others did not go on
+            state, code, cause = "failed", failure.exit_code, "; ".join([failure.describe(), *said])
         elif vanished:
             state, code, cause = "failed", vanished[0].exit_code, "; ".join(each.describe() for each in vanished)
         elif launcher_code != 0:
             state, code, cause = "failed", _exit_code(launcher_code), self._launcher_cause(launcher_code)
         elif missing:
-            ranks = ", ".join(self._names.get(rank, f"rank {rank}") for rank in missing)
+            ranks = ", ".join(self._names[rank] or f"rank {rank}" for rank in missing)
             state, code, cause = "failed", 1, f"the launcher ended with 0, but {ranks} left no completion record"
         else:
             state, code, cause = "completed", 0, ""
         return RunStatus(
             state=state,  # type: ignore[arg-type]
-            size=self._plan.size,
+            size=len(self._names),
             started=self._started,
-            tasks=self._plan.task_names(),
+            tasks=self._plan.task_names(self._run),
+            elastic=self._plan.elastic,
             ended=time.time(),
             exit_code=code,
             cause=cause,
@@ -324,10 +354,7 @@ class Supervisor:
             return []  # one that was itself killed took its ranks with it; a single rank is started by nobody else
         message = "vanished without a record: it was killed together with the process that watched it"
         killed = [RankFailure.now(rank, "signal", 128 + signal.SIGKILL, message) for rank in silent]
-        return [
-            dataclasses.replace(failure, host=self._host(failure.rank), task=self._names.get(failure.rank, ""))
-            for failure in killed
-        ]
+        return [dataclasses.replace(failure, host=self._host(failure.rank), task=self._names[failure.rank]) for failure in killed]
 
     def _orphaned(self, launcher_code: int) -> RankFailure | None:
         """The first rank on another host whose launcher there has died; None where mpirun itself was killed."""
@@ -341,7 +368,7 @@ class Supervisor:
     def _launcher_cause(self, code: int) -> str:
         name = self._plan.processes[0].name
         how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with code {code}"
-        said = "".join(f"\n  {line}" for line in self._output.launcher_lines[-_CAUSE_LINES:] if line.strip())
+        said = "".join(f"\n  {line}" for line in self._output.last_words(_CAUSE_LINES))
         left = [str(rank) for rank in range(self._plan.size) if self._run.rank(rank).done.is_file()]
         after = f", after rank {', '.join(left)} had left with exit code 0, and others had not" if left else ""
         return f"{name} {how} without any rank failing by itself{after}{'; it said:' + said if said else ''}"

@@ -16,6 +16,7 @@ from dtrain.errors import UsageError, WorkspaceError
 from dtrain.tensorflow import state
 from dtrain.tensorflow.device import choose_device
 from dtrain.tensorflow.fit import FORMAT, Marks, first_checkpoint
+from dtrain.tensorflow.optimizer import refuse_in_cluster
 from dtrain.tensorflow.parameter_server import KERAS_3_REFUSED, USE_TF_KERAS, serve_if_server
 from dtrain.tensorflow.state import keras3
 from dtrain.tensorflow.work import TrainOptions, Work, count_samples, show_epoch, write_model
@@ -34,6 +35,8 @@ def join(run: Run, work: Work) -> StrategyPart | EvaluatorPart:
 
     Raises UsageError for what has no effect, or cannot be, in this task's cluster.
     """
+    if run.elastic:
+        refuse_in_cluster(run, "dtrain.tensorflow.Trainer")
     jobs = tf.distribute.cluster_resolver.TFConfigClusterResolver().cluster_spec().as_dict()
     _check_keras("ps" in jobs)
     _check(run, work)

@@ -16,7 +16,13 @@ COMPRESSIONS = ("none", "fp16")
 
 
 def refuse_in_cluster(run: Run, what: str) -> None:
-    """Raise UsageError in a task of a TensorFlow cluster: those exchange through tf.distribute, and Horovod knows none."""
+    """Raise UsageError in a task of a TensorFlow cluster: those exchange through tf.distribute, and Horovod knows none; and in a
+    worker of an elastic job: what a rank agrees on with the others when it begins, one that joins later would wait for."""
+    if run.elastic:
+        raise UsageError(
+            f"{what} is for ranks that stay, and this is an elastic job: use hvd.elastic.run, its State, and "
+            "hvd.DistributedOptimizer or hvd.DistributedGradientTape of horovod.tensorflow"
+        )
     if run.role != "rank":
         raise UsageError(
             f"{what} averages over ranks by Horovod, and this is {run.role} {run.index} of a TensorFlow cluster, whose tasks "

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dtrain import resources
 from dtrain.errors import MissingDependency, UsageError
-from dtrain.hosts import parse_hosts
-from dtrain.job_options import ClusterOptions, Hangs, available_cores
-from dtrain.launch import horovod, local, mpi, parameter_server
+from dtrain.hosts import Host, parse_hosts
+from dtrain.job_options import ClusterOptions, Hangs, HorovodOptions, available_cores
+from dtrain.launch import gloo, horovod, local, mpi, parameter_server
 from dtrain.launch.mpi_families import FAMILIES, MpiInstallation
 from dtrain.launch.places import Place
+from dtrain.launch.plan import rank_argv
 from dtrain.layout import RunLayout
 from dtrain.spec import JobSpec
 
@@ -162,6 +165,32 @@ def test_horovod_is_mpi_with_an_end_to_stalls(script: str, site: Path, tmp_path:
     assert not [name for name in process.environment if name.startswith("HOROVOD_")]
 
 
+def test_over_gloo_a_driver_starts_the_ranks(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, program = RunLayout(tmp_path / "run"), tmp_path / "hosts.sh"
+    program.touch(0o755)
+    site = gloo.Site(hosts=(Host("localhost", 2),), places=(), interface="lo")
+    spec = JobSpec(target=script, workers=2, launcher="horovod", horovod=HorovodOptions(controller="gloo"))
+    planned = gloo.plan(spec, run, tmp_path, site)
+    (process,) = planned.processes
+    assert (planned.launcher, planned.size, planned.elastic, planned.ordered) == ("horovod", 2, False, False)
+    driver = [sys.executable, "-m", "dtrain.launch.gloo_driver", "--workers", "2", "--interface", "lo"]
+    assert [*process.argv] == [*driver, "--hosts", "localhost:2", "--", *rank_argv(spec)]
+    assert process.environment["DTRAIN_SIZE"] == "2"
+
+    other = tmp_path / "python"  # in which Horovod is, and perhaps not here
+    other.touch(0o755)
+    (process,) = gloo.plan(replace(spec, python=other), run, tmp_path, site).processes
+    assert [word for word in process.argv if word.endswith("python")] == [str(other)] * 2
+
+    spec = replace(spec, horovod=HorovodOptions(min_workers=1, max_workers=4, discovery=program))
+    planned = gloo.plan(spec, run, tmp_path, site)
+    (process,) = planned.processes
+    assert (planned.size, planned.elastic, planned.ordered) == (0, True, True)
+    elastic = ["--discovery", str(program), "--elastic", "1", "4", "--timeout", "600"]
+    assert [*process.argv] == [*driver, *elastic, "--", *rank_argv(spec)]
+    assert "DTRAIN_SIZE" not in process.environment
+
+
 def test_a_horovod_that_cannot_serve_is_told_before_anything_starts(script: str, site: Path, tmp_path: Path) -> None:
     spec = JobSpec(target=script, launcher="horovod")
     with pytest.raises(MissingDependency, match=r"has not; run: .*pip install --no-build-isolation horovod==0.28.1"):
@@ -170,6 +199,12 @@ def test_a_horovod_that_cannot_serve_is_told_before_anything_starts(script: str,
     library.write_bytes(b"\x7fELF...libtensorflow_cc.so.2")
     with pytest.raises(MissingDependency, match="built without MPI"):
         horovod.find_horovod(spec, [str(site)])
+    with pytest.raises(
+        MissingDependency, match=r"built without Gloo, .* elastic jobs need; build it anew.*HOROVOD_WITH_GLOO=1 pip"
+    ):
+        horovod.find_built(spec, "gloo", [str(site)])
+    library.write_bytes(b"\x7fELF...14GlooController")
+    assert horovod.find_built(spec, "gloo", [str(site)]) == site / "horovod"
     library.unlink()
     with pytest.raises(MissingDependency, match="built without TensorFlow"):
         horovod.find_horovod(spec, [str(site)])
