@@ -87,19 +87,6 @@ _OF_ONE_RUN = (
     LAST,
     *switches.OF_ONE_RUN,
 )
-# What a process on another host needs before it can be told the rest, to find the same Python and its libraries. It stands on a
-# command line: so each is named that may, and none that may be a secret (PYTHON_API_KEY, LD_API_KEY).
-_PYTHON = "DEBUG|DONTWRITEBYTECODE|HASHSEED|HOME|IOENCODING|MALLOC|NOUSERSITE|OPTIMIZE|PATH|PLATLIBDIR|PYCACHEPREFIX|SAFEPATH"
-_MALLOC = "ARENA_MAX|ARENA_TEST|CHECK_|CONF|MMAP_MAX_|MMAP_THRESHOLD_|PERTURB_|TOP_PAD_|TRIM_THRESHOLD_"
-_TO_START = re.compile(
-    rf"PATH|DTRAIN_MPIRUN|PYTHON({_PYTHON}|UNBUFFERED|USERBASE|UTF8|WARNINGS)|VIRTUAL_ENV|LD_(LIBRARY_PATH|PRELOAD|BIND_NOW)"
-    rf"|LANG|LC_[A-Z]+|MALLOC_({_MALLOC})|GLIBC_TUNABLES"
-)
-# What is about this host, this terminal or this login, and would mislead a process on another host.
-_OF_ONE_HOST = re.compile(
-    r"(HOME|HOSTNAME|USER|LOGNAME|SHELL|PWD|OLDPWD|SHLVL|TERM|TERM_.*|DISPLAY|XAUTHORITY|MAIL|_|TMPDIR|TMP|TEMP"
-    r"|SSH_.*|XDG_.*|DBUS_.*|BASH_FUNC_.*)"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,21 +323,10 @@ def order_variables() -> dict[str, str]:
     return {_CONTROL: "file"}
 
 
-def starting_variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Those of this process's variables without which a process on another host would not find its Python."""
-    environ = os.environ if environ is None else environ
-    return {name: value for name, value in environ.items() if _TO_START.fullmatch(name)}
-
-
 def own_variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """What of this process's variables :func:`inherited` leaves out: those of its own run, but for which the secrets are."""
     environ = os.environ if environ is None else environ
     return {name: environ[name] for name in _OF_ONE_RUN if name in environ and name != _SECRETS}
-
-
-def sent_variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What of :func:`inherited` a process on another host is given: all but what is about this host."""
-    return {name: value for name, value in inherited(environ).items() if not _OF_ONE_HOST.fullmatch(name)}
 
 
 def escape_arguments(arguments: Sequence[str]) -> tuple[str, ...]:

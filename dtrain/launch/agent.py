@@ -94,7 +94,7 @@ class Agents:
             words = [str(self._run.root), str(self._run.attempt or 0), str(self._scratch or ""), copied, *map(str, host.ranks)]
             argv = [sys.executable, "-m", "dtrain.launch.agent", *words]
             line = ssh.command(
-                host.name, Path("/"), env.starting_variables(), argv, lost_s=2 * self.lost_s
+                host.name, Path("/"), ssh.starting_variables(), argv, lost_s=2 * self.lost_s
             )  # what watches the beats names it better
             try:
                 connection = ssh.connect(line, self._run.root, {env.RUN_DIR: str(self._run.root)}, prepare, listen=True)

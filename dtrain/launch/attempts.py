@@ -36,14 +36,7 @@ def run_attempts(
 
     Raises NotRunnable when a command of the plan cannot be started, WorkspaceError when the run folder cannot be written.
     """
-    running = RunStatus(
-        state="running",
-        size=plan.size,
-        started=time.time(),
-        supervisor=ProcessRecord.of(os.getpid()),
-        tasks=plan.task_names(run),
-        elastic=plan.elastic,
-    )
+    running = _begun(plan, run)
     limits = dataclasses.replace(limits, began=running.started)
     running = _after_earlier(run, running, console)
     first = len(running.earlier)
@@ -62,8 +55,8 @@ def run_attempts(
             restarted = ended.restarts + running.restarts
             ended = dataclasses.replace(ended, started=running.started, earlier=running.earlier, restarts=restarted)
             again = ended.state == "failed" and ended.exit_code in restarts.restart_on and number - first < restarts.max_restarts
-            over = bool(signals.to_end) or _is_over(limits) or not closed
-            if not again or over or not _record(attempt.attempt_status, ended, console):
+            again = again and not signals.to_end and not _is_over(limits) and closed
+            if not again or not _record(attempt.attempt_status, ended, console):
                 break
             try:
                 plan = replan()
@@ -74,6 +67,17 @@ def run_attempts(
             _say_again(run, ended, f"restart {number - first + 1} of {restarts.max_restarts}", console)
     _record(run.status, dataclasses.replace(ended, supervisor=running.supervisor), console)
     return ended
+
+
+def _begun(plan: LaunchPlan, run: RunLayout) -> RunStatus:
+    return RunStatus(
+        state="running",
+        size=plan.size,
+        started=time.time(),
+        supervisor=ProcessRecord.of(os.getpid()),
+        tasks=plan.task_names(run),
+        elastic=plan.elastic,
+    )
 
 
 def _run_one(plan: LaunchPlan, attempt: RunLayout, limits: Limits, console: Console, signals: Signals) -> RunStatus:

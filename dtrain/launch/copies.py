@@ -19,7 +19,6 @@ from pathlib import Path
 
 import psutil
 
-from dtrain import env
 from dtrain.errors import NotRunnable
 from dtrain.files import read_json, write_json
 from dtrain.launch import archive, ssh
@@ -110,7 +109,7 @@ class Copies:
         pipe, null = subprocess.PIPE, subprocess.DEVNULL
         try:
             client = subprocess.Popen(
-                ssh.command(host.name, Path("/"), env.starting_variables(), argv),
+                ssh.command(host.name, Path("/"), ssh.starting_variables(), argv),
                 stdin=pipe if members else null,
                 stdout=pipe if back else null,
                 stderr=pipe,

@@ -291,7 +291,7 @@ class Crew:
         environment = {**planned.environment, **supervised, **env.control_variables()}
         argv = ssh.command(planned.host, planned.cwd, environment, planned.argv, lost_s=self.agents.lost_s)
         connection = ssh.connect(argv, planned.cwd, {env.RUN_DIR: str(self._run.root)}, prepare)
-        others = {name: value for name, value in env.sent_variables().items() if name not in environment}
+        others = {name: value for name, value in ssh.sent_variables().items() if name not in environment}
         connection.introduce({**others, **self._secrets})
         return connection
 

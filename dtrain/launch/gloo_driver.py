@@ -118,10 +118,10 @@ class Workers:
         return subprocess.Popen(self._command, env={**os.environ, **given}, stdin=subprocess.DEVNULL, preexec_fn=prepare)
 
     def _connect(self, host: Host, given: Mapping[str, str]) -> Connection:
-        told = {**env.starting_variables(), **env.own_variables(), **given, **env.control_variables(ordered=True)}
+        told = {**ssh.starting_variables(), **env.own_variables(), **given, **env.control_variables(ordered=True)}
         argv = ssh.command(host.name, Path.cwd(), told, self._command)
         connection = ssh.connect(argv, Path.cwd(), {}, functools.partial(begin_group, signal.SIGTERM))
-        connection.introduce({**env.sent_variables(), **env.secret_variables(env.given_secrets())})
+        connection.introduce({**ssh.sent_variables(), **env.secret_variables(env.given_secrets())})
         return connection
 
     def _wait(self, process: subprocess.Popen[bytes], connection: Connection | None, events: Sequence[threading.Event]) -> None:

@@ -103,7 +103,7 @@ def _remote_flags(
         "network": spec.network or "",
         "interface": interface_in(spec.network) if spec.network and "{interface}" in family.remote.network else "",
     }
-    passed = sorted(env.sent_variables().keys() | environment.keys() | env.secret_variables(spec.secret_values()).keys())
+    passed = sorted(ssh.sent_variables().keys() | environment.keys() | env.secret_variables(spec.secret_values()).keys())
     passed = [name for name in passed if re.fullmatch(r"\w+", name) and not name.startswith(_OF_AN_MPI)]
     forward = family.remote.forward
     if "{names}" in forward:

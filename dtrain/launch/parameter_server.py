@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dtrain import env, resources
 from dtrain.errors import UsageError
+from dtrain.launch import ssh
 from dtrain.launch.places import Place, planned_hosts
 from dtrain.launch.plan import LaunchPlan, PlannedProcess, PlannedTask, rank_argv
 from dtrain.layout import RunLayout
@@ -37,7 +38,7 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, places: Sequence[Place]) -> L
     for rank, (task, place) in enumerate(zip(tasks, places, strict=True)):
         local_size = names.count(place.host)
         environment = {
-            **(env.starting_variables() if place.over_ssh else {}),
+            **(ssh.starting_variables() if place.over_ssh else {}),
             **resources.share_variables(spec.bind, [max(1, place.cores // local_size)], {**os.environ, **spec.environment}),
             **common,
             **env.rank_variables(rank, names[:rank].count(place.host), local_size),

@@ -41,7 +41,7 @@ class PlannedProcess:
     """One process to start. ``environment`` is added to the inherited one; ``argv`` is never shell text.
 
     ``task`` is None for a process that starts ranks without roles, or is the only one. ``over_ssh`` is true of one on another
-    host, of whose inherited environment :func:`env.sent_variables` is left.
+    host, of whose inherited environment :func:`ssh.sent_variables` is left.
     """
 
     name: str

@@ -21,7 +21,7 @@ from typing import Literal
 
 import orjson
 
-from dtrain import __version__, env
+from dtrain import __version__
 from dtrain.errors import MissingDependency, NotRunnable, WorkspaceError
 from dtrain.hosts import Host
 from dtrain.job_options import available_cores
@@ -233,7 +233,7 @@ def _ask(host: Host, question: Question, own: Answer) -> Report:
 
     try:
         done = subprocess.run(
-            ssh.command(host.name, Path("/"), env.starting_variables(), argv),
+            ssh.command(host.name, Path("/"), ssh.starting_variables(), argv),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_ANSWER_S,

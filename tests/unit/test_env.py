@@ -13,6 +13,7 @@ import pytest
 from dtrain import env, resources
 from dtrain.env import RankEnv
 from dtrain.errors import RankError
+from dtrain.launch import ssh
 from dtrain.layout import RunLayout
 from dtrain.roles import Dialect, Task, cluster_tasks
 from dtrain.tf_config import cluster_variables
@@ -117,7 +118,7 @@ def test_malloc_knows_what_ranks_are_told() -> None:
 def test_what_stands_on_a_command_line_is_no_key() -> None:
     told = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LC_ALL", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES")
     keys = ("PYTHONTOKEN", "PYTHON_API_KEY", "LD_API_KEY", "MALLOC_KEY", "LC_KEY_1")
-    assert set(env.starting_variables(dict.fromkeys((*told, *keys), "x"))) == set(told)
+    assert set(ssh.starting_variables(dict.fromkeys((*told, *keys), "x"))) == set(told)
 
 
 def test_workspace_is_the_option_else_the_variable_else_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
