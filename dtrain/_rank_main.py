@@ -187,14 +187,17 @@ class _Guard:
         os.close(ready)
         signal.signal(signal.SIGALRM, self._beat)
         signal.setitimer(signal.ITIMER_REAL, _BEAT_S, _BEAT_S)
-        _, status = os.waitpid(self._child, 0)
+        # Reaped in the end only: its id must not be given to another process while somebody here may signal it.
+        ended = os.waitid(os.P_PID, self._child, os.WEXITED | os.WNOWAIT)
+        assert ended is not None
         if self._output is not None:
             self._output.finish()
-        exit_code = self._record(os.waitstatus_to_exitcode(status))
+        exit_code = self._record(ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status)
         while self._stays:
             # A rank that leaves makes mpirun end the others at once, which may still be using their grace time.
             time.sleep(_STAY_S)  # not pause(): the signal may come between the test and it
         self._leave_group_alone()
+        os.waitpid(self._child, 0)
         os._exit(exit_code)
 
     def _write_first_records(self) -> None:

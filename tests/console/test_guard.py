@@ -165,3 +165,17 @@ def test_a_rank_that_cannot_write_its_folder_says_so_and_does_not_begin(start: C
         assert not rank.begun()
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_guard_that_stays_keeps_its_scripts_process_id(start: Callable[[str], Rank], wait_until: Callable[..., None]) -> None:
+    """Until then it, and who waits for its end, may signal that id."""
+    rank = start(f"import time\n{BEGUN}time.sleep(60)\n")
+    wait_until(rank.begun)
+    script = rank.script
+    rank.guard.send_signal(END_SCRIPT)
+    wait_until(rank.run.rank(0).error.exists)
+    assert script.status() == psutil.STATUS_ZOMBIE
+    assert rank.guard.poll() is None
+    rank.guard.terminate()
+    assert rank.guard.wait(timeout=30) == 143
+    assert not psutil.pid_exists(script.pid)
