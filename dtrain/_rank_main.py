@@ -13,7 +13,6 @@ import dataclasses
 import faulthandler
 import functools
 import importlib
-import json
 import os
 import re
 import runpy
@@ -180,46 +179,49 @@ class _Guard:
         die_with_parent(LAUNCHER_IS_GONE)
         if os.getppid() != launcher:
             self._launcher_is_gone()
-        with contextlib.suppress(OSError):  # a full disk is reported by what the script then cannot write
-            record = RankProcess(**vars(ProcessRecord.of(self._child)), guard=ProcessRecord.of(os.getpid()))
-            write_record(self._recorder.files.process, record, durable=False)
+        self._write_first_records()
         if self._control is not None:
             self._control.obey(self._child)
         if self._output is not None:
             self._output.begin()
         os.close(ready)
-        self._begin_to_beat()
-        _, status = os.waitpid(self._child, 0)
+        signal.signal(signal.SIGALRM, self._beat)
+        signal.setitimer(signal.ITIMER_REAL, _BEAT_S, _BEAT_S)
+        # Reaped in the end only: its id must not be given to another process while somebody here may signal it.
+        ended = os.waitid(os.P_PID, self._child, os.WEXITED | os.WNOWAIT)
+        assert ended is not None
         if self._output is not None:
             self._output.finish()
-        exit_code = self._record(os.waitstatus_to_exitcode(status))
+        exit_code = self._record(ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status)
         while self._stays:
             # A rank that leaves makes mpirun end the others at once, which may still be using their grace time.
             time.sleep(_STAY_S)  # not pause(): the signal may come between the test and it
         self._leave_group_alone()
+        os.waitpid(self._child, 0)
         os._exit(exit_code)
 
-    def _begin_to_beat(self) -> None:
-        with contextlib.suppress(OSError):
-            os.close(os.open(self._recorder.files.heartbeat, os.O_WRONLY | os.O_CREAT, 0o666))
-            signal.signal(signal.SIGALRM, self._beat)
-            signal.setitimer(signal.ITIMER_REAL, _BEAT_S, _BEAT_S)
+    def _write_first_records(self) -> None:
+        """Before the script begins. Ends the rank where its folder cannot be written: nor could its outcome be recorded there."""
+        files = self._recorder.files
+        record = RankProcess(**vars(ProcessRecord.of(self._child)), guard=ProcessRecord.of(os.getpid()))
+        try:
+            write_record(files.process, record, durable=False)
+            PROGRESS.write(files.heartbeat)  # later ones overwrite it, which needs no room on a disk that has become full
+        except OSError as error:
+            self._recorder.failure("exit", 1, f"its folder cannot be written: {error.strerror} ({files.root})")
+            os.kill(self._child, signal.SIGKILL)
+            os._exit(1)
 
     def _beat(self, *_: object) -> None:
         if self._control is not None:
             self._control.beat()
         if self._orders is not None:
             self._orders.obey(self._child)
-        doing, files = PROGRESS.read(), self._recorder.files
-        values = {"time": time.time(), "count": doing.count, "collective": doing.collective, "since_s": round(doing.since_s, 1)}
-        with contextlib.suppress(OSError):  # a full disk
-            # Opened anew each time: it is when a file is closed that a network file system shows other hosts what was written
-            # (nfs(5), close-to-open); of the output, also what others wrote who keep it open.
-            heart = os.open(files.heartbeat, os.O_WRONLY | os.O_CLOEXEC)
-            # In one piece and of one length: who reads it sees the old one or the new one.
-            os.pwrite(heart, f"{json.dumps(values):<254}\n".encode(), 0)
-            os.close(heart)
-            os.close(os.open(files.output_log, os.O_WRONLY | os.O_CLOEXEC))
+        with contextlib.suppress(OSError):
+            PROGRESS.write(self._recorder.files.heartbeat)
+            # It is when a file is closed that a network file system shows other hosts what was written (nfs(5), close-to-open);
+            # also what others wrote who keep it open.
+            os.close(os.open(self._recorder.files.output_log, os.O_WRONLY | os.O_CLOEXEC))
 
     def _record(self, code: int) -> int:
         """Record how the script's process ended (its code, or minus a signal's number), and return the rank's exit code."""

@@ -75,9 +75,10 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, *, allocation: Allocation, st
         assert start.mpi is not None
         planned = mpi.plan(spec, run, cwd, start.mpi)
         (process,) = planned.processes
-        process = dataclasses.replace(process, environment={**process.environment, **common, **spec.open_environment})
-        process = dataclasses.replace(process, name=start.title)
-        return dataclasses.replace(planned, launcher="slurm", processes=(process,), ordered=True)
+        # Its daemons would make a scratch folder on every node, and no agent of dtrain's is there to remove it.
+        own = {name: value for name, value in process.environment.items() if name not in start.mpi.family.scratch_variables}
+        process = dataclasses.replace(process, environment={**own, **common, **spec.open_environment}, name=start.title)
+        return dataclasses.replace(planned, launcher="slurm", processes=(process,), ordered=True, scratch=None)
     environment = {
         **common,
         **_own_mpi(spec, start),

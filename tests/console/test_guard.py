@@ -17,7 +17,7 @@ from dtrain import env
 from dtrain.launch.agent import signal_guard
 from dtrain.layout import RunLayout
 from dtrain.processes import END_SCRIPT
-from dtrain.status import read_process
+from dtrain.status import failure_from_line, read_process
 
 from .conftest import Project
 
@@ -69,14 +69,14 @@ def start(project: Project) -> Iterator[Callable[[str], Rank]]:
             **env.order_variables(),
         }
         argv = [sys.executable, "-m", "dtrain._rank_main", "train.py"]
-        guard = subprocess.Popen(argv, cwd=run.code, env={**project.environ(), **variables})
+        guard = subprocess.Popen(argv, cwd=run.code, env={**project.environ(), **variables}, stderr=subprocess.PIPE)
         started.append(guard)
         return Rank(run, guard)
 
     yield start
     for guard in started:
         guard.kill()
-        guard.wait()
+        guard.communicate()
 
 
 @pytest.mark.parametrize("by", ["orders", "agent"])
@@ -146,3 +146,36 @@ def test_a_late_agent_leaves_the_next_attempt_alone(start: Callable[[str], Rank]
     finally:
         following.kill()
         following.wait()
+
+
+def test_a_rank_that_cannot_write_its_folder_says_so_and_does_not_begin(start: Callable[[str], Rank], project: Project) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    folder = RunLayout(project.folder / "workspace" / "runs" / "one", 0).rank(0).root
+    folder.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(folder)], check=True)
+    try:
+        (folder / "full").write_bytes(b"x" * 4096)
+        rank = start(BEGUN)
+        _, said = rank.guard.communicate(timeout=30)
+        assert rank.guard.returncode == 1
+        failure = failure_from_line(said.decode())
+        assert failure is not None
+        assert failure.message == f"its folder cannot be written: No space left on device ({folder})"
+        assert not rank.begun()
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_guard_that_stays_keeps_its_scripts_process_id(start: Callable[[str], Rank], wait_until: Callable[..., None]) -> None:
+    """Until then it, and who waits for its end, may signal that id."""
+    rank = start(f"import time\n{BEGUN}time.sleep(60)\n")
+    wait_until(rank.begun)
+    script = rank.script
+    rank.guard.send_signal(END_SCRIPT)
+    wait_until(rank.run.rank(0).error.exists)
+    assert script.status() == psutil.STATUS_ZOMBIE
+    assert rank.guard.poll() is None
+    rank.guard.terminate()
+    assert rank.guard.wait(timeout=30) == 143
+    assert not psutil.pid_exists(script.pid)

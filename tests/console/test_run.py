@@ -455,6 +455,32 @@ def test_disk_full_is_named(project: Project) -> None:
         subprocess.run(["umount", "-l", str(small)], check=True)
 
 
+FILLS = """
+import os, time
+with open("outputs/full", "wb", 0) as file:
+    try:
+        while True:
+            file.write(b"x" * 4096)
+    except OSError:
+        pass
+time.sleep(8)
+os.unlink("outputs/full")
+"""
+
+
+def test_a_rank_on_a_disk_that_is_full_for_a_while_is_not_lost(project: Project) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    small = project.folder / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], check=True)
+    try:
+        done = project.dtrain("run", "--workspace", str(small), "--heartbeat-timeout", "5", project.script(FILLS))
+        assert done.returncode == 0, done.stderr
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
 def test_a_message_of_several_lines_is_told_in_one(project: Project) -> None:
     done = project.dtrain("run", project.script("raise RuntimeError('first\\nsecond' + 'x' * 100_000)\n"))
     assert "first to fail was rank 0" in done.stderr

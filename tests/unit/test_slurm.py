@@ -158,6 +158,8 @@ def test_mpirun(script: str, tmp_path: Path) -> None:
     assert process.argv[0] == "/opt/mpirun"
     assert process.environment["DTRAIN_VOCABULARY"] == "openmpi"
     assert process.environment["OMP_NUM_THREADS"] == "5"
+    # Nobody would remove it from the other nodes.
+    assert (plan.scratch, "PRTE_MCA_prte_tmpdir_base" in process.environment) == (None, False)
 
 
 def test_a_secret_is_read_back_from_the_environment(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
