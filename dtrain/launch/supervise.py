@@ -104,7 +104,7 @@ class Supervisor:
         self._output.printed = self._hang.printed
         self._hung: str | None = None
         self._signals, self._to_pass_on = signals.to_end, signals.to_pass_on
-        self._timed_out = False
+        self._timed_out = self._canceled = False
         self._started = time.time()
         self._next_check = self._next_look = 0.0
         self._meet_ranks()
@@ -127,6 +127,7 @@ class Supervisor:
         limit = self._limits.timeout_s
         failed_at: float | None = None
         if self._signals:  # they came while the run folder was copied
+            self._canceled = True
             return
         self._note(self._crew.step())
         self._run.settle()
@@ -138,6 +139,7 @@ class Supervisor:
             while self._to_pass_on:
                 self._crew.pass_on(self._to_pass_on.pop(0))
             if self._signals:
+                self._canceled = failed_at is None  # else what it ends is what a failure has left
                 return
             if limit is not None and now - (self._limits.began or self._started) > limit:
                 self._timed_out = True
@@ -303,7 +305,7 @@ class Supervisor:
         if orphan is not None and (failure is None or orphan.time < failure.time):
             failure = orphan
         failure = failure or (vanished[0] if len(vanished) == 1 else None)
-        if self._signals and not self._work_done:
+        if self._canceled:
             state, code, cause = "canceled", 128 + self._signals[0], f"canceled by {signal_name(self._signals[0])}"
             failure = None
         elif self._timed_out:
