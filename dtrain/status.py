@@ -11,7 +11,7 @@ import dataclasses
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -36,6 +36,10 @@ LOST_PEER = {"openmpi": 14}
 ORPHANED = "ended because what launched it was gone"
 """What a rank's guard says of a rank whose mpirun, or mpirun's daemon on that host, has died."""
 
+VANISHED = "vanished without a record: it was killed together with the process that watched it"
+"""What is said of a rank that began and has no record of its end."""
+
+_MOST_LISTED = 8
 _KILLED = (128 + signal.SIGKILL, 128 + signal.SIGTERM)  # what comes from outside; SIGABRT may follow from another's failure
 _KILL_NOTICED_S = 1.0
 _MESSAGE_LENGTH = 1_000
@@ -82,8 +86,13 @@ class RankFailure:
             traceback=_encodable(traceback)[-_TRACEBACK_LENGTH:],
         )
 
+    @property
+    def who(self) -> str:
+        """The rank, and its host."""
+        return f"{self.task or f'rank {self.rank}'} on {self.host}"
+
     def describe(self) -> str:
-        return f"{self.task or f'rank {self.rank}'} on {self.host}: {self.message}"
+        return f"{self.who}: {self.message}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +207,13 @@ def read_world(run: RunLayout) -> World:
 def worker_names(count: int) -> list[str]:
     """What messages call the workers of an elastic job, by their numbers."""
     return [f"worker {number}" for number in range(count)]
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names in a sentence: the first ones, and how many more there are."""
+    words = [str(name) for name in names]
+    shown = ", ".join(words[:_MOST_LISTED])
+    return shown if len(words) <= _MOST_LISTED else f"{shown} and {len(words) - _MOST_LISTED} more"
 
 
 def first_failure(failures: list[RankFailure]) -> RankFailure | None:

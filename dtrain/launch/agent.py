@@ -29,7 +29,7 @@ from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.ssh import Connection
 from dtrain.layout import RunLayout
 from dtrain.processes import DUMP_STACKS, END_SCRIPT, LAUNCHER_IS_GONE, answers_stacks
-from dtrain.status import RankFailure, read_process
+from dtrain.status import RankFailure, listed, read_process
 
 _GONE = b"gone "
 _ALL = b"all "
@@ -184,7 +184,7 @@ class Agents:
 
 def lost(host: str, ranks: tuple[int, ...], why: str, when: float) -> RankFailure:
     """The failure of a whole host; ``when`` (Unix seconds) it was there for the last time."""
-    named = f"{'ranks' if len(ranks) > 1 else 'rank'} {', '.join(map(str, ranks))}"
+    named = f"{'ranks' if len(ranks) > 1 else 'rank'} {listed(ranks)}"
     return RankFailure(
         rank=ranks[0], host=host, time=when, exit_code=ssh.FAILED, kind="exit", message=f"lost: host {host} {why}: {named}"
     )

@@ -10,7 +10,7 @@ from dtrain.launch.crew import Crew
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.stacks import collect_stacks, place, read_beat
 from dtrain.layout import RunLayout
-from dtrain.status import read_process
+from dtrain.status import listed, read_process
 
 HANG = 123
 """The exit code of a job that was ended for it: beside 124, that of the time limit."""
@@ -82,31 +82,32 @@ class HangWatch:
         return time.monotonic() - self._since[rank]
 
     def _tell(self, hung: list[int]) -> str:
-        """Show what every rank does, and return the cause in a sentence."""
+        """Show what every rank does, those that do the same in a line, and return the cause in a sentence."""
         limit, ranks, tasks = self._hangs.hang_timeout_s, self._plan.ranks(self._run), self._plan.task_names(self._run)
-        names = {rank: tasks[rank] if tasks else f"rank {rank}" for rank in ranks}
         stacks = collect_stacks(self._run, ranks, self._crew.tell, self._crew.pause)
+        beats = {rank: read_beat(self._run, rank) for rank in ranks}
         waits: dict[str, list[int]] = {}
-        self._say(f"dtrain: no progress of {_listed(names, hung)} for {limit:g} s: no output, metric, collective or checkpoint")
-        for rank, name in names.items():
-            beat = read_beat(self._run, rank)
+        alike: dict[tuple[str, str], list[int]] = {}
+        for rank, beat in beats.items():
             waits.setdefault(beat.collective, []).append(rank)
-            doing = (
-                f"waits in {beat.collective} for {beat.since_s:.0f} s" if beat.collective else "is in no collective of dtrain's"
-            )
-            self._say(f"dtrain:   {name} {doing}: {place(stacks[rank])}")
+            alike.setdefault((beat.collective, place(stacks[rank])), []).append(rank)
+
+        def named(ranks: list[int]) -> str:
+            return listed(tasks[rank] if tasks else f"rank {rank}" for rank in ranks)
+
+        self._say(f"dtrain: no progress of {named(hung)} for {limit:g} s: no output, metric, collective or checkpoint")
+        for (collective, where), ranks_there in alike.items():
+            one, since_s = len(ranks_there) == 1, max(beats[rank].since_s for rank in ranks_there)
+            waiting = f"{'waits' if one else 'wait'} in {collective} for {since_s:.0f} s"
+            doing = waiting if collective else f"{'is' if one else 'are'} in no collective of dtrain's"
+            self._say(f"dtrain:   {named(ranks_there)} {doing}: {where}")
         self._say(f"dtrain: the stacks of all ranks are in {self._run.ranks}/*/stack.txt")
         free = [rank for rank in waits.pop("", []) if rank in self._ranks]
-        waited = "; ".join(f"{_listed(names, ranks)} waited in {name}" for name, ranks in waits.items())
+        waited = "; ".join(f"{named(ranks)} waited in {name}" for name, ranks in waits.items())
         if free and waited:
-            blamed = f"{_listed(names, free)} did not come ({place(stacks[free[0]])}), and {waited}"
+            blamed = f"{named(free)} did not come ({place(stacks[free[0]])}), and {waited}"
         else:
-            blamed = waited or f"{_listed(names, hung)} was at {place(stacks[hung[0]])}"
+            blamed = waited or f"{named(hung)} was at {place(stacks[hung[0]])}"
             left = [rank for rank in self._ranks if self._run.rank(rank).done.is_file()]
-            blamed += f"; {_listed(names, left)} had left before with exit code 0" if left else ""
+            blamed += f"; {named(left)} had left before with exit code 0" if left else ""
         return f"no progress for {limit:g} s (--hang-timeout): {blamed}"
-
-
-def _listed(names: dict[int, str], ranks: list[int]) -> str:
-    shown = ", ".join(names[rank] for rank in ranks[:8])
-    return shown if len(ranks) <= 8 else f"{shown} and {len(ranks) - 8} more"

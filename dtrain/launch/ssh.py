@@ -21,7 +21,7 @@ from pathlib import Path
 from dtrain import env
 from dtrain.hosts import Host
 from dtrain.processes import signal_name
-from dtrain.status import Kind
+from dtrain.status import VANISHED, Kind
 
 FAILED = 255
 """ssh's exit code when it cannot connect, loses the connection, or its command was killed by a signal."""
@@ -197,11 +197,7 @@ class Connection:
             return "exit", code, f"exited with code {code}: {words}"
         if self.broke():
             return "exit", code, f"lost: the ssh connection to {host} broke: {words}"
-        return (
-            "signal",
-            128 + signal.SIGKILL,
-            "vanished without a record: it was killed together with the process that watched it",
-        )
+        return "signal", 128 + signal.SIGKILL, VANISHED
 
     def _write(self, line: bytes) -> None:
         with contextlib.suppress(OSError, ValueError):

@@ -71,7 +71,7 @@ def collect_stacks(
                 del asked[rank]
             before[rank] = text
     for rank in asked:
-        answers[rank] = f"(rank {rank} did not answer within {_ANSWER_S:g} s)\n"
+        answers[rank] = f"(did not answer within {_ANSWER_S:g} s)\n"
     return dict(sorted(answers.items()))
 
 

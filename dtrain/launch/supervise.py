@@ -27,9 +27,11 @@ from dtrain.layout import RunLayout
 from dtrain.processes import END_SCRIPT, signal_name
 from dtrain.status import (
     ORPHANED,
+    VANISHED,
     RankFailure,
     RunStatus,
     first_failure,
+    listed,
     name_who_left,
     read_failure,
     read_process,
@@ -106,7 +108,7 @@ class Supervisor:
         self._output.printed = self._hang.printed
         self._hung: str | None = None
         self._signals, self._to_pass_on = signals.to_end, signals.to_pass_on
-        self._timed_out = False
+        self._timed_out = self._canceled = False
         self._started = time.time()
         self._next_check = self._next_look = 0.0
         self._meet_ranks()
@@ -129,6 +131,7 @@ class Supervisor:
         limit = self._limits.timeout_s
         failed_at: float | None = None
         if self._signals:  # they came while the run folder was copied
+            self._canceled = True
             return
         self._note(self._crew.step())
         self._run.settle()
@@ -140,6 +143,7 @@ class Supervisor:
             while self._to_pass_on:
                 self._crew.pass_on(self._to_pass_on.pop(0))
             if self._signals:
+                self._canceled = failed_at is None  # else what it ends is what a failure has left
                 return
             if limit is not None and now - (self._limits.began or self._started) > limit:
                 self._timed_out = True
@@ -309,7 +313,7 @@ class Supervisor:
         if orphan is not None and (failure is None or orphan.time < failure.time):
             failure = orphan
         failure = failure or (vanished[0] if len(vanished) == 1 else None)
-        if self._signals and not self._work_done:
+        if self._canceled:
             state, code, cause = "canceled", 128 + self._signals[0], f"canceled by {signal_name(self._signals[0])}"
             failure = None
         elif self._timed_out:
@@ -323,11 +327,11 @@ class Supervisor:
             said = self._output.last_words(1) if self._plan.elastic else []  # why the others did not go on
             state, code, cause = "failed", failure.exit_code, "; ".join([failure.describe(), *said])
         elif vanished:
-            state, code, cause = "failed", vanished[0].exit_code, "; ".join(each.describe() for each in vanished)
+            state, code, cause = "failed", vanished[0].exit_code, f"{listed(each.who for each in vanished)}: each {VANISHED}"
         elif launcher_code != 0:
             state, code, cause = "failed", _exit_code(launcher_code), self._launcher_cause(launcher_code)
         elif missing:
-            ranks = ", ".join(self._names[rank] or f"rank {rank}" for rank in missing)
+            ranks = listed(self._names[rank] or f"rank {rank}" for rank in missing)
             state, code, cause = "failed", 1, f"the launcher ended with 0, but {ranks} left no completion record"
         else:
             state, code, cause = "completed", 0, ""
@@ -352,8 +356,7 @@ class Supervisor:
         silent = [rank for rank in missing if rank not in self._failures and self._run.rank(rank).process.is_file()]
         if launcher_code == 0 or (launcher_code < 0 and self._plan.launcher != "local"):
             return []  # one that was itself killed took its ranks with it; a single rank is started by nobody else
-        message = "vanished without a record: it was killed together with the process that watched it"
-        killed = [RankFailure.now(rank, "signal", 128 + signal.SIGKILL, message) for rank in silent]
+        killed = [RankFailure.now(rank, "signal", 128 + signal.SIGKILL, VANISHED) for rank in silent]
         return [dataclasses.replace(failure, host=self._host(failure.rank), task=self._names[failure.rank]) for failure in killed]
 
     def _orphaned(self, launcher_code: int) -> RankFailure | None:
@@ -369,8 +372,8 @@ class Supervisor:
         name = self._plan.processes[0].name
         how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with code {code}"
         said = "".join(f"\n  {line}" for line in self._output.last_words(_CAUSE_LINES))
-        left = [str(rank) for rank in range(self._plan.size) if self._run.rank(rank).done.is_file()]
-        after = f", after rank {', '.join(left)} had left with exit code 0, and others had not" if left else ""
+        left = [rank for rank in range(self._plan.size) if self._run.rank(rank).done.is_file()]
+        after = f", after rank {listed(left)} had left with exit code 0, and others had not" if left else ""
         return f"{name} {how} without any rank failing by itself{after}{'; it said:' + said if said else ''}"
 
 

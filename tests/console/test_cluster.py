@@ -303,6 +303,22 @@ def test_a_signal_after_the_work_is_done_cancels_nothing(project: Project, wait_
     assert job.returncode == 0, err
 
 
+def test_a_signal_after_a_failure_leaves_it_the_cause(project: Project, wait_until: Callable[..., None]) -> None:
+    script = project.script(
+        PRELUDE
+        + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nserver = listen()\nwait_for('worker0', 'listens')\n"
+        + "if index == 1:\n    raise ValueError('bad batch')\ntime.sleep(60)\n"
+    )
+    job = project.start("run", "--launcher", "multi_worker", "-n", "2", "--grace", "30", script)
+    wait_until(lambda: any(project.folder.glob("workspace/runs/*/ranks/00001/error.json")))
+    time.sleep(1)
+    job.send_signal(signal.SIGINT)
+    _, err = job.communicate(timeout=20)
+    assert (job.returncode, read_status(project.latest).state) == (1, "failed"), err
+    assert "first to fail was worker 1" in err
+    assert "ValueError: bad batch" in err
+
+
 def test_a_port_that_is_taken_is_named(project: Project) -> None:
     script = project.script(
         PRELUDE

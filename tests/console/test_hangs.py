@@ -44,6 +44,14 @@ def test_who_waits_and_who_does_not_come(project: Project) -> None:
 
 
 @pytest.mark.needs("mpi")
+def test_ranks_that_do_the_same_are_told_in_a_line(project: Project) -> None:
+    done = project.dtrain("run", "-n", "3", "--hang-timeout", "2", project.script(WAITS))
+    assert done.returncode == 123, done.stderr
+    assert re.search(r"  rank 0, rank 2 wait in allreduce_mean_ for \d s: train.py:13 in <module>\n", done.stderr)
+    assert re.search(r"  rank 1 is in no collective of dtrain's: train.py:8 in load\n", done.stderr)
+
+
+@pytest.mark.needs("mpi")
 def test_who_left_the_others_waiting_is_named(project: Project) -> None:
     for module, code, words in (
         (

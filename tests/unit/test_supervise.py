@@ -1,0 +1,48 @@
+"""What the supervisor makes of what many ranks have left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dtrain.launch.agent import lost
+from dtrain.launch.console import Console
+from dtrain.launch.plan import LaunchPlan, PlannedProcess
+from dtrain.launch.supervise import Limits, Signals, Supervisor
+from dtrain.layout import RunLayout
+from dtrain.processes import ProcessRecord
+from dtrain.status import VANISHED, write_record
+
+_SIZE = 512
+
+
+@pytest.mark.parametrize(
+    ("code", "begun", "left", "cause"),
+    [
+        (1, _SIZE, 0, f"rank 7 on {os.uname().nodename} and 504 more: each {VANISHED}"),
+        (0, 0, 0, "but rank 0, rank 1, rank 2, rank 3, rank 4, rank 5, rank 6, rank 7 and 504 more left no completion record"),
+        (1, 0, 511, "after rank 0, 1, 2, 3, 4, 5, 6, 7 and 503 more had left with exit code 0, and others had not"),
+    ],
+)
+def test_many_ranks_are_one_short_sentence(tmp_path: Path, code: int, begun: int, left: int, cause: str) -> None:
+    ended = subprocess.Popen(["sleep", "60"])
+    record = ProcessRecord.of(ended.pid)
+    ended.kill()
+    ended.wait()
+    run = RunLayout(tmp_path / "run").begin_attempt(0, _SIZE)
+    for rank in range(begun):
+        write_record(run.rank(rank).process, record, durable=False)
+    for rank in range(left):
+        run.rank(rank).done.write_text("{}")
+    launcher = PlannedProcess(name="mpirun", host=record.host, argv=("sh", "-c", f"exit {code}"), environment={}, cwd=tmp_path)
+    plan = LaunchPlan(launcher="mpi", size=_SIZE, processes=(launcher,))
+    status = Supervisor(plan, run, Limits(timeout_s=None, grace_s=1.0), Console(), Signals()).run()
+    assert cause in status.cause
+    assert len(status.cause) < 500
+
+
+def test_of_a_lost_host_not_every_rank_is_named() -> None:
+    assert lost("node1", tuple(range(12)), "does not answer", 0.0).message.endswith("ranks 0, 1, 2, 3, 4, 5, 6, 7 and 4 more")
