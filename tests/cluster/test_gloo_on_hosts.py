@@ -71,7 +71,7 @@ def test_nothing_is_left_on_other_hosts_when_dtrain_is_killed(project: ClusterPr
     wait_until(lambda: not project.processes())
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(360)
 @pytest.mark.parametrize("fault", ["kill", "cut"])
 def test_an_elastic_job_goes_on_without_a_host_and_takes_it_back(
     project: ClusterProject, fault: str, wait_until: Callable[..., None]
@@ -87,12 +87,12 @@ def test_an_elastic_job_goes_on_without_a_host_and_takes_it_back(
         script_of(project, on_node2).kill()
     else:
         project.hosts("cut", "node2")
-    wait_until(lambda: made_steps(project, job, 1), 60)
+    wait_until(lambda: made_steps(project, job, 1), 120)
     if fault == "cut":
         time.sleep(16)  # longer than Horovod leaves the host out for: but it does not answer
         assert read_world(run).started == 2
         project.hosts("heal", "node2")
-    wait_until(lambda: job.poll() is not None or '"workers":2.0' in rows_of(run, 2), 60)
+    wait_until(lambda: job.poll() is not None or '"workers":2.0' in rows_of(run, 2), 120)
     out, said = end(project, job)
     assert job.returncode == 0, out + said
     words = "killed by SIGKILL" if fault == "kill" else "lost: the ssh connection to node2 broke"
