@@ -147,7 +147,7 @@ $(DEMO_STAMP): $(VENV_STAMP) $(INPUTS)
 	@touch $@
 
 $(TEST_STAMP): $(VENV_STAMP) $(INPUTS) .ci/horovod_wheel.sh
-	$(PIP) $(LOCKED) -e '.[demo,dev]' $(TENSORFLOW) cloudpickle packaging pyyaml
+	$(PIP) $(LOCKED) -e '.[demo,dev,s3]' $(TENSORFLOW) cloudpickle packaging pyyaml
 	$(if $(NO_DEPS),$(PIP) --no-deps $(LOCKED) $(NO_DEPS))
 	wheel=$$(.ci/horovod_wheel.sh $(BIN)/python $(HOROVOD_VERSION)); $(PIP) --no-deps --force-reinstall "$$wheel"
 	@touch $@ $(DEMO_STAMP)
