@@ -49,8 +49,8 @@ VOCABULARIES: dict[str, _Vocabulary] = {
     "slurm": _Vocabulary("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 }
 
-LOST_PEER = {"openmpi": 14}
-"""The exit code of ranks that an MPI ends because they lost their connection to another one (MPI_ERR_UNKNOWN)."""
+LOST_PEER = {"openmpi": 14, "slurm": 14}
+"""The exit code of ranks that Open MPI ends because they lost their connection to another one (MPI_ERR_UNKNOWN)."""
 
 CLUSTER_VOCABULARY = "tf_config"
 

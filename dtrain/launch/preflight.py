@@ -226,7 +226,7 @@ def _compared(answer: Answer, own: Answer, ahead_s: float) -> list[Check]:
     check("dtrain", answer.dtrain == own.dtrain, answer.dtrain, said)
     said = f"has Python {answer.python} at {sys.executable}, and this host has {own.python}; use the same on all"
     check("python", versions[0] == versions[1], answer.python, said)
-    if answer is own or own.mpi or answer.mpi:
+    if own.mpi or answer.mpi or answer.mpi_problem:
         said = answer.mpi_problem or f"has {answer.mpi}, and this host has {own.mpi or 'none'}; use the same MPI on all"
         check("mpi", bool(answer.mpi) and answer.mpi == own.mpi, answer.mpi, said, "problem" if answer is not own else "warning")
     said = (

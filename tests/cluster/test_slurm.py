@@ -58,6 +58,23 @@ def test_the_first_failure_and_its_exit_code_come_back(slurm: SlurmProject) -> N
     assert done.stderr.count("first to fail") == 1
 
 
+def test_a_rank_that_is_killed_with_its_guard_is_named(slurm: SlurmProject) -> None:
+    """It leaves no record, and the other one is ended by Open MPI, which lost its connection to it."""
+    script = TELLS + "if run.rank == 1:\n    os.kill(os.getppid(), 9)\nrun.comm.barrier()\n"
+    done = slurm.dtrain(*ONE_EACH, slurm.script(script))
+    assert done.returncode == 137, done.stderr
+    assert "rank 1 on node2: vanished without a record" in done.stderr
+
+
+def test_a_rank_that_leaves_early_is_not_said_to_be_killed_by_nobody(slurm: SlurmProject) -> None:
+    """Open MPI ends the other one, or has Slurm kill it before it leaves a record: which is the faster is open."""
+    done = slurm.dtrain(*ONE_EACH, slurm.script(TELLS + "if run.rank == 1:\n    os._exit(0)\nrun.comm.barrier()\n"))
+    assert done.returncode in (14, 137), done.stderr
+    how = ("exited with code 14, as MPI ends a rank that lost its connection", "; Slurm canceled the step, as it does when MPI")
+    assert any(each in done.stderr for each in how), done.stderr
+    assert "first to fail was rank 0 on node1" in done.stderr
+
+
 @pytest.mark.parametrize(("start", "title"), [("mpirun", "mpirun"), ("pmix", "srun")])
 def test_an_allocation_is_used_from_within(slurm: SlurmProject, start: str, title: str) -> None:
     slurm.within = ("salloc", "--quiet", "--nodes=2", "--ntasks-per-node=2")
