@@ -121,13 +121,13 @@ class _Watch:
         self._look_again()
         status = read_status(self._run)
         self._show_words(final=True)
-        reported = status.is_over
+        reported = status.is_over and status.ended is not None  # else its dtrain was killed, and could record and say nothing
         state, code, why = _ENDS.get(self._last.state, ("failed", 1, f"it ended ({self._last.state or 'unknown to Slurm'})"))
         cause = f"Slurm ended job {self._job.job_id}: {why}"
-        if not status.is_over and self._last.state not in _ENDS:
+        if not reported and self._last.state not in _ENDS:
             cause = f"Slurm job {self._job.job_id} ended before the run did ({self._last.state or 'Slurm no longer knows it'}); "
             cause += f"its last words are in {self._run.slurm_log}"
-        if not status.is_over or (status.state == "canceled" and self._last.state in _ENDS):
+        if not reported or (status.state == "canceled" and self._last.state in _ENDS):
             status = dataclasses.replace(status, state=state, exit_code=code, cause=cause, ended=status.ended or time.time())
             write_record(self._run.status, status)
             if reported:

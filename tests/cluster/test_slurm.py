@@ -242,6 +242,17 @@ def test_a_job_goes_on_elsewhere_when_a_node_is_cut_off(
             left.kill()
 
 
+def test_a_killed_dtrain_of_the_job_is_told(slurm: SlurmProject, wait_until: Callable[..., None]) -> None:
+    job = slurm.start(*ONE_EACH, slurm.script(SAVES))
+    wait_until(lambda: at_work(slurm))
+    of_the_job = ["dtrain.launch.batch", str(slurm.latest.root)]
+    next(p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-2:] == of_the_job).kill()
+    _, words = job.communicate(timeout=40)
+    assert job.returncode == 1, words
+    assert f"Slurm job {slurm.job} ended before the run did (FAILED); its last words are in" in words
+    assert read_status(slurm.latest).state == "failed"
+
+
 def test_a_hang_shows_the_stacks_of_all_nodes(slurm: SlurmProject) -> None:
     script = slurm.script(
         "import time\nimport dtrain\nrun = dtrain.init()\ndef load():\n    time.sleep(60)\n"
