@@ -94,6 +94,8 @@ class _Watch:
         """Whether the job has ended for good: a run that was ended may yet be started again by Slurm."""
         status = read_status(self._run)
         completed = status.state == "completed"  # then only its last words are waited for
+        # That its dtrain recorded: Slurm does not start it again, but may wait for a lost node for long.
+        done = status.state in ("completed", "failed") and status.ended is not None
         if not status.is_over:  # else its last words come after those of its ranks
             self._show_words()
         if status.is_over and not self._run_was_over:
@@ -114,7 +116,7 @@ class _Watch:
             if state.reason not in ("", "None"):  # not looked at yet
                 self._say_once(f"dtrain: job {self._job.job_id} waits in Slurm's queue: {state.reason}")
         self._last = state
-        return state.is_over or (completed and state.state == "COMPLETING")
+        return state.is_over or (done and state.state == "COMPLETING")
 
     def end(self) -> RunStatus:
         """The job is over: say the rest, and return the run's status, which is completed by what Slurm knows."""

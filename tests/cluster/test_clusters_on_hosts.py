@@ -191,7 +191,7 @@ def test_nothing_outlives_a_killed_launcher(project: ClusterProject, wait_until:
 
 def test_a_stopped_task_is_lost_and_not_left_behind(project: ClusterProject, wait_until: Callable[..., None]) -> None:
     """Its guard is stopped as well, and does not learn that its connection has ended."""
-    job = project.start(*CLUSTER, *HOSTS, "--heartbeat-timeout", "3", project.script(PRELUDE + SERVE))
+    job = project.start(*CLUSTER, *HOSTS, "--heartbeat-timeout", "5", project.script(PRELUDE + SERVE))
     wait_until(lambda: all(count(project, task, "listens") for task in ("chief0", "worker1", "ps0")))
     task = [p for p in project.processes() if p.environ().get("DTRAIN_RANK") == "2"]
     for process in task:

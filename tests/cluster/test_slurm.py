@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
@@ -251,6 +251,35 @@ def test_a_killed_dtrain_of_the_job_is_told(slurm: SlurmProject, wait_until: Cal
     assert job.returncode == 1, words
     assert f"Slurm job {slurm.job} ended before the run did (FAILED); its last words are in" in words
     assert read_status(slurm.latest).state == "failed"
+
+
+@pytest.fixture
+def patient_slurm(slurm: SlurmProject) -> Iterator[SlurmProject]:
+    """One that waits for a lost node for long, as most do."""
+    file = slurm.hosts.state / "slurm" / "slurm.conf"
+    usual = file.read_text()
+    file.write_text(usual.replace("SlurmdTimeout=5", "SlurmdTimeout=300"))
+    slurm.slurm("scontrol", "reconfigure")
+    yield slurm
+    slurm.hosts("heal", "node2")
+    file.write_text(usual)
+    slurm.slurm("scontrol", "reconfigure")
+
+
+def test_a_lost_node_keeps_nobody_waiting(patient_slurm: SlurmProject, wait_until: Callable[..., None]) -> None:
+    """The run is over when dtrain has ended it; Slurm goes on to complete the job."""
+    slurm = patient_slurm
+    job = slurm.start(*ONE_EACH, "--heartbeat-timeout", "5", slurm.script(SAVES))
+    wait_until(lambda: at_work(slurm))
+    lost = [p for p in slurm.processes() if p.environ().get("SLURM_PROCID") == "1"]
+    slurm.hosts("cut", "node2")
+    for process in lost:  # its beats would come by the file system, which is not cut off here
+        process.send_signal(signal.SIGSTOP)
+    _, words = job.communicate(timeout=40)
+    assert job.returncode == 255, words
+    assert "first to fail was rank 1 on node2: lost: gives no sign of life since" in words
+    for process in lost:
+        process.kill()
 
 
 def test_a_hang_shows_the_stacks_of_all_nodes(slurm: SlurmProject) -> None:
