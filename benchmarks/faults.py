@@ -1,8 +1,8 @@
-"""What becomes of a job on two hosts when something goes wrong, under `dtrain run` and under mpirun alone: docs/faults.md.
+"""What becomes of a job on two hosts when something goes wrong, under `dtrain run` and started by hand: docs/faults.md.
 
-``python benchmarks/faults.py [--mpich PYTHON] [--json FILE] [--only WORDS]``, as root: the hosts are namespaces of this machine
-(tests/testbed/hosts.sh). Each fault strikes a job of one rank a host, at work in a loop of allreduces or computing. It prints
-a table of Markdown: the seconds from the fault to the job's end, its exit code, what was said, and the processes left behind.
+``python benchmarks/faults.py LAUNCHER [--only WORDS] [--side SIDE] [--json FILE]``, as root: the hosts are namespaces of this
+machine (tests/testbed). Each fault strikes a job that is at work. It prints a table of Markdown: the seconds from the fault to
+the job's end, its exit code, what was said, and the processes left behind. What FILE holds stays, but for what is measured anew.
 """
 
 from __future__ import annotations
@@ -17,37 +17,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).parents[1]
-HOSTS = ROOT / "tests" / "testbed" / "hosts.sh"
-MARK = "DTRAIN_FAULTS"
-WORK = """
-import os, sys, time
-from mpi4py import MPI
-import numpy as np
-comm, folder, mode = MPI.COMM_WORLD, sys.argv[1], sys.argv[2]
-def allreduce():
-    comm.Allreduce(MPI.IN_PLACE, np.ones(1000))
-allreduce()
-open(f"{folder}/works-{comm.rank}", "w").close()
-def told_to_end():
-    told = os.path.exists(f"{folder}/go")
-    return told if mode == "compute" else comm.bcast(told)
-while not told_to_end():
-    time.sleep(0.05)
-    if os.path.exists(f"{folder}/strike") and comm.rank == comm.size - 1:
-        if mode == "raise":
-            raise ValueError("bad batch")
-        if mode.isdigit():
-            os._exit(int(mode))
-    if mode != "compute":
-        allreduce()
-"""
+sys.path.insert(0, str(Path(__file__).parent))
+from fault_jobs import HOSTS, ROOT, SLURM, Fault, HorovodJob, Job, MpiJob, ParameterServerJob, SlurmJob
+
+LIMIT_S = {"plain": 30.0, "dtrain": 90.0}
+"""After which a job is taken to hang, or to go on."""
+JOBS: dict[str, type[Job]] = {job.launcher: job for job in (MpiJob, HorovodJob, ParameterServerJob, SlurmJob)}
 
 
 @dataclass(frozen=True)
@@ -56,191 +36,228 @@ class Result:
     launcher: str
     side: str
     seconds: float | None
+    """From the fault to the job's end; None when it did not end."""
     exit_code: int | None
     said: str
     left: int
     """Processes that were there 15 s after the job's end, with the network back."""
     gone_s: float | None = None
     """When the last one was gone."""
-
-
-class Job:
-    """One job at work on node1 and node2; the second rank is on node2."""
-
-    def __init__(self, folder: Path, python: str, side: str, mode: str, options: list[str]) -> None:
-        self.folder, self.mark = folder, str(folder)
-        (folder / "work.py").write_text(WORK)
-        bin_folder = Path(python).parent
-        if side == "dtrain":
-            argv = [python, "-m", "dtrain.cli", "run", "-H", "node1,node2", *options]
-        elif (bin_folder / "prted").exists():
-            flags = "--allow-run-as-root --bind-to none --map-by slot:OVERSUBSCRIBE --host node1,node2"
-            argv = [str(bin_folder / "mpirun"), *flags.split(), "-x", MARK, "-n", "2", python]
-        else:
-            argv = [str(bin_folder / "mpirun"), "-bind-to", "none", "-hosts", "node1,node2", "-n", "2", python]
-        path = f"{bin_folder}:{os.environ['PATH']}"
-        environ = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), MARK: self.mark, "TMPDIR": "/tmp"}
-        self.log = open(folder / "said", "w+")  # noqa: SIM115 -- until the end
-        self.process = subprocess.Popen(
-            [HOSTS, "exec", "node1", "env", "-C", folder, *argv, "work.py", folder, mode],
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=self.log,
-            stderr=self.log,
-        )
-        deadline = time.monotonic() + 60
-        while not all((folder / f"works-{rank}").exists() for rank in (0, 1)):
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the job did not begin: {(folder / 'said').read_text()}")
-            time.sleep(0.05)
-        time.sleep(2)
-
-    def processes(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
-
-    def ranks(self) -> list[psutil.Process]:
-        """The processes of the second rank, the one first that the others descend from."""
-        marks = {"OMPI_COMM_WORLD_RANK": "1", "PMI_RANK": "1"}
-        found = [p for p in self.processes() if any(p.environ().get(k) == v for k, v in marks.items())]
-        return sorted(found, key=lambda p: p.parent() in found)
-
-    def mpirun(self) -> psutil.Process:
-        own = psutil.Process(self.process.pid)
-        return next(p for p in (own, *own.children(recursive=True)) if p.name() in ("prterun", "mpirun", "mpiexec.hydra"))
-
-    def dtrain(self) -> psutil.Process:
-        own = psutil.Process(self.process.pid)  # the testbed's command holds dtrain's
-        return next(p for p in own.children(recursive=True) if "dtrain.cli" in p.cmdline())
-
-    def said(self) -> str:
-        lines = (self.folder / "said").read_text().splitlines()
-        ours = [line.removeprefix("dtrain: ") for line in lines if line.startswith("dtrain: ")]
-        told = [line for line in ours if not line.startswith(("run ", "its whole output"))]
-        return next((line for line in told if line.startswith("first to fail was ")), (told or [""])[-1])
+    back_s: float | None = None
+    """When the victim was at work again. It was then told to end, with all others."""
+    went_on: bool = False
+    """The rest still worked at the end of the time, and was then told to end."""
 
 
 def strike(job: Job) -> None:
     (job.folder / "strike").touch()
 
 
+def go(job: Job) -> None:
+    (job.folder / "go").touch()
+
+
+def kill(job: Job) -> None:
+    job.victim()[-1].kill()
+
+
+def kill_guard(job: Job) -> None:
+    for process in job.victim():
+        process.kill()
+
+
+def kill_parent(job: Job) -> None:
+    job.victim()[0].parent().kill()
+
+
 def stop(job: Job) -> None:
-    for process in job.ranks():
+    for process in job.victim():
         process.send_signal(signal.SIGSTOP)
 
 
 def cut(job: Job) -> None:
-    subprocess.run([HOSTS, "cut", "node2"], check=True)
+    subprocess.run([HOSTS, "cut", job.node()], check=True)
 
 
 def blip(job: Job) -> None:
-    cut(job)
+    node = job.node()
+    subprocess.run([HOSTS, "cut", node], check=True)
     time.sleep(8)
-    subprocess.run([HOSTS, "heal", "node2"], check=True)
-    (job.folder / "go").touch()
+    subprocess.run([HOSTS, "heal", node], check=True)
+    go(job)
 
 
-def kill_guard(job: Job) -> None:
-    for process in job.ranks():
-        process.kill()
+def kill_dtrain(job: Job) -> None:
+    job.dtrain().kill()
 
 
-# name → what the script does, what is done to the job, and options of `dtrain run` that it takes to be found
-FAULTS: dict[str, tuple[str, Callable[[Job], None], list[str]]] = {
-    "Python exception in a rank": ("raise", strike, []),
-    "`os._exit(3)` in a rank": ("3", strike, []),
-    "kill -9 of a rank's script": ("exchange", lambda job: job.ranks()[-1].kill(), []),
-    "kill -9 of a rank and its guard": ("exchange", kill_guard, []),
-    "kill -9 of the remote daemon": ("exchange", lambda job: job.ranks()[0].parent().kill(), []),
-    "kill -9 of mpirun": ("exchange", lambda job: job.mpirun().kill(), []),
-    "kill -9 of dtrain": ("exchange", lambda job: job.dtrain().kill(), []),
-    "SIGSTOP of a rank": ("exchange", stop, []),
-    "link cut during allreduces": ("exchange", cut, []),
-    "link cut while computing": ("compute", cut, []),
-    "link cut for 8 s, then healed": ("exchange", blip, []),
-    "a rank leaves early with 0": ("0", strike, ["--hang-timeout", "10"]),
+def leave_and_come_back(job: SlurmJob) -> None:
+    kill_dtrain(job)
+    job.process.wait()
+    job.come_back()
+    time.sleep(3)
+    go(job)
+
+
+def on_a_process(of: str, victim: str = "1") -> list[Fault]:
+    """What may happen to one process."""
+    return [
+        Fault(f"Python exception in {of}", strike, "raise", victim),
+        Fault(f"`os._exit(3)` in {of}", strike, "3", victim),
+        Fault(f"kill -9 of {of}'s script", kill, victim=victim),
+        Fault(f"kill -9 of {of} and its guard", kill_guard, victim=victim),
+        Fault(f"SIGSTOP of {of}", stop, victim=victim),
+    ]
+
+
+EARLY = Fault("a rank leaves early with 0", strike, "0", options=("--hang-timeout", "10"))
+BY_MPIRUN = [
+    *on_a_process("a rank"),
+    Fault("kill -9 of the remote daemon", kill_parent),
+    Fault("kill -9 of mpirun", lambda job: job.starter().kill()),
+    Fault("kill -9 of dtrain", kill_dtrain),
+    Fault("link cut during allreduces", cut),
+    Fault("link cut while computing", cut, "compute"),
+    Fault("link cut for 8 s, then healed", blip),
+    EARLY,
+]
+FAULTS: dict[str, list[Fault]] = {
+    "mpi": BY_MPIRUN,
+    "horovod": BY_MPIRUN,
+    "parameter_server": [
+        *on_a_process("a worker", "worker1"),
+        *on_a_process("the server", "ps0"),
+        *on_a_process("the chief", "chief0"),
+        Fault("kill -9 of a worker's ssh connection", kill_parent, victim="worker1"),
+        Fault("kill -9 of dtrain", kill_dtrain, victim="worker1"),
+        Fault("link cut to a worker and the server", cut, victim="worker1"),
+        Fault("link cut for 8 s, then healed", blip, victim="worker1"),
+    ],
+    "slurm": [
+        *on_a_process("a rank"),
+        Fault("kill -9 of a step's daemon (slurmstepd)", kill_parent),
+        Fault("kill -9 of the job's dtrain", lambda job: job.supervisor().kill()),
+        Fault("kill -9 of dtrain, `dtrain logs -f` after it", leave_and_come_back),
+        Fault("scancel", lambda job: job.slurm("scancel", "--user=root")),
+        Fault("link cut during allreduces", cut),
+        Fault("link cut while computing", cut, "compute"),
+        Fault("link cut for 8 s, then healed", blip),
+        EARLY,
+    ],
 }
 
 
-def measure(fault: str, family: str, python: str, side: str, limit_s: float) -> Result:
-    mode, inflict, options = FAULTS[fault]
+def measure(job_of: type[Job], title: str, python: str, side: str, fault: Fault) -> Result:
     folder = Path(tempfile.mkdtemp(dir=SHARED))
-    job = Job(folder, python, side, mode, options)
-    began = time.monotonic()
-    inflict(job)
-    seconds: float | None = None
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        job.process.wait(limit_s)
-        seconds = round(time.monotonic() - began, 1)
+    job = job_of(folder, python, side, fault)
+    began = time.time()
+    fault.inflict(job)
+    back_s, went_on = watch(job, began, LIMIT_S[side])
     code = job.process.poll()
-    subprocess.run([HOSTS, "heal", "node2"], check=True)
+    seconds = round(time.time() - began, 1) if code is not None else None
+    job.heal()
     deadline = time.monotonic() + 15
     while (left := job.processes()) and code is not None and time.monotonic() < deadline:
         time.sleep(0.2)
-    gone = round(time.monotonic() - began, 1)
+    gone_s = round(time.time() - began, 1)
     for process in (*left, *([psutil.Process(job.process.pid)] if code is None else [])):
         with contextlib.suppress(psutil.Error):
             process.kill()
     job.process.wait()
-    job.log.close()
-    result = Result(
-        fault, family, side, seconds, code, job.said() if side == "dtrain" else "", len(left) if code is not None else 0, gone
-    )
+    said = job.said() if side == "dtrain" else ""
+    count = len(left) if code is not None else 0
+    job.restore()
     shutil.rmtree(folder)
-    return result
+    return Result(fault.name, title, side, seconds, code, said, count, gone_s, back_s, went_on)
 
 
-def table(results: list[Result]) -> str:
-    lines = ["| fault | launcher | mpirun alone | `dtrain run` | what dtrain says |", "|---|---|---|---|---|"]
-    for fault in FAULTS:
-        for family in dict.fromkeys(result.launcher for result in results):
-            sides = {r.side: r for r in results if (r.fault, r.launcher) == (fault, family)}
+def watch(job: Job, began: float, limit_s: float) -> tuple[float | None, bool]:
+    """Wait until the job ends; one that goes on is told to. Returns when the victim was back, and whether the rest went on."""
+    back_s: float | None = None
+    while job.process.poll() is None and time.time() - began < limit_s:
+        if back_s is None and job.worked(job.fault.victim) > began:
+            back_s = round(time.time() - began, 1)
+            go(job)
+        time.sleep(0.05)
+    went_on = job.process.poll() is None and back_s is None and job.goes_on()
+    if went_on:
+        go(job)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            job.process.wait(10)
+    return back_s, went_on
+
+
+def table(faults: list[Fault], results: list[Result]) -> str:
+    titles = list(dict.fromkeys(result.launcher for result in results))
+    mpis = len(titles) > 1
+    lines = [
+        f"| fault | {'MPI | ' if mpis else ''}by hand | `dtrain run` | what dtrain says |",
+        f"|---|---|---|---|{'---|' * mpis}",
+    ]
+    for fault in (fault.name for fault in faults):
+        for title in titles:
+            sides = {r.side: r for r in results if (r.fault, r.launcher) == (fault, title)}
             if sides:
                 cells = [cell(sides[side]) if side in sides else "" for side in ("plain", "dtrain")]
                 said = sides["dtrain"].said if "dtrain" in sides else ""
-                lines.append(f"| {fault} | {family} | {cells[0]} | {cells[1]} | {said} |")
+                lines.append(f"| {fault} | {f'{title} | ' if mpis else ''}{cells[0]} | {cells[1]} | {said} |")
     return "\n".join(lines)
 
 
 def cell(result: Result) -> str:
-    if result.seconds is None:
-        return "hangs"
-    code = result.exit_code if (result.exit_code or 0) >= 0 else 128 - (result.exit_code or 0)
     left = f"; {result.left} process{'es' * (result.left > 1)} left behind" if result.left else ""
+    if result.seconds is None:
+        return "goes on without it, and does not end" if result.went_on else "hangs"
+    code = result.exit_code if (result.exit_code or 0) >= 0 else 128 - (result.exit_code or 0)
+    if result.back_s is not None:
+        return f"goes on, back after {result.back_s} s{f'; then {code}' if code else ''}{left}"
+    if result.went_on:
+        return f"goes on without it{f'; then {code}' if code else ''}{left}"
     if result.exit_code == -signal.SIGKILL and not left:  # what was killed is what ends the rest
         return f"all gone after {result.gone_s} s"
     return f"{code} after {result.seconds} s{left}"
 
 
+def kept(file: Path | None) -> list[Result]:
+    return [Result(**each) for each in json.loads(file.read_text())] if file is not None and file.exists() else []
+
+
+def bring_up(hosts: int, pythons: list[str], slurm: bool) -> None:
+    prefixes = {str(Path(python).absolute().parents[1]) for python in pythons} | {sys.base_prefix}
+    subprocess.run([HOSTS, "up", str(hosts), str(SHARED), str(ROOT), *sorted(prefixes)], check=True)
+    if slurm:
+        subprocess.run([SLURM, "up", str(hosts)], check=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mpich", metavar="PYTHON", help="a Python with MPICH's wheel, mpi4py and dtrain's dependencies")
+    parser.add_argument("launcher", choices=FAULTS)
+    parser.add_argument(
+        "--mpich", metavar="PYTHON", help="for mpi: also this one, with MPICH's wheel, mpi4py and what dtrain needs"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--only", default="", metavar="WORDS", help="faults whose name holds these words")
-    parser.add_argument("--limit", type=float, default=40.0, metavar="S", help="after which mpirun alone is taken to hang")
+    parser.add_argument("--side", choices=LIMIT_S, help="only this one: plain is by hand")
     args = parser.parse_args()
-    pythons = {"Open MPI": sys.executable, **({"MPICH": args.mpich} if args.mpich else {})}
-    prefixes = {str(Path(python).absolute().parents[1]) for python in pythons.values()} | {sys.base_prefix}
-    results = []
+    job_of = JOBS[args.launcher]
+    pythons = {"Open MPI" if args.launcher == "mpi" else args.launcher: sys.executable}
+    if args.mpich:
+        pythons["MPICH"] = args.mpich
+    results = {(r.fault, r.launcher, r.side): r for r in kept(args.json)}
     try:
-        subprocess.run([HOSTS, "up", "2", str(SHARED), str(ROOT), *sorted(prefixes)], check=True)
-        for fault in FAULTS:
-            for family, python in pythons.items():
-                for side in ("plain", "dtrain"):
-                    if args.only not in fault or (side == "plain" and "dtrain" in fault):
-                        continue
-                    results.append(measure(fault, family, python, side, args.limit if side == "plain" else 120.0))
-                    print(results[-1], file=sys.stderr, flush=True)
+        bring_up(job_of.hosts, list(pythons.values()), args.launcher == "slurm")
+        for fault in (fault for fault in FAULTS[args.launcher] if args.only in fault.name):
+            for title, python in pythons.items():
+                for side in (side for side in fault.sides if args.side in (None, side)):
+                    result = measure(job_of, title, python, side, fault)
+                    results[fault.name, title, side] = result
+                    print(result, file=sys.stderr, flush=True)
+                    if args.json:
+                        args.json.write_text(json.dumps([asdict(each) for each in results.values()], indent=2) + "\n")
     finally:
         subprocess.run([HOSTS, "down"], check=False)
         shutil.rmtree(SHARED, ignore_errors=True)
-        if args.json:
-            args.json.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
-    print(table(results))
+    print(table(FAULTS[args.launcher], list(results.values())))
 
 
 if __name__ == "__main__":

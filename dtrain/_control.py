@@ -42,6 +42,11 @@ class Control:
             sys.exit("the connection to dtrain ended before it said what to do")
         os.environ.update(json.loads(line))
 
+    @property
+    def connection(self) -> int:
+        """The descriptor whose other end is the launcher's."""
+        return self._lines.fileno()
+
     def drop(self) -> None:
         """In the script's process: leave all this to the guard. ssh would wait for who still holds it."""
         self._lines.close()

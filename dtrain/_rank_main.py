@@ -169,7 +169,7 @@ class _Guard:
         self._orphaned_at: float | None = None
         self._stays = False
         self._may_go = False
-        self._leave_group_alone = end_group_with_me(child)
+        self._leave_group_alone = end_group_with_me(child, control.connection if control is not None else None)
 
     def watch(self, launcher: int, ready: int) -> NoReturn:
         for number in _FORWARDED:

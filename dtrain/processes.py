@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import resource
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import psutil
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# How long who is told that its connection has ended may take to end the script, and to record that.
+_END_S = 5
 
 # Between the processes of dtrain itself; real-time signals, which no launcher and no script uses for anything.
 LAUNCHER_IS_GONE = signal.SIGRTMIN
@@ -87,20 +90,25 @@ def die_with_parent(number: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
-def end_group_with_me(leader: int) -> Callable[[], None]:
+def end_group_with_me(leader: int, connection: int | None = None) -> Callable[[], None]:
     """Have the process group of ``leader``, a child, killed when this process ends, unless what this returns was called before.
 
-    A process of its own waits for that: who is killed can do nothing any more. To be called before any thread is started.
+    A process of its own waits for that: who is killed can do nothing any more. Neither can who is stopped: where the other end of
+    the descriptor ``connection`` is closed and this process does not end of it, it is killed too. To be called before any thread
+    is started.
     """
     read, write = os.pipe()
+    me = os.getpid()
     if os.fork() == 0:
         os.setsid()  # whoever signals this process with its group does not mean that one
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
         for name in os.listdir("/proc/self/fd"):
-            if int(name) != read:
+            if int(name) not in (read, connection):
                 with contextlib.suppress(OSError):
                     os.close(int(name))
+        if connection is not None and _closed_first(connection, read):
+            os.kill(me, signal.SIGKILL)
         if not os.read(read, 1):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(leader, signal.SIGKILL)
@@ -112,6 +120,18 @@ def end_group_with_me(leader: int) -> Callable[[], None]:
             os.write(write, b".")
 
     return leave_alone
+
+
+def _closed_first(connection: int, read: int) -> bool:
+    """Wait for ``read`` to have something or to be closed, or for that not to come although ``connection`` has been closed."""
+    poll = select.poll()
+    poll.register(read, select.POLLIN)
+    poll.register(connection, select.POLLRDHUP)  # nothing is read from it here
+    while read not in (events := dict(poll.poll())):
+        if events[connection]:
+            poll.unregister(connection)
+            return not poll.poll(1000 * _END_S)
+    return False
 
 
 _descriptors: tuple[int, int] | None = None

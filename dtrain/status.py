@@ -30,8 +30,8 @@ T = TypeVar("T")
 # A line with this beginning on a rank's own stderr carries its error record when its files cannot be written (disk full).
 ERROR_LINE = "dtrain-rank-error "
 
-LOST_PEER = {"openmpi": 14}
-"""The exit code of ranks that an MPI ends because they lost their connection to another one (MPI_ERR_UNKNOWN), by vocabulary."""
+LOST_PEER = {"openmpi": 14, "slurm": 14}
+"""The exit code of ranks that Open MPI ends because they lost their connection to another (MPI_ERR_UNKNOWN), by vocabulary."""
 
 ORPHANED = "ended because what launched it was gone"
 """What a rank's guard says of a rank whose mpirun, or mpirun's daemon on that host, has died."""
@@ -219,15 +219,16 @@ def listed(names: Iterable[object]) -> str:
 def first_failure(failures: list[RankFailure]) -> RankFailure | None:
     """The earliest failure that was not the consequence of another.
 
-    Tasks of a cluster lose a killed one's connections before its guard has noted its death, and fail of that within a
-    millisecond: who was killed goes before who failed within :data:`_KILL_NOTICED_S`. (Of ranks under mpirun that can't be
-    said: mpirun kills the others itself.)
+    Tasks of a cluster lose the connections of one that is gone before its guard has noted its end, and fail of that within a
+    millisecond: who was killed, or left with a code, goes before who raised within :data:`_KILL_NOTICED_S`. (Of ranks under
+    mpirun that can't be said: mpirun kills the others itself.)
     """
     own = [failure for failure in failures if failure.kind not in ("ended", "consequence")]
     own = own or [failure for failure in failures if failure.kind == "consequence"]
-    first = min(own, key=lambda failure: (failure.time, failure.rank), default=None)
-    killed = [failure for failure in own if failure.task and failure.kind == "signal" and failure.exit_code in _KILLED]
-    return next((each for each in killed if first is not None and each.time - first.time < _KILL_NOTICED_S), first)
+    own.sort(key=lambda failure: (failure.time, failure.rank))
+    first = own[0] if own else None
+    gone = [each for each in own if each.task and (each.kind == "exit" or (each.kind == "signal" and each.exit_code in _KILLED))]
+    return next((each for each in gone if first is not None and each.time - first.time < _KILL_NOTICED_S), first)
 
 
 def name_who_left(run: RunLayout, failure: RankFailure, size: int) -> RankFailure:

@@ -301,7 +301,7 @@ class Crew:
         if files.error.exists():
             os.replace(files.error, files.earlier_error(member.restarts))
         self._say(
-            f"dtrain: {task.task} was {failure.message}; it is started again on {_address(task)} "
+            f"dtrain: {task.task} {_was(failure)}; it is started again on {_address(task)} "
             f"({member.restarts} of {task.max_restarts} restarts)"
         )
         self._await_port(task)
@@ -323,6 +323,10 @@ class Crew:
         deadline = time.monotonic() + _PORT_FREE_S
         while task.address is not None and _somebody_listens(task.address) and time.monotonic() < deadline:
             time.sleep(_PROBE_S)
+
+
+def _was(failure: RankFailure) -> str:
+    return failure.message if failure.message.startswith("vanished") else f"was {failure.message}"
 
 
 def order(run: RunLayout, rank: int, word: str) -> bool:

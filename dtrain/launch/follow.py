@@ -112,6 +112,8 @@ class _Watch:
         """Whether the job has ended for good: a run that was ended may yet be started again by Slurm."""
         status = read_status(self._run)
         completed = status.state == "completed"  # then only its last words are waited for
+        # That its dtrain recorded: Slurm does not start it again, but may wait for a lost node for long.
+        done = status.state in ("completed", "failed") and status.ended is not None
         if not status.is_over:  # else its last words come after those of its ranks
             self._show_words()
         if status.is_over and not self._run_was_over:
@@ -132,20 +134,20 @@ class _Watch:
             if state.reason not in ("", "None"):  # not looked at yet
                 self._say_once(f"dtrain: job {self._job.job_id} waits in Slurm's queue: {state.reason}")
         self._last = state
-        return state.is_over or (completed and state.state == "COMPLETING")
+        return state.is_over or (done and state.state == "COMPLETING")
 
     def end(self) -> RunStatus:
         """The job is over: say the rest, and return the run's status, which is completed by what Slurm knows."""
         self._look_again()
         status = read_status(self._run)
         self._show_words(final=True)
-        reported = status.is_over
+        reported = status.is_over and status.ended is not None  # else its dtrain was killed, and could record and say nothing
         state, code, why = _ENDS.get(self._last.state, ("failed", 1, f"it ended ({self._last.state or 'unknown to Slurm'})"))
         cause = f"Slurm ended job {self._job.job_id}: {why}"
-        if not status.is_over and self._last.state not in _ENDS:
+        if not reported and self._last.state not in _ENDS:
             cause = f"Slurm job {self._job.job_id} ended before the run did ({self._last.state or 'Slurm no longer knows it'}); "
             cause += f"its last words are in {self._run.slurm_log}"
-        if not status.is_over or (status.state == "canceled" and self._last.state in _ENDS):
+        if not reported or (status.state == "canceled" and self._last.state in _ENDS):
             status = dataclasses.replace(status, state=state, exit_code=code, cause=cause, ended=status.ended or time.time())
             write_record(self._run.status, status)
             if reported:

@@ -295,7 +295,7 @@ def _compared(answer: Answer, own: Answer, ahead_s: float, *, tried_back: bool =
     check("python", versions[0] == versions[1], answer.python, said)
     if answer.ranks or answer.ranks_problem:
         check("ranks' python", not answer.ranks_problem, answer.ranks, answer.ranks_problem)
-    if own.mpi or answer.mpi or (answer is own and answer.mpi_problem):
+    if own.mpi or answer.mpi or answer.mpi_problem:
         said = answer.mpi_problem or f"has {answer.mpi}, and this host has {own.mpi or 'none'}; use the same MPI on all"
         check("mpi", bool(answer.mpi) and answer.mpi == own.mpi, answer.mpi, said, "problem" if answer is not own else "warning")
     if tried_back:

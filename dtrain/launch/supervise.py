@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import shutil
 import signal
 import socket
@@ -40,6 +41,8 @@ from dtrain.status import (
 
 TIME_LIMIT = 124  # the exit code of timeout(1)
 _CAUSE_LINES = 20
+# Slurm's words when it kills the ranks of srun, guards and all.
+_STEP_CANCELED = re.compile(r"STEP \S+ ON \S+ CANCELLED")
 _POLL_S = 0.03
 _CHECK_S = 0.1
 # How often the folders of ranks on other hosts are opened anew, which costs a network file system some of its time.
@@ -312,7 +315,8 @@ class Supervisor:
         failure, orphan = first_failure(list(self._fatal().values())), self._orphaned(launcher_code)
         if orphan is not None and (failure is None or orphan.time < failure.time):
             failure = orphan
-        failure = failure or (vanished[0] if len(vanished) == 1 else None)
+        if len(vanished) == 1 and (failure is None or failure.kind == "consequence"):
+            failure = vanished[0]
         if self._canceled:
             state, code, cause = "canceled", 128 + self._signals[0], f"canceled by {signal_name(self._signals[0])}"
             failure = None
@@ -356,7 +360,10 @@ class Supervisor:
         silent = [rank for rank in missing if rank not in self._failures and self._run.rank(rank).process.is_file()]
         if launcher_code == 0 or (launcher_code < 0 and self._plan.launcher != "local"):
             return []  # one that was itself killed took its ranks with it; a single rank is started by nobody else
-        killed = [RankFailure.now(rank, "signal", 128 + signal.SIGKILL, VANISHED) for rank in silent]
+        message = VANISHED
+        if any(_STEP_CANCELED.search(line) for line in self._output.last_words(_CAUSE_LINES)):
+            message += "; Slurm canceled the step, as it does when MPI has lost a rank"
+        killed = [RankFailure.now(rank, "signal", 128 + signal.SIGKILL, message) for rank in silent]
         return [dataclasses.replace(failure, host=self._host(failure.rank), task=self._names[failure.rank]) for failure in killed]
 
     def _orphaned(self, launcher_code: int) -> RankFailure | None:

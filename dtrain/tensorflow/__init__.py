@@ -1,8 +1,8 @@
 """TensorFlow on dtrain: data-parallel training over Horovod, on Keras 3, tf_keras and Keras 2; and parameter servers.
 
 Importing it also mends Horovod's own Keras calls, for scripts that use those: on Keras 3 they would train each rank alone,
-without an error (see ``horovod_fix``); and the end of synchronous workers of TensorFlow 1 (``sync_replicas``). TensorFlow and
-Horovod are imported when a name below is first used.
+without an error (see ``horovod_fix``); the end of synchronous workers of TensorFlow 1 (``sync_replicas``), and that of a chief
+(``coordinator_end``). TensorFlow and Horovod are imported when a name below is first used.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from dtrain.env import quiet_tensorflow
-from dtrain.tensorflow import horovod_fix, sync_replicas
+from dtrain.tensorflow import coordinator_end, horovod_fix, sync_replicas
 
 quiet_tensorflow()
 horovod_fix.install()
 sync_replicas.install()
+coordinator_end.install()
 
 if TYPE_CHECKING:
     from dtrain.tensorflow.device import choose_device as choose_device

@@ -31,6 +31,12 @@ class Testbed:
     def __call__(self, *args: str) -> str:
         return self.run(SCRIPT, *args)
 
+    def traffic(self, node: str) -> tuple[int, int]:
+        """Bytes that a host has received and sent through its interface."""
+        line = next(line for line in self("exec", node, "cat", "/proc/net/dev").splitlines() if "eth0:" in line)
+        counters = line.partition(":")[2].split()
+        return int(counters[0]), int(counters[8])
+
     def run(self, script: Path, *args: str) -> str:
         environ = {**os.environ, "TESTBED": str(self.state)}
         pipe = subprocess.PIPE

@@ -189,6 +189,20 @@ def test_nothing_outlives_a_killed_launcher(project: ClusterProject, wait_until:
     wait_until(lambda: not project.processes())
 
 
+def test_a_stopped_task_is_lost_and_not_left_behind(project: ClusterProject, wait_until: Callable[..., None]) -> None:
+    """Its guard is stopped as well, and does not learn that its connection has ended."""
+    job = project.start(*CLUSTER, *HOSTS, "--heartbeat-timeout", "5", project.script(PRELUDE + SERVE))
+    wait_until(lambda: all(count(project, task, "listens") for task in ("chief0", "worker1", "ps0")))
+    task = [p for p in project.processes() if p.environ().get("DTRAIN_RANK") == "2"]
+    for process in task:
+        if process.parent() not in task or os.getsid(process.pid) != process.pid:  # not who waits for the guard's end
+            process.send_signal(signal.SIGSTOP)
+    _, words = job.communicate(timeout=40)
+    assert job.returncode == 255, words
+    assert "first to fail was worker 1 on node2: lost: gives no sign of life since" in words
+    wait_until(lambda: not project.processes())
+
+
 def test_a_host_that_is_cut_off_is_found_and_named(
     project: ClusterProject, cut: Callable[[str], None], wait_until: Callable[..., None]
 ) -> None:

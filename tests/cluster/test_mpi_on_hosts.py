@@ -143,6 +143,37 @@ def test_the_folder_for_temporary_files_may_be_of_one_host(project: MpiProject) 
         assert "dtrain-" not in project.hosts("exec", node, "find", "/tmp", "/run", "-maxdepth", "2")
 
 
+def test_an_allreduce_of_three_hosts_goes_through_their_network(project: MpiProject, wait_until: Callable[..., None]) -> None:
+    """Each rank's numbers have to leave its host, and the sum has to come there: so many bytes, through every interface."""
+    script = (
+        PRELUDE
+        + """
+mine, *others = (np.random.default_rng((comm.rank + n) % comm.size).random(2**22) for n in range(comm.size))
+comm.Barrier()
+note("waits")
+while not there("go"):
+    time.sleep(0.02)
+expected = sum(others, mine)
+comm.Allreduce(MPI.IN_PLACE, mine)
+assert np.allclose(mine, expected)
+"""
+    )
+    nodes, size_bytes = ("node1", "node2", "node3"), 8 * 2**22
+    started = [project.hosts.traffic(node) for node in nodes]
+    job = project.start("run", "-H", ",".join(nodes), project.script(script))
+    wait_until(lambda: job.poll() is not None or (latest(project) and all(noted(project, rank, "waits") for rank in range(3))))
+    before = [project.hosts.traffic(node) for node in nodes]
+    (project.latest.outputs / "go").touch()
+    words = ends(job)
+    assert job.returncode == 0, words
+    after = [project.hosts.traffic(node) for node in nodes]
+    for at_start, waiting, done in zip(started, before, after, strict=True):
+        assert all(
+            there - was < size_bytes / 4 for was, there in zip(at_start, waiting, strict=True)
+        )  # the start is no such traffic
+        assert all(there - was >= size_bytes for was, there in zip(waiting, done, strict=True))
+
+
 @pytest.mark.parametrize(
     ("project", "death", "code", "cause"),
     [

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
@@ -58,6 +58,23 @@ def test_the_first_failure_and_its_exit_code_come_back(slurm: SlurmProject) -> N
     assert not any(b"of-nobody-elses" in text for text in written)
     assert "first to fail was rank 3 on node2: called sys.exit(7)" in done.stderr
     assert done.stderr.count("first to fail") == 1
+
+
+def test_a_rank_that_is_killed_with_its_guard_is_named(slurm: SlurmProject) -> None:
+    """It leaves no record, and the other one is ended by Open MPI, which lost its connection to it."""
+    script = TELLS + "if run.rank == 1:\n    os.kill(os.getppid(), 9)\nrun.comm.barrier()\n"
+    done = slurm.dtrain(*ONE_EACH, slurm.script(script))
+    assert done.returncode == 137, done.stderr
+    assert "rank 1 on node2: vanished without a record" in done.stderr
+
+
+def test_a_rank_that_leaves_early_is_not_said_to_be_killed_by_nobody(slurm: SlurmProject) -> None:
+    """Open MPI ends the other one, or has Slurm kill it before it leaves a record: which is the faster is open."""
+    done = slurm.dtrain(*ONE_EACH, slurm.script(TELLS + "if run.rank == 1:\n    os._exit(0)\nrun.comm.barrier()\n"))
+    assert done.returncode in (14, 137), done.stderr
+    how = ("exited with code 14, as MPI ends a rank that lost its connection", "; Slurm canceled the step, as it does when MPI")
+    assert any(each in done.stderr for each in how), done.stderr
+    assert "first to fail was rank 0 on node1" in done.stderr
 
 
 @pytest.mark.parametrize(("start", "title"), [("mpirun", "mpirun"), ("pmix", "srun")])
@@ -229,6 +246,46 @@ def test_a_job_goes_on_elsewhere_when_a_node_is_cut_off(
     for left in slurm.processes():  # Slurm ends them at the next registration but one; that is not waited for
         with contextlib.suppress(psutil.NoSuchProcess):
             left.kill()
+
+
+def test_a_killed_dtrain_of_the_job_is_told(slurm: SlurmProject, wait_until: Callable[..., None]) -> None:
+    job = slurm.start(*ONE_EACH, slurm.script(SAVES))
+    wait_until(lambda: at_work(slurm))
+    of_the_job = ["dtrain.launch.batch", str(slurm.latest.root)]
+    next(p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-2:] == of_the_job).kill()
+    _, words = job.communicate(timeout=40)
+    assert job.returncode == 1, words
+    assert f"Slurm job {slurm.job} ended before the run did (FAILED); its last words are in" in words
+    assert read_status(slurm.latest).state == "failed"
+
+
+@pytest.fixture
+def patient_slurm(slurm: SlurmProject) -> Iterator[SlurmProject]:
+    """One that waits for a lost node for long, as most do."""
+    file = slurm.hosts.state / "slurm" / "slurm.conf"
+    usual = file.read_text()
+    file.write_text(usual.replace("SlurmdTimeout=5", "SlurmdTimeout=300"))
+    slurm.slurm("scontrol", "reconfigure")
+    yield slurm
+    slurm.hosts("heal", "node2")
+    file.write_text(usual)
+    slurm.slurm("scontrol", "reconfigure")
+
+
+def test_a_lost_node_keeps_nobody_waiting(patient_slurm: SlurmProject, wait_until: Callable[..., None]) -> None:
+    """The run is over when dtrain has ended it; Slurm goes on to complete the job."""
+    slurm = patient_slurm
+    job = slurm.start(*ONE_EACH, "--heartbeat-timeout", "5", slurm.script(SAVES))
+    wait_until(lambda: at_work(slurm))
+    lost = [p for p in slurm.processes() if p.environ().get("SLURM_PROCID") == "1"]
+    slurm.hosts("cut", "node2")
+    for process in lost:  # its beats would come by the file system, which is not cut off here
+        process.send_signal(signal.SIGSTOP)
+    _, words = job.communicate(timeout=40)
+    assert job.returncode == 255, words
+    assert "first to fail was rank 1 on node2: lost: gives no sign of life since" in words
+    for process in lost:
+        process.kill()
 
 
 def test_a_hang_shows_the_stacks_of_all_nodes(slurm: SlurmProject) -> None:

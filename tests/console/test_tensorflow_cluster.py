@@ -78,6 +78,47 @@ def test_the_example_with_an_evaluator_goes_on_when_a_worker_is_killed(
     assert float(done.stdout) == chief["accuracy"], done.stderr
 
 
+def test_a_chief_that_is_done_ends_while_a_worker_is_waited_for(
+    cluster: tuple[Project, tuple[str, ...]], wait_until: Callable[..., None]
+) -> None:
+    """By itself, TensorFlow's coordinator then waits for ever."""
+    project, run = cluster
+    script = project.script("""
+import os, time
+import tensorflow as tf
+resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+task = resolver.task_type, resolver.task_id
+if task == ("worker", 1):
+    try:
+        os.close(os.open("outputs/began", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        time.sleep(600)  # started again, and never there
+if task[0] != "chief":
+    tf.distribute.Server(resolver.cluster_spec(), *task, protocol="grpc").join()
+strategy = tf.distribute.ParameterServerStrategy(resolver)
+coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
+with strategy.scope():
+    total = tf.Variable(0.0)
+step = tf.function(lambda: total.assign_add(1.0))
+steps = 0
+while steps < 10:
+    for _ in range(4):
+        coordinator.schedule(step)
+    coordinator.join()
+    open("outputs/works", "w").close()
+    steps += os.path.exists("outputs/killed")
+    time.sleep(0.1)
+print("done", flush=True)
+""")
+    job = project.start(*run, "--chief", script)
+    wait_until(lambda: any(project.folder.glob("workspace/runs/*/outputs/works")), timeout=180)
+    kill(project, "worker 1")
+    (project.latest.outputs / "killed").touch()
+    out, err = job.communicate(timeout=90)
+    assert job.returncode == 0, out + err
+    assert "chief0] done" in out
+
+
 @pytest.mark.needs("sklearn")
 def test_the_example_ends_when_its_server_is_killed_and_is_resumed(
     cluster: tuple[Project, tuple[str, ...]], wait_until: Callable[..., None]

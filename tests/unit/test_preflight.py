@@ -34,6 +34,11 @@ def test_what_differs_is_told(other: dict[str, Any], ahead_s: float, level: str 
     assert all(found == level and said in words for found, words in bad)
 
 
+def test_a_host_that_was_not_asked_for_its_mpi_is_not_told_to_lack_it() -> None:
+    own = dataclasses.replace(OWN, mpi="")
+    assert {check.level for check in preflight._compared(own, own, 0.0)} == {"ok"}
+
+
 def test_a_connection_back_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSH_CONNECTION", "127.0.0.1 5 127.0.0.1 22")
     with socket.create_server(("127.0.0.1", 0)) as server:
