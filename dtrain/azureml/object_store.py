@@ -19,7 +19,7 @@ from dtrain.errors import MissingDependency
 from dtrain.files import atomic_file
 
 # An endpoint that does not answer is known after seconds, not after the minutes that obstore would take by itself.
-_RETRY = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
+_RETRY: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
 _CONNECT = "10 seconds"
 _AT_ONCE = 8
 _ENDPOINT = "AWS_ENDPOINT_URL"
