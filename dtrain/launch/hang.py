@@ -53,6 +53,9 @@ class HangWatch:
             return None
         self._next_look = time.monotonic() + _LOOK_S
         self._ranks = [rank for rank in self._plan.deciding_ranks(self._run) if rank not in self._idlers]
+        if self._plan.elastic and any(self._run.rank(rank).error.is_file() for rank in self._ranks):
+            for rank in self._ranks:  # they wait for a host to take its place, which has a limit of its own (--elastic-timeout)
+                self._progressed(rank)
         hung = [rank for rank in self._ranks if self._idle_s(rank) > limit and rank not in self._reported]
         if not hung:
             return None

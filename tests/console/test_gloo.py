@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -49,6 +50,38 @@ def train(state):
 
 train(state)
 print("done", flush=True)
+"""
+KERAS = """
+import os, sys, time
+import dtrain
+run = dtrain.init()
+import numpy as np
+import tensorflow as tf
+import horovod.tensorflow.keras as hvd
+from horovod.tensorflow import broadcast_object
+
+hvd.init()
+tf.keras.utils.set_random_seed(run.index)
+model = tf.keras.Sequential([tf.keras.layers.Dense(1)])
+model.build((None, 3))
+optimizer = hvd.DistributedOptimizer(tf.keras.optimizers.SGD(0.01, momentum=0.9))
+optimizer.build(model.trainable_variables)
+model.compile(optimizer, "mse")
+x = np.random.default_rng(0).normal(size=(64, 3)).astype("float32")
+state = hvd.elastic.KerasState(model, epoch=0, enough=False)
+
+@hvd.elastic.run
+def train(state):
+    while not state.enough:
+        mine = x[run.rank :: run.size]
+        state.model.fit(mine, mine.sum(1, keepdims=True), epochs=1, verbose=0)
+        state.epoch += 1
+        run.log_row(state.epoch, workers=float(run.size))
+        state.enough = bool(broadcast_object(os.path.exists(sys.argv[1])))
+        state.commit()
+
+train(state)
+print("weights", *(value for each in model.get_weights() for value in each.ravel()), flush=True)
 """
 ELASTIC = ("run", "--launcher", "horovod", "--grace", "2")
 TWO_HOSTS = ("-H", "localhost:1,127.0.0.1:1")  # both this one: Horovod gives up a whole host when a worker fails on it
@@ -214,6 +247,23 @@ def test_a_discovery_that_fails_later_leaves_the_hosts_as_they_were(project: Pro
     assert out.count("until it answers, the hosts are taken to be as they were") == 1
 
 
+def test_horovodrun_by_hand(project: Project) -> None:
+    project.script("import dtrain\nrun = dtrain.init()\nrun.log('rank', run.rank)\nrun.comm.barrier()\n")
+    horovodrun = [sys.executable, "-m", "horovod.runner.launch", "--gloo", "-np", "2", "--disable-cache"]
+    done = subprocess.run(
+        [*horovodrun, sys.executable, "train.py"],
+        cwd=project.folder,
+        env=project.environ(),
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    data = project.json("show", "latest")
+    assert (data["state"], [rank["metrics"]["rank"] for rank in data["ranks"]]) == ("completed", [0, 1])
+
+
 def test_dtrain_init_in_an_elastic_job_by_hand_says_what_to_do(project: Project) -> None:
     project.env.update(HOROVOD_RANK="0", HOROVOD_SIZE="1", HOROVOD_ELASTIC="1")
     done = subprocess.run(
@@ -261,10 +311,31 @@ def test_an_elastic_job_grows_and_shrinks(
     assert f"[{host}:worker1] worker 1 is rank 0 of 1 from step " in out
     assert "dtrain: worker 1 joined: the job has 2 workers now" in said
     assert f"dtrain: worker 0 on {host} was let go, as its host was; the job goes on with 1 worker" in said
+    assert f"[{host}:worker1] done" in project.dtrain("logs", "latest").stdout
     ranks = project.json("show", "latest")["ranks"]
     assert [(rank["task"], rank["rank_now"]) for rank in ranks] == [("worker 0", None), ("worker 1", 0)]
     assert {path.name for path in run.metrics.iterdir()} == {"rank-00000-worker-0.jsonl", "rank-00001-worker-1.jsonl"}
     assert len(list(run.checkpoints.glob("step-*/manifest.json"))) == 3
+
+
+@pytest.mark.timeout(300)
+def test_a_model_is_shared_with_a_worker_that_joins(project: Project, wait_until: Callable[..., None]) -> None:
+    hosts, program = project.folder / "hosts", project.folder / "hosts.sh"
+    hosts.write_text("localhost:1\n")
+    program.write_text("#!/bin/sh\ncat hosts\n")
+    program.chmod(0o755)
+    if importlib.util.find_spec("tf_keras") is not None:
+        project.env["TF_USE_LEGACY_KERAS"] = "1"
+    options = ("--min-workers", "1", "--discovery", str(program))
+    job = project.start(*ELASTIC, *options, project.script(KERAS), str(project.folder / "enough"))
+    wait_until(lambda: made_steps(project, job, 1), 100)
+    hosts.write_text("localhost:1\n127.0.0.1:1\n")
+    wait_until(lambda: made_steps(project, job, 2), 100)
+    out, said = end(project, job)
+    assert job.returncode == 0, out + said
+    weights = [line.split("weights ")[1] for line in out.splitlines() if "weights " in line]
+    assert len(weights) == 2
+    assert len(set(weights)) == 1
 
 
 @pytest.mark.timeout(300)

@@ -281,6 +281,22 @@ def test_an_attempt_that_is_over_saves_nothing(tmp_path: Path, monkeypatch: pyte
     assert [path.name for path in run.checkpoints.iterdir() if path.name.startswith(".")] == [".attempt-1"]
 
 
+def test_a_worker_that_the_others_go_on_without_saves_nothing(tmp_path: Path) -> None:
+    run = RunLayout(tmp_path / "run", 0)
+    run.make_folders(0)
+    old, other = (Checkpointer(run.checkpoints, LocalCommunicator(), attempt=0) for _ in range(2))
+    for number, checkpointer in enumerate((old, other)):
+        run.worker_staging(number).mkdir()
+        checkpointer.stage_in(run.worker_staging(number))
+        checkpointer.save(number, {"w": np.ones(2)})
+    run.end_worker(0)
+    run.end_worker(0)
+    with pytest.raises(CheckpointError, match="attempt 0 of this run is over, or goes on without this process"):
+        old.save(2, {"w": np.zeros(2)})
+    other.save(3, {"w": np.ones(2)})
+    assert other.steps() == [0, 1, 3]
+
+
 def test_the_manifest_says_what_is_where(tmp_path: Path) -> None:
     tensor = np.arange(6, dtype=np.float32).reshape(2, 3)
     staging_folder(tmp_path, 2).mkdir()

@@ -36,6 +36,14 @@ SLURM = {
 }
 
 
+def test_a_worker_of_an_elastic_job_goes_by_its_number() -> None:
+    found = RankEnv.read({**HOROVOD, "HOROVOD_ELASTIC": "1", "DTRAIN_VOCABULARY": "horovod", **env.worker_variables(7)})
+    assert (found.rank, found.number, found.name, found.elastic, found.world_size) == (3, 7, "worker 7", True, 1)
+    by_hand = RankEnv.read({**HOROVOD, "HOROVOD_ELASTIC": "1"})
+    assert (by_hand.number, by_hand.elastic, by_hand.task) == (3, True, None)
+    assert not RankEnv.read(HOROVOD).elastic
+
+
 @pytest.mark.parametrize(
     ("vocabulary", "variables"),
     [("openmpi", OPENMPI), ("pmi", PMI), ("torch", TORCH), ("horovod", HOROVOD), ("slurm", SLURM)],

@@ -1,0 +1,40 @@
+"""When a rank hangs, and when it only waits."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from dtrain.job_options import Hangs
+from dtrain.launch.hang import HangWatch
+from dtrain.launch.plan import LaunchPlan
+from dtrain.layout import RunLayout
+from dtrain.processes import ProcessRecord
+from dtrain.status import RankFailure, World, write_record
+
+
+def test_workers_that_wait_for_a_host_do_not_hang(tmp_path: Path) -> None:
+    run = RunLayout(tmp_path / "run")
+    run.make_folders(2)
+    run = run.newest_attempt()
+    write_record(run.world, World(since=time.time(), workers=[0, 1], started=2))
+    write_record(run.rank(0).process, ProcessRecord.of(os.getpid()))
+    write_record(run.rank(1).error, RankFailure.now(1, "signal", 137, "killed by SIGKILL", task="worker 1"))
+    plan = LaunchPlan(launcher="horovod", size=0, elastic=True, processes=())
+    said: list[str] = []
+    hangs = HangWatch(plan, run, Hangs(hang_timeout_s=0.01, on_hang="end"), said.append, lambda rank, word: False)
+
+    def look() -> str | None:
+        hangs._next_look = 0.0
+        return hangs.look()
+
+    assert look() is None
+    time.sleep(0.1)
+    assert look() is None
+    assert not said
+    run.rank(1).error.unlink()
+    time.sleep(0.1)
+    found = look()
+    assert found is not None
+    assert found.startswith("no progress for 0.01 s (--hang-timeout): worker 0")
