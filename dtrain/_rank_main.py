@@ -363,7 +363,10 @@ def _leave(exit_code: int) -> NoReturn:
     A failed rank of several must not reach MPI_Finalize, which mpi4py calls at exit: it waits there for ranks that wait for it.
     """
     mpi = sys.modules.get("mpi4py.MPI")
-    if exit_code != 0 and mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized() and mpi.COMM_WORLD.Get_size() > 1:
+    finalizes = mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized() and mpi.COMM_WORLD.Get_size() > 1
+    if finalizes:
+        PROGRESS.end()
+    if exit_code != 0 and finalizes:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()

@@ -22,6 +22,10 @@ _COLLECTIVE = struct.Struct(
 )  # when it was entered (time.monotonic, the same clock in all of a host's processes), its name
 
 
+SCRIPT_OVER = "MPI_Finalize (script is over)"
+"""In place of a collective's name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Doing:
     """``count`` of what has been done so far; ``collective`` that the rank is in, ``since_s`` seconds, or empty."""
@@ -58,6 +62,10 @@ class Progress:
         finally:
             _COLLECTIVE.pack_into(self._memory, _COUNT.size, 0.0, b"")
             self.mark()
+
+    def end(self) -> None:
+        """The script is over, and what waits now is MPI, for the other ranks' scripts. No progress."""
+        _COLLECTIVE.pack_into(self._memory, _COUNT.size, time.monotonic(), SCRIPT_OVER.encode())
 
     def read(self) -> Doing:
         """What the other process, that shares this memory, does now."""

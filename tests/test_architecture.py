@@ -53,6 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "status",
             "snapshot",
             "processes",
+            "progress",
             "masking",
             "binding",
             "resources",

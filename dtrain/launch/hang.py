@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 
@@ -10,11 +11,14 @@ from dtrain.launch.crew import Crew
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.stacks import collect_stacks, place, read_beat
 from dtrain.layout import RunLayout
+from dtrain.progress import SCRIPT_OVER
 from dtrain.status import listed, read_process
 
 HANG = 123
 """The exit code of a job that was ended for it: beside 124, that of the time limit."""
 _LOOK_S = 1.0
+_PLACE = re.compile(r":\d+ in ")
+"""In what :func:`~dtrain.launch.stacks.place` says of a rank that answered; of another it says why it did not."""
 
 
 class HangWatch:
@@ -57,7 +61,7 @@ class HangWatch:
             for rank in self._ranks:  # they wait for a host to take its place, which has a limit of its own (--elastic-timeout)
                 self._progressed(rank)
         hung = [rank for rank in self._ranks if self._idle_s(rank) > limit and rank not in self._reported]
-        if not hung:
+        if not hung or self._wait_at_the_end(hung):
             return None
         self._reported.update(hung)
         cause = self._tell(hung)
@@ -68,6 +72,12 @@ class HangWatch:
         if not ends:
             self._say("dtrain: the job goes on (--on-hang end would end it)")
         return cause if ends else None
+
+    def _wait_at_the_end(self, hung: list[int]) -> bool:
+        """Whether these ranks' scripts are over, and they wait for others that still do something."""
+        if any(read_beat(self._run, rank).collective != SCRIPT_OVER for rank in hung):
+            return False
+        return any(rank not in hung and not self._run.rank(rank).done.is_file() for rank in self._ranks)
 
     def _progressed(self, rank: int) -> None:
         self._since[rank] = time.monotonic()
@@ -110,7 +120,12 @@ class HangWatch:
         if free and waited:
             blamed = f"{named(free)} did not come ({place(stacks[free[0]])}), and {waited}"
         else:
-            blamed = waited or f"{named(hung)} was at {place(stacks[hung[0]])}"
+            spots = [(named(there), len(there) == 1, spot) for (_, spot), there in alike.items() if set(there) & set(hung)]
+            blamed = waited or "; ".join(_at(*each) for each in sorted(spots, key=lambda each: bool(_PLACE.search(each[2]))))
             left = [rank for rank in self._ranks if self._run.rank(rank).done.is_file()]
             blamed += f"; {named(left)} had left before with exit code 0" if left else ""
         return f"no progress for {limit:g} s (--hang-timeout): {blamed}"
+
+
+def _at(names: str, is_one: bool, where: str) -> str:
+    return f"{names} {'was' if is_one else 'were'} at {where}" if _PLACE.search(where) else f"{names}: {where}"

@@ -67,6 +67,40 @@ def test_who_left_the_others_waiting_is_named(project: Project) -> None:
         assert words in done.stderr
 
 
+EVALUATES_ALONE = """
+import time
+import dtrain
+run = dtrain.init()
+run.comm.barrier()
+run.log("loss", 1)
+for n in range(LINES if run.rank == 0 else 0):
+    print("evaluates", n, flush=True)
+    time.sleep(0.5)
+time.sleep(60 if run.rank == 0 and LINES == 1 else 0)
+"""
+
+
+@pytest.mark.needs("mpi")
+def test_a_rank_that_is_done_waits_for_the_others_and_does_not_hang(project: Project) -> None:
+    done = project.dtrain("run", "-n", "2", "--hang-timeout", "2", project.script(EVALUATES_ALONE.replace("LINES", "10")))
+    assert done.returncode == 0, done.stderr
+    done = project.dtrain("run", "-n", "2", "--hang-timeout", "2", project.script(EVALUATES_ALONE.replace("LINES", "1")))
+    assert done.returncode == 123, done.stderr
+    assert "rank 0 did not come (train.py:10 in <module>), and rank 1 waited in MPI_Finalize (script is over)" in done.stderr
+
+
+@pytest.mark.needs("mpi")
+def test_a_stopped_rank_among_others_is_the_one_that_is_named(project: Project) -> None:
+    stops = (
+        "import os, signal, time\nfrom mpi4py import MPI\nMPI.COMM_WORLD.barrier()\n"
+        "if MPI.COMM_WORLD.rank == 1:\n    os.kill(os.getpid(), signal.SIGSTOP)\n\ntime.sleep(60)\n"
+    )
+    done = project.dtrain("run", "-n", "3", "--hang-timeout", "2", project.script(stops))
+    assert done.returncode == 123, done.stderr
+    last = done.stderr.rstrip().splitlines()[-1]
+    assert re.search(r"rank 1: process \d+ is stopped .*; rank 0, rank 2 were at train.py:7 in <module>", last), last
+
+
 SILENT = "import time\ntime.sleep(4)\n"
 KNOWN = f"import dtrain\nrun = dtrain.init()\nrun.log('loss', 1)\n{SILENT}"
 TALKS = "import time\nfor n in range(8):\n    print(n, end=' ', flush=True)\n    time.sleep(0.5)\n"

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 
 from dtrain.job_options import Hangs
+from dtrain.launch.agent import Agents
+from dtrain.launch.crew import Crew
 from dtrain.launch.hang import HangWatch
 from dtrain.launch.plan import LaunchPlan
 from dtrain.layout import RunLayout
@@ -23,7 +25,8 @@ def test_workers_that_wait_for_a_host_do_not_hang(tmp_path: Path) -> None:
     write_record(run.rank(1).error, RankFailure.now(1, "signal", 137, "killed by SIGKILL", task="worker 1"))
     plan = LaunchPlan(launcher="horovod", size=0, elastic=True, processes=())
     said: list[str] = []
-    hangs = HangWatch(plan, run, Hangs(hang_timeout_s=0.01, on_hang="end"), said.append, lambda rank, word: False)
+    crew = Crew(plan, run, Agents(plan, run, 1.0, said.append), output=1, start_timeout_s=1.0, say=said.append)
+    hangs = HangWatch(plan, run, Hangs(hang_timeout_s=0.01, on_hang="end"), said.append, crew)
 
     def look() -> str | None:
         hangs._next_look = 0.0
