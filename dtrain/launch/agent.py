@@ -16,7 +16,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -25,7 +25,7 @@ from dtrain import env
 from dtrain.errors import NotRunnable
 from dtrain.launch import ssh
 from dtrain.launch.mirror import Incoming, Outgoing
-from dtrain.launch.plan import LaunchPlan
+from dtrain.launch.plan import LaunchPlan, PlannedHost
 from dtrain.launch.ssh import Connection
 from dtrain.layout import RunLayout
 from dtrain.processes import DUMP_STACKS, END_SCRIPT, LAUNCHER_IS_GONE, answers_stacks
@@ -76,7 +76,7 @@ class Agents:
 
     def __init__(self, plan: LaunchPlan, run: RunLayout, lost_s: float, say: Callable[[str], None]) -> None:
         """``lost_s``: seconds of silence after which a host is lost; ``say`` shows words."""
-        self._hosts, self._run, self._scratch, self.lost_s = plan.other_hosts, run, plan.scratch, lost_s
+        self._plan, self._hosts, self._run, self._scratch, self.lost_s = plan, plan.other_hosts, run, plan.scratch, lost_s
         self._incoming = {host.name: Incoming(run, say) for host in self._hosts}
         self._copied = {rank for host in self._hosts if host.copied for rank in host.ranks}
         self._asked: set[int] = set()
@@ -157,7 +157,7 @@ class Agents:
             code = connection.process.poll()
             if code is not None:
                 self._reported.add(host.name)
-                failures.append(lost(host.name, host.ranks, _why(connection, code), time.time()))
+                failures.append(lost(host, _why(connection, code), time.time(), self._plan.task_names(self._run)))
         return failures
 
     def give_up(self, host: str) -> None:
@@ -182,12 +182,12 @@ class Agents:
             connection.release()
 
 
-def lost(host: str, ranks: tuple[int, ...], why: str, when: float) -> RankFailure:
-    """The failure of a whole host; ``when`` (Unix seconds) it was there for the last time."""
-    named = f"{'ranks' if len(ranks) > 1 else 'rank'} {listed(ranks)}"
-    return RankFailure(
-        rank=ranks[0], host=host, time=when, exit_code=ssh.FAILED, kind="exit", message=f"lost: host {host} {why}: {named}"
-    )
+def lost(host: PlannedHost, why: str, when: float, tasks: Sequence[str]) -> RankFailure:
+    """The failure of a whole host; ``when`` (Unix seconds) it was there for the last time; ``tasks`` as of a plan."""
+    ranks = host.ranks
+    named = listed(tasks[rank] for rank in ranks) if tasks else f"{'ranks' if len(ranks) > 1 else 'rank'} {listed(ranks)}"
+    message, task = f"lost: host {host.name} {why}: {named}", tasks[ranks[0]] if tasks else ""
+    return RankFailure(rank=ranks[0], task=task, host=host.name, time=when, exit_code=ssh.FAILED, kind="exit", message=message)
 
 
 def _why(connection: Connection, code: int) -> str:

@@ -61,7 +61,8 @@ class BeatWatch:
             if quiet > limit and host.name not in self._reported:
                 self._reported.update([host.name, *host.ranks])
                 self._agents.give_up(host.name)
-                failures.append(lost(host.name, host.ranks, f"does not answer since {_clock(quiet)}", time.time() - quiet))
+                tasks = self._plan.task_names(self._run)
+                failures.append(lost(host, f"does not answer since {_clock(quiet)}", time.time() - quiet, tasks))
             elif quiet > _DOUBT_S:
                 silent.difference_update(host.ranks)
         for rank in sorted(silent - self._reported):

@@ -10,7 +10,7 @@ import pytest
 
 from dtrain.launch.agent import lost
 from dtrain.launch.console import Console
-from dtrain.launch.plan import LaunchPlan, PlannedProcess
+from dtrain.launch.plan import LaunchPlan, PlannedHost, PlannedProcess
 from dtrain.launch.supervise import Limits, Signals, Supervisor
 from dtrain.layout import RunLayout
 from dtrain.processes import ProcessRecord
@@ -45,4 +45,5 @@ def test_many_ranks_are_one_short_sentence(tmp_path: Path, code: int, begun: int
 
 
 def test_of_a_lost_host_not_every_rank_is_named() -> None:
-    assert lost("node1", tuple(range(12)), "does not answer", 0.0).message.endswith("ranks 0, 1, 2, 3, 4, 5, 6, 7 and 4 more")
+    host = PlannedHost(name="node1", ranks=tuple(range(12)))
+    assert lost(host, "does not answer", 0.0, []).message.endswith("ranks 0, 1, 2, 3, 4, 5, 6, 7 and 4 more")
