@@ -85,7 +85,9 @@ def command(
     """
     variables = [f"{name}={value}" for name, value in environment.items()]
     interval = max(1, min(10, int(lost_s // 2)))
-    alive = ("-o", f"ServerAliveInterval={interval}", "-o", f"ServerAliveCountMax={max(1, round(lost_s / interval))}")
+    # It waits one interval more after the last that it asks in.
+    asked = max(1, round(lost_s / interval) - 1)
+    alive = ("-o", f"ServerAliveInterval={interval}", "-o", f"ServerAliveCountMax={asked}")
     return ("ssh", *_OPTIONS, *alive, "--", host, f"cd {shlex.quote(str(cwd))} && exec {shlex.join(['env', *variables, *argv])}")
 
 
