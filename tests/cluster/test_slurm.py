@@ -45,7 +45,7 @@ def test_a_submitted_job_is_followed_to_its_end(slurm: SlurmProject, start: str)
     assert f"dtrain: run {slurm.latest.id} completed in" in done.stderr
     assert read_status(slurm.latest).state == "completed"
     for node in ("node1", "node2", "node3"):
-        assert not slurm.hosts("exec", node, "find", "/tmp", "-maxdepth", "1", "-name", "dtrain-*")
+        assert not slurm.hosts("exec", node, "find", "/tmp", "-maxdepth", "1", "-name", f"dtrain-{slurm.latest.id}*")
 
 
 def test_the_first_failure_and_its_exit_code_come_back(slurm: SlurmProject) -> None:

@@ -250,7 +250,7 @@ def test_killed_mpirun_ends_the_run(project: Project, wait_until: Callable[..., 
     _, err = job.communicate(timeout=20)
     assert job.returncode == 137
     assert "mpirun was killed by SIGKILL" in err
-    assert not list(Path(os.environ["TMPDIR"]).glob("dtrain-*"))
+    assert not list(Path(os.environ["TMPDIR"]).glob(f"dtrain-{project.latest.id}*"))
 
 
 STALE = """#!/bin/sh

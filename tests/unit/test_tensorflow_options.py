@@ -107,7 +107,7 @@ for act in (lambda: model.evaluate(x, y, batch_size=2, verbose=0, callbacks=mark
     assert PROGRESS.read().count >= count + 4
 # a task of a cluster exchanges through TensorFlow; averaging it over "ranks" would train each alone
 class Task:
-    role, index, rank, size = "worker", 1, 1, 2
+    role, index, rank, size, elastic = "worker", 1, 1, 2, False
 for part in (
     lambda: dtrain.tensorflow.callbacks(Task()),
     lambda: dtrain.tensorflow.DistributedOptimizer(optimizer, Task()),
