@@ -331,7 +331,8 @@ class Supervisor:
             said = self._output.last_words(1) if self._plan.elastic else []  # why the others did not go on
             state, code, cause = "failed", failure.exit_code, "; ".join([failure.describe(), *said])
         elif vanished:
-            state, code, cause = "failed", vanished[0].exit_code, f"{listed(each.who for each in vanished)}: each {VANISHED}"
+            how = vanished[0].message  # the same for all
+            state, code, cause = "failed", vanished[0].exit_code, f"{listed(each.who for each in vanished)}: each {how}"
         elif launcher_code != 0:
             state, code, cause = "failed", _exit_code(launcher_code), self._launcher_cause(launcher_code)
         elif missing:

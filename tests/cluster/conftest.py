@@ -98,9 +98,6 @@ class SlurmProject(ClusterProject):
     def argv(self, *args: str) -> list[str]:
         return [*self.on_node1, *self.within, *Project.argv(self, *args)]
 
-    def run(self, argv: list[str]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(argv, env=self.environ(), capture_output=True, text=True, timeout=60, check=False)
-
     def slurm(self, *command: str) -> str:
         return self.hosts("exec", "node1", *command)
 

@@ -43,7 +43,10 @@ class Project:
         return [sys.executable, "-m", "dtrain.cli", *args]
 
     def dtrain(self, *args: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-        argv = self.argv(*args)
+        return self.run(self.argv(*args), timeout=timeout)
+
+    def run(self, argv: list[str], timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run any command in the folder, to its end."""
         return subprocess.run(
             argv, cwd=self.folder, env=self.environ(), capture_output=True, text=True, timeout=timeout, check=False
         )

@@ -42,9 +42,7 @@ def start(project: Project, way: str, *args: str) -> subprocess.CompletedProcess
         python = os.environ["DTRAIN_TEST_MPICH_PYTHON"]
         mpirun = [str(Path(python).parent / "mpirun"), "-n", "2"]
     argv = [*mpirun, python, "train.py", *args]
-    return subprocess.run(
-        argv, cwd=project.folder, env=project.environ(), capture_output=True, text=True, timeout=60, check=False
-    )
+    return project.run(argv)
 
 
 @pytest.mark.parametrize(("way", "size"), WAYS)
@@ -122,15 +120,7 @@ def test_a_rank_that_cannot_open_its_files_keeps_nobody_waiting(project: Project
         "blind.py",
     )
     mpirun = ["mpirun", "--allow-run-as-root", "--bind-to", "none", "--map-by", "slot:OVERSUBSCRIBE", "-n", "2"]
-    done = subprocess.run(
-        [*mpirun, sys.executable, "blind.py"],
-        cwd=project.folder,
-        env=project.environ(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = project.run([*mpirun, sys.executable, "blind.py"])
     assert done.returncode != 0
     assert done.stderr.count("WorkspaceError: metrics cannot be written to /nowhere") == 2
 
@@ -139,15 +129,7 @@ def test_a_rank_that_cannot_open_its_files_keeps_nobody_waiting(project: Project
 def test_mpirun_of_another_mpi(project: Project) -> None:
     project.script(SCRIPT)
     mpirun = str(Path(os.environ["DTRAIN_TEST_MPICH_PYTHON"]).parent / "mpirun")
-    done = subprocess.run(
-        [mpirun, "-n", "2", sys.executable, "train.py"],
-        cwd=project.folder,
-        env=project.environ(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = project.run([mpirun, "-n", "2", sys.executable, "train.py"])
     assert done.returncode != 0
     assert "sees a world of 1" in done.stderr
     assert not (project.folder / "workspace").exists()

@@ -250,15 +250,7 @@ def test_a_discovery_that_fails_later_leaves_the_hosts_as_they_were(project: Pro
 def test_horovodrun_by_hand(project: Project) -> None:
     project.script("import dtrain\nrun = dtrain.init()\nrun.log('rank', run.rank)\nrun.comm.barrier()\n")
     horovodrun = [sys.executable, "-m", "horovod.runner.launch", "--gloo", "-np", "2", "--disable-cache"]
-    done = subprocess.run(
-        [*horovodrun, sys.executable, "train.py"],
-        cwd=project.folder,
-        env=project.environ(),
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
+    done = project.run([*horovodrun, sys.executable, "train.py"], timeout=110)
     assert done.returncode == 0, done.stderr
     data = project.json("show", "latest")
     assert (data["state"], [rank["metrics"]["rank"] for rank in data["ranks"]]) == ("completed", [0, 1])
@@ -266,15 +258,7 @@ def test_horovodrun_by_hand(project: Project) -> None:
 
 def test_dtrain_init_in_an_elastic_job_by_hand_says_what_to_do(project: Project) -> None:
     project.env.update(HOROVOD_RANK="0", HOROVOD_SIZE="1", HOROVOD_ELASTIC="1")
-    done = subprocess.run(
-        [sys.executable, "-c", "import dtrain; dtrain.init()"],
-        cwd=project.folder,
-        env=project.environ(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = project.run([sys.executable, "-c", "import dtrain; dtrain.init()"])
     assert "start it with `dtrain run --launcher horovod --min-workers N script.py`" in done.stderr
 
 

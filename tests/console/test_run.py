@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import orjson
@@ -436,23 +436,27 @@ def test_script_sees_siblings_and_processes_it_spawns(project: Project) -> None:
     assert "[43]" in done.stdout
 
 
-def test_disk_full_is_named(project: Project) -> None:
-    """Neither the record of the failure nor the rank's output can be written then; the cause must be told all the same."""
+@pytest.fixture
+def small(project: Project) -> Iterator[Path]:
+    """A folder of its own file system, of 1 MB."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount a small file system")
-    small = project.folder / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], check=True)
-    try:
-        script = project.script(
-            "import dtrain\nrun = dtrain.init()\nfor step in range(100000):\n    run.log_row(step, text='x' * 100)\n"
-        )
-        done = project.dtrain("run", "--workspace", str(small), script)
-        assert done.returncode == 1
-        assert "metrics cannot be written" in done.stderr
-        assert "space" in done.stderr
-    finally:
-        subprocess.run(["umount", "-l", str(small)], check=True)
+    folder = project.folder / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_disk_full_is_named(project: Project, small: Path) -> None:
+    """Neither the record of the failure nor the rank's output can be written then; the cause must be told all the same."""
+    script = project.script(
+        "import dtrain\nrun = dtrain.init()\nfor step in range(100000):\n    run.log_row(step, text='x' * 100)\n"
+    )
+    done = project.dtrain("run", "--workspace", str(small), script)
+    assert done.returncode == 1
+    assert "metrics cannot be written" in done.stderr
+    assert "space" in done.stderr
 
 
 FILLS = """
@@ -468,17 +472,9 @@ os.unlink("outputs/full")
 """
 
 
-def test_a_rank_on_a_disk_that_is_full_for_a_while_is_not_lost(project: Project) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small file system")
-    small = project.folder / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], check=True)
-    try:
-        done = project.dtrain("run", "--workspace", str(small), "--heartbeat-timeout", "5", project.script(FILLS))
-        assert done.returncode == 0, done.stderr
-    finally:
-        subprocess.run(["umount", "-l", str(small)], check=True)
+def test_a_rank_on_a_disk_that_is_full_for_a_while_is_not_lost(project: Project, small: Path) -> None:
+    done = project.dtrain("run", "--workspace", str(small), "--heartbeat-timeout", "5", project.script(FILLS))
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_message_of_several_lines_is_told_in_one(project: Project) -> None:
@@ -679,9 +675,7 @@ def test_a_supervisor_has_as_many_descriptors_as_it_may_and_ranks_what_they_had(
         "    print(*process.rlimit(psutil.RLIMIT_NOFILE))\n"
     )
     argv = ["sh", "-c", 'ulimit -Sn 100 && ulimit -Hn 500 && exec "$@"', "sh", *project.argv("run", script)]
-    done = subprocess.run(
-        argv, cwd=project.folder, env=project.environ(), capture_output=True, text=True, timeout=60, check=False
-    )
+    done = project.run(argv)
     assert [line.split()[-2:] for line in done.stdout.splitlines()] == [["100", "500"], ["500", "500"]], done.stderr
 
 
