@@ -17,7 +17,7 @@ from dtrain import env
 from dtrain.errors import NotRunnable
 from dtrain.hosts import Host
 from dtrain.launch import ssh
-from dtrain.launch.agent import Agents
+from dtrain.launch.agents import Agents
 from dtrain.launch.plan import LaunchPlan, PlannedProcess, PlannedTask
 from dtrain.launch.ssh import Connection
 from dtrain.layout import RunLayout

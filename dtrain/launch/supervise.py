@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import psutil
 
 from dtrain.job_options import Hangs
-from dtrain.launch.agent import Agents, processes_of, signal_guard
+from dtrain.launch.agents import Agents
 from dtrain.launch.beats import BeatWatch
 from dtrain.launch.console import Console
 from dtrain.launch.crew import Crew
@@ -23,6 +23,7 @@ from dtrain.launch.elastic import Survivals
 from dtrain.launch.hang import HANG, HangWatch
 from dtrain.launch.output import Output
 from dtrain.launch.plan import LaunchPlan
+from dtrain.launch.run_processes import processes_of, signal_guard
 from dtrain.launch.ssh import FAILED
 from dtrain.layout import RunLayout
 from dtrain.processes import END_SCRIPT, signal_name

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dtrain.launch.agent import lost
+from dtrain.launch.agents import lost
 from dtrain.launch.console import Console
 from dtrain.launch.plan import LaunchPlan, PlannedHost, PlannedProcess
 from dtrain.launch.supervise import Limits, Signals, Supervisor
