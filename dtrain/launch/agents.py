@@ -104,7 +104,7 @@ class Agents:
             connection = self._connections.get(host.name)
             if connection is None or host.name in self._reported:
                 continue
-            connection.said()  # what waits there for too long would stop it
+            connection.attend()
             code = connection.process.poll()
             if code is not None:
                 self._reported.add(host.name)

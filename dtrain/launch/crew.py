@@ -184,7 +184,7 @@ class Crew:
             member.ended = code is not None  # its ranks leave records
             return None
         if member.connection is not None:
-            member.connection.said()  # what waits there for too long would stop it
+            member.connection.attend()
         if code is None:
             member.seen_alive = time.time()
             return None if member.listens else self._probe(member, task)

@@ -130,7 +130,7 @@ class Workers:
         while process.poll() is None:
             time.sleep(_POLL_S)
             if connection is not None:
-                connection.said()  # what waits there for too long would stop it
+                connection.attend()
             if deadline is None and any(event.is_set() for event in events):
                 deadline = time.monotonic() + _GRACE_S
                 if connection is None:

@@ -128,7 +128,7 @@ def last_words(said: str) -> str:
 
 
 class Connection:
-    """The ssh client of one process on another host, and the way in which that is told what to do."""
+    """The ssh client of one process on another host, and the way in which that is told what to do. Nothing here blocks."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdin is not None
@@ -137,19 +137,24 @@ class Connection:
         self._stdin, self._stderr = process.stdin, process.stderr
         os.set_blocking(self._stderr.fileno(), False)
         os.set_blocking(self._stdin.fileno(), False)  # nobody waits for a host that does not answer
-        self._said = b""
+        self._unsent = self._said = b""
         if process.stdout is not None:
             os.set_blocking(process.stdout.fileno(), False)
 
     def introduce(self, environment: Mapping[str, str]) -> None:
         """Send what the process is to have in its environment beside what its command line says: others can read that."""
-        os.set_blocking(self._stdin.fileno(), True)
-        self._write(json.dumps(dict(environment)).encode())  # not orjson: a variable may hold bytes that are no text
-        os.set_blocking(self._stdin.fileno(), False)
+        self._send(json.dumps(dict(environment)).encode())  # not orjson: a variable may hold bytes that are no text
 
     def tell(self, word: str) -> None:
         """Say ``end``, ``leave`` or ``stacks`` (see dtrain._control); nothing when the connection is gone."""
-        self._write(word.encode())
+        self._send(word.encode())
+
+    def attend(self) -> None:
+        """Send on what the connection did not take at once, and take what ssh said. To be called now and then: either waits."""
+        with contextlib.suppress(OSError, ValueError):  # it takes no more now, or never again
+            while self._unsent:
+                self._unsent = self._unsent[os.write(self._stdin.fileno(), self._unsent) :]
+        self.said()
 
     def close(self) -> None:
         """End the process over there, without a grace time."""
@@ -157,7 +162,7 @@ class Connection:
             self._stdin.close()
 
     def said(self) -> str:
-        """The last lines of what ssh, or what it started, said so far. Has to be asked now and then, or they would wait."""
+        """The last lines of what ssh, or what it started, said so far."""
         with contextlib.suppress(OSError, ValueError):
             while chunk := os.read(self._stderr.fileno(), 65536):
                 self._said = b"\n".join((self._said + chunk).split(b"\n")[-_KEPT_LINES:])
@@ -201,9 +206,9 @@ class Connection:
             return "exit", code, f"lost: the ssh connection to {host} broke: {words}"
         return "signal", 128 + signal.SIGKILL, VANISHED
 
-    def _write(self, line: bytes) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            os.write(self._stdin.fileno(), line + b"\n")
+    def _send(self, line: bytes) -> None:
+        self._unsent += line + b"\n"
+        self.attend()
 
 
 def connect(
