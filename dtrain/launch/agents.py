@@ -48,7 +48,7 @@ class Agents:
                 host.name, Path("/"), ssh.starting_variables(), argv, lost_s=2 * self.lost_s
             )  # what watches the beats names it better
             try:
-                connection = ssh.connect(line, self._run.root, {env.RUN_DIR: str(self._run.root)}, prepare, listen=True)
+                connection = ssh.connect(line, self._run.root, {env.RUN_DIR: str(self._run.root)}, prepare)
             except OSError as error:
                 raise NotRunnable(f"the ssh client cannot be started: {error}") from error
             self._connections[host.name] = connection

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import os
@@ -62,6 +63,11 @@ class Member:
     @property
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
+
+    @property
+    def beginning(self) -> bool:
+        """True while a process on another host has been asked for, and is not there yet."""
+        return self.connection is not None and not self.connection.has_begun and self.alive
 
 
 class Crew:
@@ -180,8 +186,13 @@ class Crew:
         stage = min((member.stage for member in waiting), default=0)
         if not all(member.listens for member in self._members if member.stage < stage):
             return failures
-        starting = [member for member in waiting if member.stage == stage]
-        return [failure for member in starting if (failure := self._start_when_free(member)) is not None]
+        beginning = collections.Counter(member.planned.host for member in self._members if member.beginning)
+        for member in (each for each in waiting if each.stage == stage):
+            if beginning[member.planned.host] < ssh.MOST_BEGINNING:
+                if (failure := self._start_when_free(member)) is not None:
+                    failures.append(failure)
+                beginning[member.planned.host] += member.beginning
+        return failures
 
     def _look_at(self, member: Member) -> RankFailure | None:
         process, task = member.process, member.planned.task
@@ -193,6 +204,7 @@ class Crew:
             return None
         if member.connection is not None:
             member.connection.attend()
+            member.connection.hear()
         if code is None:
             member.seen_alive = time.time()
             return None if member.listens else self._probe(member, task)

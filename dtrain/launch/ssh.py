@@ -28,6 +28,9 @@ FAILED = 255
 CONNECT_S = 10
 LOST_S = 6.0
 """Seconds of silence, as a rule, after which a host is lost."""
+MOST_BEGINNING = 8
+"""How many connections to one host may be about to begin. sshd refuses some as soon as ten are (MaxStartups 10:30:100,
+sshd_config(5)), and one more may be an agent's."""
 # What else the user's configuration may say is kept, but for a connection shared with others: it would outlive this client.
 CONNECT_OPTIONS = (
     *("-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_S}", "-o", "ControlMaster=no", "-o", "ControlPath=none"),
@@ -132,14 +135,16 @@ class Connection:
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdin is not None
+        assert process.stdout is not None
         assert process.stderr is not None
         self.process = process
-        self._stdin, self._stderr = process.stdin, process.stderr
+        self._stdin, self._stdout, self._stderr = process.stdin, process.stdout, process.stderr
         os.set_blocking(self._stderr.fileno(), False)
         os.set_blocking(self._stdin.fileno(), False)  # nobody waits for a host that does not answer
         self._unsent = self._said = b""
-        if process.stdout is not None:
-            os.set_blocking(process.stdout.fileno(), False)
+        self.has_begun = False
+        """The process over there has said something on its standard output, as far as that was heard."""
+        os.set_blocking(self._stdout.fileno(), False)
 
     def introduce(self, environment: Mapping[str, str]) -> None:
         """Send what the process is to have in its environment beside what its command line says: others can read that."""
@@ -150,7 +155,8 @@ class Connection:
         self._send(word.encode())
 
     def attend(self) -> None:
-        """Send on what the connection did not take at once, and take what ssh said. To be called now and then: either waits."""
+        """Send on what the connection did not take at once, and take what ssh said. To be called now and then, as :meth:`hear`:
+        what nobody takes would stop the process over there."""
         with contextlib.suppress(OSError, ValueError):  # it takes no more now, or never again
             while self._unsent:
                 self._unsent = self._unsent[os.write(self._stdin.fileno(), self._unsent) :]
@@ -168,13 +174,13 @@ class Connection:
                 self._said = b"\n".join((self._said + chunk).split(b"\n")[-_KEPT_LINES:])
         return self._said.decode(errors="replace")
 
-    def hear(self, most_bytes: int) -> bytes:
-        """What came from the process's standard output since the last time, where it is listened to; about so much at most."""
+    def hear(self, most_bytes: int = 1 << 16) -> bytes:
+        """What came from the process's standard output since the last time; about so much at most."""
         heard = bytearray()
-        if self.process.stdout is not None:
-            with contextlib.suppress(OSError, ValueError):
-                while len(heard) < most_bytes and (chunk := os.read(self.process.stdout.fileno(), 65536)):
-                    heard += chunk
+        with contextlib.suppress(OSError, ValueError):
+            while len(heard) < most_bytes and (chunk := os.read(self._stdout.fileno(), 65536)):
+                heard += chunk
+        self.has_begun = self.has_begun or bool(heard)
         return bytes(heard)
 
     def release(self) -> None:
@@ -182,8 +188,7 @@ class Connection:
         self.said()
         self.close()
         self._stderr.close()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        self._stdout.close()
 
     def broke(self) -> bool:
         """Of a client that ended with :data:`FAILED`: whether the connection broke. Else its process was killed by a signal."""
@@ -211,17 +216,15 @@ class Connection:
         self.attend()
 
 
-def connect(
-    argv: Sequence[str], cwd: Path, marker: Mapping[str, str], prepare: Callable[[], None], *, listen: bool = False
-) -> Connection:
+def connect(argv: Sequence[str], cwd: Path, marker: Mapping[str, str], prepare: Callable[[], None]) -> Connection:
     """Start the ssh client. ``marker`` is added to its environment, by which the run's processes are found; ``prepare`` runs
-    between fork and exec; ``listen`` to what the process says (:meth:`Connection.hear`). Raises OSError."""
+    between fork and exec. Raises OSError."""
     process = subprocess.Popen(
         argv,
         cwd=cwd,
         env={**os.environ, **marker},
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE if listen else subprocess.DEVNULL,  # a rank writes there to see whether the connection holds
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         preexec_fn=prepare,
     )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from dtrain.launch import ssh
 from dtrain.launch.agents import Agents
 from dtrain.launch.crew import Crew
 from dtrain.launch.plan import LaunchPlan, PlannedProcess, PlannedTask
@@ -40,15 +43,26 @@ def silent() -> Iterator[tuple[str, int]]:
         yield address
 
 
+@pytest.fixture
+def beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int]]:
+    """Hosts are slow to begin (tests/fakes/bin/ssh); how many connections had been about to begin, at each start."""
+    folder = tmp_path / "beginning"
+    folder.mkdir()
+    monkeypatch.setenv("BEGINNING", str(folder))
+    monkeypatch.setenv("PATH", f"{Path(__file__).parents[1] / 'fakes' / 'bin'}:{os.environ['PATH']}")
+    return lambda: [int(line) for line in (folder / "seen").read_text().split()]
+
+
 class Steps:
     """A crew of tasks that sleep, which is asked for step after step until something is so."""
 
-    def __init__(self, folder: Path, tasks: list[PlannedTask], *, start_timeout_s: float = 60.0) -> None:
+    def __init__(self, folder: Path, tasks: list[PlannedTask], *, start_timeout_s: float = 60.0, host: str = "") -> None:
+        """``host`` is another one that all are on."""
         self.run = RunLayout(folder / "run").begin_attempt(0, len(tasks))
-        processes = tuple(
-            PlannedProcess(name=str(each.task), host="here", argv=("sleep", "60"), environment={}, cwd=folder, task=each)
-            for each in tasks
+        planned = functools.partial(
+            PlannedProcess, host=host or "here", over_ssh=bool(host), argv=("sleep", "60"), environment={}
         )
+        processes = tuple(planned(name=str(each.task), cwd=folder, task=each) for each in tasks)
         plan = LaunchPlan(launcher="multi_worker", size=len(tasks), processes=processes)
         self.said: list[str] = []
         agents = Agents(plan, self.run, 6.0, self.said.append)
@@ -98,6 +112,31 @@ def test_a_killed_task_is_started_again_when_its_port_is_free(tmp_path: Path) ->
     assert steps.until(lambda _: steps.crew.processes) == []
     assert "worker 0 was killed by SIGKILL; it is started again" in steps.said[0]
     steps.end()
+
+
+def test_few_connections_to_a_host_begin_at_a_time(tmp_path: Path, beginning: Callable[[], list[int]]) -> None:
+    """sshd refuses some of more than ten. That a task listens is waited for by the next stage, not by the rest of its own."""
+    steps = Steps(tmp_path, [_worker(rank, ("127.0.0.1", port)) for rank, port in enumerate(free_ports(20))], host="node2")
+    assert steps.until(lambda _: len(steps.crew.processes) == 20) == []
+    steps.end()
+    assert max(beginning()) == ssh.MOST_BEGINNING
+
+
+@pytest.mark.needs("horovod")
+def test_few_workers_of_gloo_begin_at_a_time(tmp_path: Path, beginning: Callable[[], list[int]]) -> None:
+    from horovod.runner.common.util.hosts import HostInfo, get_host_assignments
+
+    from dtrain.launch.gloo_driver import Workers
+
+    workers = Workers(RunLayout(tmp_path / "run").begin_attempt(0, 20), ["true"], elastic=False)
+    slots = get_host_assignments([HostInfo("no-such-host.invalid", 20)], 20, 20)
+    with ThreadPoolExecutor(max_workers=20) as pool:
+        codes = [pool.submit(workers.run, slot.rank, slot) for slot in slots]
+        while os.listdir(tmp_path / "beginning") != ["seen"] or len(beginning()) < 20:
+            time.sleep(0.05)
+        workers.stop.set()
+        assert {code.result() for code in codes} == {0}
+    assert max(beginning()) == ssh.MOST_BEGINNING
 
 
 def test_a_name_is_asked_for_all_its_addresses() -> None:
