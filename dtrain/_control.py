@@ -34,6 +34,7 @@ class Control:
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         os.close(null)
+        self.beat()  # by this the launcher sees that it may connect to the next ones
 
     def learn_environment(self) -> None:
         """Take over the launcher's variables. Ends the process where the launcher is gone already."""

@@ -50,31 +50,50 @@ class LineReader:
         if self._descriptor is not None:
             os.set_blocking(self._descriptor, False)
         self._rest = b""
-        self._size = 0
+        self._offset = self._size = 0
         self._redraws = False
         """The unfinished line has been overwritten: it is a progress bar."""
 
     def read(self, *, max_chunks: int | None = None) -> bytes:
         """The bytes that came since the last call; at most ``max_chunks`` MiB: a flood must not hold up the others."""
+        if not self._opens():
+            return b""
+        assert self._descriptor is not None
+        chunks: list[bytes] = []
+        with contextlib.suppress(BlockingIOError):
+            while (max_chunks is None or len(chunks) < max_chunks) and (chunk := os.read(self._descriptor, 1 << 20)):
+                chunks.append(chunk)
+        data = b"".join(chunks)
+        self._offset += len(data)
+        return data
+
+    def grows(self) -> bool:
+        """Whether the file has grown since this was last asked."""
+        before = self._size
+        if self._opens():
+            assert self._descriptor is not None
+            self._size = os.fstat(self._descriptor).st_size
+        return self._size > before
+
+    def look_again(self) -> None:
+        """Open the file anew before it is read the next time, and go on where this was.
+
+        On a network file system a file that is kept open shows what another host has written up to a minute late, and one that
+        is opened shows it at once (nfs(5), acregmax and close-to-open).
+        """
+        if self._path is not None:
+            self.close()
+
+    def _opens(self) -> bool:
+        """Whether there is something to read from, now or since before."""
         if self._descriptor is None:
             assert self._path is not None
             try:
                 self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
-                return b""
-        chunks: list[bytes] = []
-        with contextlib.suppress(BlockingIOError):
-            while (max_chunks is None or len(chunks) < max_chunks) and (chunk := os.read(self._descriptor, 1 << 20)):
-                chunks.append(chunk)
-        return b"".join(chunks)
-
-    def grows(self) -> bool:
-        """Whether the file has grown since this was last asked."""
-        before = self._size
-        with contextlib.suppress(FileNotFoundError):
-            assert self._path is not None
-            self._size = self._path.stat().st_size
-        return self._size > before
+                return False
+            os.lseek(self._descriptor, self._offset, os.SEEK_SET)
+        return True
 
     def lines(self, data: bytes, *, final: bool = False) -> list[str]:
         """The whole lines that end in ``data``, without their ends; with ``final`` also a last one that has no end."""

@@ -22,12 +22,12 @@ import psutil
 from dtrain.errors import NotRunnable
 from dtrain.files import read_json, write_json
 from dtrain.launch import archive, ssh
-from dtrain.launch.agent import processes_of
 from dtrain.launch.archive import Stat
 from dtrain.launch.console import Console
 from dtrain.launch.merging import merge
 from dtrain.launch.mirror import rank_files
 from dtrain.launch.plan import LaunchPlan, PlannedHost
+from dtrain.launch.run_processes import processes_of
 from dtrain.launch.supervise import Signals
 from dtrain.layout import RunLayout, StepFolder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import os
@@ -17,16 +18,16 @@ from dtrain import env
 from dtrain.errors import NotRunnable
 from dtrain.hosts import Host
 from dtrain.launch import ssh
-from dtrain.launch.agent import Agents
+from dtrain.launch.agents import Agents
 from dtrain.launch.plan import LaunchPlan, PlannedProcess, PlannedTask
+from dtrain.launch.ports import PortProbe
 from dtrain.launch.ssh import Connection
 from dtrain.layout import RunLayout
-from dtrain.processes import begin_group, signal_name
+from dtrain.processes import ProcessRecord, begin_group, signal_name
 from dtrain.status import ORPHANED, Kind, RankFailure, failure_from_line, read_failure, read_process
 
-_PROBE_S = 0.2
-# How long a killed task may take to let its port go: a big process is a while in dying.
-_PORT_FREE_S = 10.0
+# How long a killed task may take to die and let its port go: a big process is a while in dying.
+_PORT_FREE_S = 20.0
 
 
 class Member:
@@ -37,13 +38,18 @@ class Member:
         self.process: subprocess.Popen[bytes] | None = None
         self.connection: Connection | None = None
         """To a process on another host; ``process`` is its ssh client then."""
-        self.listens = planned.task is None or planned.task.address is None
+        address = planned.task.address if planned.task is not None else None
+        self.port = PortProbe(address) if address is not None else None
+        self.listens = self.port is None
         self.ended = False
         """Ended for good, and how has been looked at."""
         self.restarts = 0
+        self.killed: ProcessRecord | None = None
+        """The script that is to be replaced, which may not be gone yet."""
+        self.port_free_by = 0.0
+        """Until then one that is to be started waits where its port is taken; of time.monotonic, as ``started``."""
         self.seen_alive = 0.0
         self.started = 0.0
-        self.next_probe = 0.0
 
     @property
     def stage(self) -> int:
@@ -57,6 +63,11 @@ class Member:
     @property
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
+
+    @property
+    def beginning(self) -> bool:
+        """True while a process on another host has been asked for, and is not there yet."""
+        return self.connection is not None and not self.connection.has_begun and self.alive
 
 
 class Crew:
@@ -157,10 +168,12 @@ class Crew:
         for member in self._members:
             if member.connection is not None:
                 member.connection.release()
+            if member.port is not None:
+                member.port.close()
         self.agents.release()
 
     def step(self) -> list[RankFailure]:
-        """Look at every process, start what may start now, and return the failures that end the job.
+        """Look at every process, start what may start now, and return the failures that end the job. Waits for nobody.
 
         Raises NotRunnable when a command cannot be started.
         """
@@ -170,10 +183,16 @@ class Crew:
         if self._failed:
             return failures
         waiting = [member for member in self._members if member.process is None]
-        if failures or not waiting or not all(member.listens for member in self._members if member.process is not None):
+        stage = min((member.stage for member in waiting), default=0)
+        if not all(member.listens for member in self._members if member.stage < stage):
             return failures
-        stage = min(member.stage for member in waiting)
-        return [failure for member in waiting if member.stage == stage and (failure := self._start(member)) is not None]
+        beginning = collections.Counter(member.planned.host for member in self._members if member.beginning)
+        for member in (each for each in waiting if each.stage == stage):
+            if beginning[member.planned.host] < ssh.MOST_BEGINNING:
+                if (failure := self._start_when_free(member)) is not None:
+                    failures.append(failure)
+                beginning[member.planned.host] += member.beginning
+        return failures
 
     def _look_at(self, member: Member) -> RankFailure | None:
         process, task = member.process, member.planned.task
@@ -184,7 +203,8 @@ class Crew:
             member.ended = code is not None  # its ranks leave records
             return None
         if member.connection is not None:
-            member.connection.said()  # what waits there for too long would stop it
+            member.connection.attend()
+            member.connection.hear()
         if code is None:
             member.seen_alive = time.time()
             return None if member.listens else self._probe(member, task)
@@ -193,7 +213,8 @@ class Crew:
             return None
         failure = self._failure_of(member, code) if code != 0 else self._left_early(member, task)
         if failure is not None and failure.kind == "signal" and member.restarts < task.max_restarts and not self._failed:
-            return self._start_again(member, task, failure)
+            self._let_start_again(member, task, failure)
+            return None
         member.ended = member.listens = True
         return failure
 
@@ -245,24 +266,32 @@ class Crew:
         return _failure(planned, message, kind=kind, exit_code=exit_code, when=when)
 
     def _probe(self, member: Member, task: PlannedTask) -> RankFailure | None:
-        assert task.address is not None
-        now = time.monotonic()
-        if now < member.next_probe:
-            return None
-        member.next_probe = now + _PROBE_S
-        try:
-            socket.create_connection(task.address, timeout=1).close()
-            member.listens = True
-        except OSError:
-            if now - member.started > self._start_timeout_s:
-                message = f"does not listen on {_address(task)}, {self._start_timeout_s:g} s after its start (--start-timeout)"
-                return _failure(member.planned, message)
+        assert member.port is not None
+        member.listens = bool(member.port.look())
+        if not member.listens and time.monotonic() - member.started > self._start_timeout_s:
+            message = f"does not listen on {_address(task)}, {self._start_timeout_s:g} s after its start (--start-timeout)"
+            return _failure(member.planned, message)
         return None
 
-    def _start(self, member: Member) -> RankFailure | None:
+    def _start_when_free(self, member: Member) -> RankFailure | None:
+        """Start a process, unless its port is taken, or that is not known yet: then a later step does."""
         planned, task = member.planned, member.planned.task
-        if task is not None and task.address is not None and _somebody_listens(task.address):
+        waits = time.monotonic() < member.port_free_by
+        if waits and member.killed is not None and (left := member.killed.find()) is not None:
+            with contextlib.suppress(psutil.Error):
+                left.kill()  # its guard was killed too
+            return None
+        taken = member.port is not None and member.port.look()
+        if taken is None or (taken and waits):
+            return None
+        if taken:
+            assert task is not None
             return _failure(planned, f"cannot have its port: another process listens on {_address(task)}; start the job again")
+        self._start(member)
+        return None
+
+    def _start(self, member: Member) -> None:
+        planned = member.planned
         supervised = env.supervised_variables(self._run.attempt or 0)
         prepare = functools.partial(begin_group, signal.SIGTERM)  # which comes when this process is killed
         try:
@@ -283,9 +312,7 @@ class Crew:
         except OSError as error:
             program = "the ssh client" if planned.over_ssh else planned.argv[0]
             raise NotRunnable(f"{program} cannot be started: {error}") from error
-        member.listens = task is None or task.address is None
         member.started, member.seen_alive = time.monotonic(), time.time()
-        return None
 
     def _connect(self, planned: PlannedProcess, supervised: Mapping[str, str], prepare: Callable[[], None]) -> Connection:
         environment = {**planned.environment, **supervised, **env.control_variables()}
@@ -295,7 +322,8 @@ class Crew:
         connection.introduce({**others, **self._secrets})
         return connection
 
-    def _start_again(self, member: Member, task: PlannedTask, failure: RankFailure) -> RankFailure | None:
+    def _let_start_again(self, member: Member, task: PlannedTask, failure: RankFailure) -> None:
+        """Have later steps start a killed task anew, once its port is free."""
         member.restarts += 1
         files = self._run.rank(task.rank)
         if files.error.exists():
@@ -304,25 +332,13 @@ class Crew:
             f"dtrain: {task.task} {_was(failure)}; it is started again on {_address(task)} "
             f"({member.restarts} of {task.max_restarts} restarts)"
         )
-        self._await_port(task)
-        files.process.unlink(missing_ok=True)  # by it is seen whether the next one began
+        member.killed = read_process(self._run, task.rank)
+        for record in (files.process, files.heartbeat):  # by these is seen whether the next one began, and lives
+            record.unlink(missing_ok=True)
         if member.connection is not None:
             member.connection.release()
-        failure_to_start = self._start(member)
-        member.ended = failure_to_start is not None
-        return failure_to_start
-
-    def _await_port(self, task: PlannedTask) -> None:
-        """Wait for what is left of the killed one: where its guard was killed too, the kernel still ends the script."""
-        record = read_process(self._run, task.rank)
-        script = record.find() if record is not None else None
-        if script is not None:
-            with contextlib.suppress(psutil.Error):
-                script.kill()
-                script.wait(_PORT_FREE_S)
-        deadline = time.monotonic() + _PORT_FREE_S
-        while task.address is not None and _somebody_listens(task.address) and time.monotonic() < deadline:
-            time.sleep(_PROBE_S)
+        member.process = member.connection = None
+        member.listens, member.port_free_by = member.port is None, time.monotonic() + _PORT_FREE_S
 
 
 def _was(failure: RankFailure) -> str:
@@ -357,11 +373,3 @@ def _failure(
 
 def _address(task: PlannedTask) -> str:
     return Host(task.address[0]).address(task.address[1]) if task.address is not None else "no port"
-
-
-def _somebody_listens(address: tuple[str, int]) -> bool:
-    try:
-        socket.create_connection(address, timeout=1).close()
-    except OSError:
-        return False
-    return True

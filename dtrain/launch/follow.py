@@ -162,6 +162,7 @@ class _Watch:
         """See what the job's nodes have written, see RankLayout.look_again."""
         with contextlib.suppress(OSError):
             os.listdir(self._run.root)
+        self._words.look_again()
 
     def _show_words(self, *, final: bool = False) -> None:
         for line in self._words.lines(self._words.read(), final=final):

@@ -60,6 +60,8 @@ class Workers:
         """Ends all workers when it is set."""
         self._dismissed: dict[int, threading.Event] = {}
         """Of each worker that is alive."""
+        self._turns: dict[str, threading.Semaphore] = {}
+        """For connections that are about to begin, by host."""
 
     @property
     def alive(self) -> set[int]:
@@ -95,7 +97,7 @@ class Workers:
     def _run_one(self, number: int, slot: SlotInfo, events: Sequence[threading.Event]) -> int:
         files, host = self._run.rank(number), Host(slot.hostname)
         given = {**self._variables, **create_slot_env_vars(slot), **(env.worker_variables(number) if self._elastic else {})}
-        connection = None if ssh.is_here(host) else self._connect(host, given)
+        connection = None if ssh.is_here(host) else self._connect_in_turn(host, given, events)
         process = self._start(given) if connection is None else connection.process
         self._wait(process, connection, events)
         code = process.returncode
@@ -117,6 +119,15 @@ class Workers:
         prepare = functools.partial(begin_group, signal.SIGTERM)
         return subprocess.Popen(self._command, env={**os.environ, **given}, stdin=subprocess.DEVNULL, preexec_fn=prepare)
 
+    def _connect_in_turn(self, host: Host, given: Mapping[str, str], events: Sequence[threading.Event]) -> Connection:
+        """Connect to a host; blocks until that has begun or failed, or an event says that it no longer matters."""
+        with self._turns.setdefault(host.name, threading.Semaphore(ssh.MOST_BEGINNING)):
+            connection = self._connect(host, given)
+            while not connection.hear() and connection.process.poll() is None and not any(event.is_set() for event in events):
+                connection.attend()
+                time.sleep(_POLL_S)
+        return connection
+
     def _connect(self, host: Host, given: Mapping[str, str]) -> Connection:
         told = {**ssh.starting_variables(), **env.own_variables(), **given, **env.control_variables(ordered=True)}
         argv = ssh.command(host.name, Path.cwd(), told, self._command)
@@ -130,7 +141,8 @@ class Workers:
         while process.poll() is None:
             time.sleep(_POLL_S)
             if connection is not None:
-                connection.said()  # what waits there for too long would stop it
+                connection.attend()
+                connection.hear()
             if deadline is None and any(event.is_set() for event in events):
                 deadline = time.monotonic() + _GRACE_S
                 if connection is None:

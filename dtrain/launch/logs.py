@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from dtrain.errors import UsageError, WorkspaceError
 from dtrain.launch.console import Console, LineReader
@@ -12,6 +12,7 @@ from dtrain.layout import RunLayout
 from dtrain.status import read_process, read_status
 
 _POLL_S = 0.1
+_LOOK_AGAIN_S = 1.0
 
 
 def print_logs(
@@ -59,11 +60,16 @@ def _print_attempt(
     if is_over is None and not any(run.rank(each).output_log.is_file() for each in ranks) and not run.launcher_log.is_file():
         raise WorkspaceError(f"run {run.id} kept no output: it was not started by `dtrain run`, or its ranks never began")
     readers = {each: LineReader(run.rank(each).output_log) for each in ranks}
+    hosts: dict[int, str] = {}
+    next_look = 0.0
     while True:
         ended = is_over is None or is_over() or run.newest_attempt() != run
         if status.elastic and rank is None:  # some may have been started since
             status = read_status(run)
             readers |= {n: LineReader(run.rank(n).output_log) for n in range(len(readers), status.size)}
+        if ended or time.monotonic() >= next_look:
+            next_look = time.monotonic() + _LOOK_AGAIN_S
+            _look_again(run, readers, launcher)
         labels = [task.replace(" ", "") for task in status.tasks]
         for each, reader in readers.items():
             data = reader.read()
@@ -71,11 +77,26 @@ def _print_attempt(
                 sys.stdout.buffer.write(data)
                 sys.stdout.buffer.flush()
             else:
-                process = read_process(run, each)
-                host, lines = process.host if process else "?", reader.lines(data, final=ended)
-                console.rank_lines(host, each, lines, label=labels[each] if labels else "")
+                if lines := reader.lines(data, final=ended):
+                    console.rank_lines(_host(run, each, hosts), each, lines, label=labels[each] if labels else "")
         if launcher is not None:
             console.rank_lines("launcher", "", launcher.lines(launcher.read(), final=ended))
         if ended:
             return
         time.sleep(_POLL_S)
+
+
+def _look_again(run: RunLayout, readers: Mapping[int, LineReader], launcher: LineReader | None) -> None:
+    """See what other hosts have written since."""
+    for rank, reader in readers.items():
+        run.rank(rank).look_again()
+        reader.look_again()
+    if launcher is not None:
+        launcher.look_again()
+
+
+def _host(run: RunLayout, rank: int, known: dict[int, str]) -> str:
+    """The name of a rank's host, which is read once and then ``known``."""
+    if rank not in known and (process := read_process(run, rank)) is not None:
+        known[rank] = process.host
+    return known.get(rank, "?")

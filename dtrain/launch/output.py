@@ -46,6 +46,10 @@ class Output:
         """Show the output of this rank from now on; ``label`` is its role and index, empty of a rank that has none."""
         self._labels[rank], self._readers[rank] = label, LineReader(self._run.rank(rank).output_log)
 
+    def look_again(self, rank: int) -> None:
+        """See what this rank has written on another host, see :meth:`LineReader.look_again`."""
+        self._readers[rank].look_again()
+
     def show(self, *, final: bool) -> list[RankFailure]:
         """Show what the ranks wrote since, ``final``: all of it; return the failures that came through the pipe."""
         if final or not self._console.is_behind:

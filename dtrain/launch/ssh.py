@@ -28,6 +28,9 @@ FAILED = 255
 CONNECT_S = 10
 LOST_S = 6.0
 """Seconds of silence, as a rule, after which a host is lost."""
+MOST_BEGINNING = 8
+"""How many connections to one host may be about to begin. sshd refuses some as soon as ten are (MaxStartups 10:30:100,
+sshd_config(5)), and one more may be an agent's."""
 # What else the user's configuration may say is kept, but for a connection shared with others: it would outlive this client.
 CONNECT_OPTIONS = (
     *("-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_S}", "-o", "ControlMaster=no", "-o", "ControlPath=none"),
@@ -128,28 +131,36 @@ def last_words(said: str) -> str:
 
 
 class Connection:
-    """The ssh client of one process on another host, and the way in which that is told what to do."""
+    """The ssh client of one process on another host, and the way in which that is told what to do. Nothing here blocks."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdin is not None
+        assert process.stdout is not None
         assert process.stderr is not None
         self.process = process
-        self._stdin, self._stderr = process.stdin, process.stderr
+        self._stdin, self._stdout, self._stderr = process.stdin, process.stdout, process.stderr
         os.set_blocking(self._stderr.fileno(), False)
         os.set_blocking(self._stdin.fileno(), False)  # nobody waits for a host that does not answer
-        self._said = b""
-        if process.stdout is not None:
-            os.set_blocking(process.stdout.fileno(), False)
+        self._unsent = self._said = b""
+        self.has_begun = False
+        """The process over there has said something on its standard output, as far as that was heard."""
+        os.set_blocking(self._stdout.fileno(), False)
 
     def introduce(self, environment: Mapping[str, str]) -> None:
         """Send what the process is to have in its environment beside what its command line says: others can read that."""
-        os.set_blocking(self._stdin.fileno(), True)
-        self._write(json.dumps(dict(environment)).encode())  # not orjson: a variable may hold bytes that are no text
-        os.set_blocking(self._stdin.fileno(), False)
+        self._send(json.dumps(dict(environment)).encode())  # not orjson: a variable may hold bytes that are no text
 
     def tell(self, word: str) -> None:
         """Say ``end``, ``leave`` or ``stacks`` (see dtrain._control); nothing when the connection is gone."""
-        self._write(word.encode())
+        self._send(word.encode())
+
+    def attend(self) -> None:
+        """Send on what the connection did not take at once, and take what ssh said. To be called now and then, as :meth:`hear`:
+        what nobody takes would stop the process over there."""
+        with contextlib.suppress(OSError, ValueError):  # it takes no more now, or never again
+            while self._unsent:
+                self._unsent = self._unsent[os.write(self._stdin.fileno(), self._unsent) :]
+        self.said()
 
     def close(self) -> None:
         """End the process over there, without a grace time."""
@@ -157,19 +168,19 @@ class Connection:
             self._stdin.close()
 
     def said(self) -> str:
-        """The last lines of what ssh, or what it started, said so far. Has to be asked now and then, or they would wait."""
+        """The last lines of what ssh, or what it started, said so far."""
         with contextlib.suppress(OSError, ValueError):
             while chunk := os.read(self._stderr.fileno(), 65536):
                 self._said = b"\n".join((self._said + chunk).split(b"\n")[-_KEPT_LINES:])
         return self._said.decode(errors="replace")
 
-    def hear(self, most_bytes: int) -> bytes:
-        """What came from the process's standard output since the last time, where it is listened to; about so much at most."""
+    def hear(self, most_bytes: int = 1 << 16) -> bytes:
+        """What came from the process's standard output since the last time; about so much at most."""
         heard = bytearray()
-        if self.process.stdout is not None:
-            with contextlib.suppress(OSError, ValueError):
-                while len(heard) < most_bytes and (chunk := os.read(self.process.stdout.fileno(), 65536)):
-                    heard += chunk
+        with contextlib.suppress(OSError, ValueError):
+            while len(heard) < most_bytes and (chunk := os.read(self._stdout.fileno(), 65536)):
+                heard += chunk
+        self.has_begun = self.has_begun or bool(heard)
         return bytes(heard)
 
     def release(self) -> None:
@@ -177,8 +188,7 @@ class Connection:
         self.said()
         self.close()
         self._stderr.close()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        self._stdout.close()
 
     def broke(self) -> bool:
         """Of a client that ended with :data:`FAILED`: whether the connection broke. Else its process was killed by a signal."""
@@ -201,22 +211,20 @@ class Connection:
             return "exit", code, f"lost: the ssh connection to {host} broke: {words}"
         return "signal", 128 + signal.SIGKILL, VANISHED
 
-    def _write(self, line: bytes) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            os.write(self._stdin.fileno(), line + b"\n")
+    def _send(self, line: bytes) -> None:
+        self._unsent += line + b"\n"
+        self.attend()
 
 
-def connect(
-    argv: Sequence[str], cwd: Path, marker: Mapping[str, str], prepare: Callable[[], None], *, listen: bool = False
-) -> Connection:
+def connect(argv: Sequence[str], cwd: Path, marker: Mapping[str, str], prepare: Callable[[], None]) -> Connection:
     """Start the ssh client. ``marker`` is added to its environment, by which the run's processes are found; ``prepare`` runs
-    between fork and exec; ``listen`` to what the process says (:meth:`Connection.hear`). Raises OSError."""
+    between fork and exec. Raises OSError."""
     process = subprocess.Popen(
         argv,
         cwd=cwd,
         env={**os.environ, **marker},
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE if listen else subprocess.DEVNULL,  # a rank writes there to see whether the connection holds
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         preexec_fn=prepare,
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import psutil
 
 from dtrain.job_options import Hangs
-from dtrain.launch.agent import Agents, processes_of, signal_guard
+from dtrain.launch.agents import Agents
 from dtrain.launch.beats import BeatWatch
 from dtrain.launch.console import Console
 from dtrain.launch.crew import Crew
@@ -23,6 +23,7 @@ from dtrain.launch.elastic import Survivals
 from dtrain.launch.hang import HANG, HangWatch
 from dtrain.launch.output import Output
 from dtrain.launch.plan import LaunchPlan
+from dtrain.launch.run_processes import processes_of, signal_guard
 from dtrain.launch.ssh import FAILED
 from dtrain.layout import RunLayout
 from dtrain.processes import END_SCRIPT, signal_name
@@ -45,7 +46,7 @@ _CAUSE_LINES = 20
 _STEP_CANCELED = re.compile(r"STEP \S+ ON \S+ CANCELLED")
 _POLL_S = 0.03
 _CHECK_S = 0.1
-# How often the folders of ranks on other hosts are opened anew, which costs a network file system some of its time.
+# How often the folders and outputs of ranks on other hosts are opened anew, which costs a network file system some of its time.
 _LOOK_AGAIN_S = 1.0
 # How long a silent connection to another host is kept, where --heartbeat-timeout sets no limit.
 _NEVER_LOST_S = 3600.0
@@ -198,19 +199,23 @@ class Supervisor:
         if not final and time.monotonic() < self._next_check:
             return
         self._next_check = time.monotonic() + _CHECK_S
-        look_again = final or time.monotonic() >= self._next_look
-        if look_again:
-            self._next_look = time.monotonic() + _LOOK_AGAIN_S
         self._meet_ranks()
+        if final or time.monotonic() >= self._next_look:
+            self._look_again()
         tasks = self._plan.tasks
         for rank in self._plan.deciding_ranks(self._run) if self._work_done else self._names:
             if rank in self._failures or (rank in tasks and not final):
                 continue
-            if rank in self._on_other_hosts and look_again:
-                self._run.rank(rank).look_again()
             if (failure := read_failure(self._run, rank)) is not None:
                 self._failures[rank] = failure
         self._fatal()
+
+    def _look_again(self) -> None:
+        """See what ranks on other hosts have written since."""
+        self._next_look = time.monotonic() + _LOOK_AGAIN_S
+        for rank in self._on_other_hosts & self._names.keys():
+            self._run.rank(rank).look_again()
+            self._output.look_again(rank)
 
     def _show(self, *, final: bool = False) -> None:
         self._crew.agents.heard()
@@ -291,8 +296,6 @@ class Supervisor:
 
     def _has_ended(self, rank: int) -> bool:
         files = self._run.rank(rank)
-        if rank in self._on_other_hosts:
-            files.look_again()
         return rank in self._failures or self._crew.has_left(rank) or files.done.is_file() or files.error.is_file()
 
     def _scripts_ended(self) -> bool:
@@ -306,8 +309,6 @@ class Supervisor:
             shutil.rmtree(self._plan.scratch, ignore_errors=True)
 
     def _verdict(self) -> RunStatus:
-        for rank in self._on_other_hosts:
-            self._run.rank(rank).look_again()
         deciding = self._plan.deciding_ranks(self._run)
         missing = [rank for rank in deciding if not self._run.rank(rank).done.is_file()]
         launcher_code = self._crew.exit_code()

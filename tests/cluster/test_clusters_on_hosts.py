@@ -60,6 +60,13 @@ while True:
     assert [read_process(project.latest, rank).host for rank in range(4)] == ["node1", "node1", "node2", "node2"]  # type: ignore[union-attr]
 
 
+def test_more_tasks_on_a_host_than_its_sshd_takes_connections_at_once(project: ClusterProject) -> None:
+    script = project.script(PRELUDE + "listen()\n")
+    done = project.dtrain("run", "--launcher", "multi_worker", "-n", "17", "--max-ranks", "17", "-H", "node1:1,node2:16", script)
+    assert done.returncode == 0, done.stderr
+    assert all(count(project, f"worker{index}", "listens") == 1 for index in range(17))
+
+
 def test_a_script_that_raises_on_another_host(project: ClusterProject) -> None:
     script = project.script(PRELUDE + "server = listen()\nif index:\n    raise ValueError('bad batch')\ntime.sleep(60)\n")
     done = project.dtrain("run", "--launcher", "multi_worker", "-n", "2", "-H", "node1,node2", script)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import signal
 from collections.abc import Callable
 
 import orjson
 import pytest
+
+from dtrain.files import atomic_write
+from dtrain.layout import Workspace
+from dtrain.processes import ProcessRecord
+from dtrain.status import RunStatus, write_record
 
 from .conftest import Project
 
@@ -83,6 +89,25 @@ def test_logs_follow_a_running_job_to_its_end(project: Project, wait_until: Call
     (project.latest.outputs / "go").touch()
     assert follower.communicate(timeout=20)[0].endswith("last\n")
     job.communicate(timeout=20)
+
+
+def test_logs_follow_what_another_host_writes(project: Project) -> None:
+    """A file replaced by a longer copy stands for one of a network file system: only who opens it sees what came."""
+    run = Workspace(project.folder / "workspace").create_run("train")
+    run.make_folders(1)
+    elsewhere = ProcessRecord(host="node2", pid=1, started=1.0)
+    status = RunStatus(state="running", size=1, started=1.0, supervisor=elsewhere)
+    for path, record in ((run.spec, status), (run.status, status), (run.rank(0).process, elsewhere)):
+        write_record(path, record)
+    log = run.rank(0).output_log
+    log.write_text("first\n")
+    follower = project.start("logs", "latest", "--follow")
+    assert follower.stdout is not None
+    for shown, follows in (("first", b"second\n"), ("second", b"last\n")):
+        assert follower.stdout.readline() == f"[node2:0] {shown}\n"
+        atomic_write(log, log.read_bytes() + follows)
+    write_record(run.status, dataclasses.replace(status, state="completed"))
+    assert follower.communicate(timeout=20)[0] == "[node2:0] last\n"
 
 
 def test_stop_ends_a_running_job(project: Project, wait_until: Callable[..., None]) -> None:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from dtrain import env
-from dtrain.launch.agent import signal_guard
+from dtrain.launch.run_processes import signal_guard
 from dtrain.layout import RunLayout
 from dtrain.processes import END_SCRIPT
 from dtrain.status import failure_from_line, read_process

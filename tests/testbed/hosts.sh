@@ -33,7 +33,7 @@ up)
     printf '%s\n' 'Host *' 'StrictHostKeyChecking no' 'UserKnownHostsFile /dev/null' 'LogLevel ERROR' >"$state/ssh/config"
     chmod 700 "$state/ssh"; chmod 600 "$state"/ssh/*
     printf '%s\n' "HostKey $state/hostkey" "AuthorizedKeysFile $state/ssh/authorized_keys" 'PermitRootLogin prohibit-password' \
-        'PasswordAuthentication no' 'UsePAM no' 'StrictModes no' 'MaxStartups 100:30:200' 'UseDNS no' 'PidFile none' >"$state/sshd_config"
+        'PasswordAuthentication no' 'UsePAM no' 'StrictModes no' 'UseDNS no' 'PidFile none' >"$state/sshd_config"
     echo 127.0.0.1 localhost >"$state/hosts"
     for k in $(seq "$count"); do echo "$net.$k node$k" >>"$state/hosts"; done
     ip netns add "$switch"

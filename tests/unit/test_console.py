@@ -35,6 +35,25 @@ def test_an_unfinished_bar_is_known(tmp_path: Path) -> None:
     assert seen == ["", "10%", "30%", "30%35", "", "50%", ""]
 
 
+def test_a_file_that_another_host_writes_is_read_on_when_it_is_opened_anew(tmp_path: Path) -> None:
+    """A file replaced by a longer copy stands for one of a network file system: only who opens it sees what came."""
+    log, longer = tmp_path / "output.log", tmp_path / "longer"
+    reader = LineReader(log)
+    assert (reader.read(), reader.grows()) == (b"", False)
+    log.write_bytes(b"one\n")
+    assert (reader.read(), reader.grows(), reader.grows()) == (b"one\n", True, False)
+    longer.write_bytes(b"one\ntwo\n")
+    longer.rename(log)
+    assert (reader.read(), reader.grows()) == (b"", False)
+    reader.look_again()
+    assert (reader.grows(), reader.read(), reader.read()) == (True, b"two\n", b"")
+    log.unlink()
+    reader.look_again()
+    assert reader.read() == b""
+    log.write_bytes(b"one\ntwo\nthree\n")
+    assert reader.read() == b"three\n"
+
+
 def test_bars_stand_below_all_else_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from dtrain.job_options import Hangs
-from dtrain.launch.agent import Agents
+from dtrain.launch.agents import Agents
 from dtrain.launch.crew import Crew
 from dtrain.launch.hang import HangWatch
 from dtrain.launch.plan import LaunchPlan

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dtrain.launch.agent import lost
+from dtrain.launch.agents import lost
 from dtrain.launch.console import Console
 from dtrain.launch.plan import LaunchPlan, PlannedHost, PlannedProcess
 from dtrain.launch.supervise import Limits, Signals, Supervisor
@@ -42,6 +42,21 @@ def test_many_ranks_are_one_short_sentence(tmp_path: Path, code: int, begun: int
     status = Supervisor(plan, run, Limits(timeout_s=None, grace_s=1.0), Console(), Signals()).run()
     assert cause in status.cause
     assert len(status.cause) < 500
+
+
+def test_what_another_host_writes_is_shown_as_it_comes(tmp_path: Path) -> None:
+    """A file replaced by a longer copy stands for one of a network file system: only who opens it sees what came."""
+    run, shown = RunLayout(tmp_path / "run").begin_attempt(0, 1), tmp_path / "shown"
+    grow = "cp log longer; echo $word >>longer; mv longer log"
+    wait = "n=0; until grep -q $word $0; do n=$((n + 1)); [ $n -lt 200 ] || exit 3; sleep 0.1; done"
+    script = f"echo one >log; word=one; {wait}; word=two; {grow}; {wait}; word=three; {grow}".replace("log", "output.log")
+    launcher = PlannedProcess(
+        name="srun", host="here", argv=("sh", "-c", script, str(shown)), environment={}, cwd=run.rank(0).root
+    )
+    plan = LaunchPlan(launcher="slurm", size=1, processes=(launcher,), ordered=True)
+    with open(shown, "w") as out:
+        Supervisor(plan, run, Limits(timeout_s=None, grace_s=1.0), Console(out, out), Signals()).run()
+    assert [line.partition("] ")[2] for line in shown.read_text().splitlines()] == ["one", "two", "three"]
 
 
 def test_of_a_lost_host_not_every_rank_is_named() -> None:

@@ -1,0 +1,156 @@
+"""How a crew starts its processes, and that its steps wait for nobody. What they do then: tests/console, tests/cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from dtrain.launch import ssh
+from dtrain.launch.agents import Agents
+from dtrain.launch.crew import Crew
+from dtrain.launch.plan import LaunchPlan, PlannedProcess, PlannedTask
+from dtrain.launch.ports import PortProbe, free_ports
+from dtrain.layout import RunLayout
+from dtrain.roles import Task
+from dtrain.status import RankFailure
+
+# A step that waits for somebody takes seconds; one that does not, milliseconds, on a machine with much else to do.
+_MOST_S = 3.0
+_TASKS = 8
+
+
+@pytest.fixture
+def silent() -> Iterator[tuple[str, int]]:
+    """An address whose SYNs are dropped: that of a server whose backlog is full."""
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        address: tuple[str, int] = server.getsockname()
+        while True:
+            filler = stack.enter_context(socket.socket())
+            filler.settimeout(0.5)
+            try:
+                filler.connect(address)
+            except TimeoutError:
+                break
+        yield address
+
+
+@pytest.fixture
+def beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int]]:
+    """Hosts are slow to begin (tests/fakes/bin/ssh); how many connections had been about to begin, at each start."""
+    folder = tmp_path / "beginning"
+    folder.mkdir()
+    monkeypatch.setenv("BEGINNING", str(folder))
+    monkeypatch.setenv("PATH", f"{Path(__file__).parents[1] / 'fakes' / 'bin'}:{os.environ['PATH']}")
+    return lambda: [int(line) for line in (folder / "seen").read_text().split()]
+
+
+class Steps:
+    """A crew of tasks that sleep, which is asked for step after step until something is so."""
+
+    def __init__(self, folder: Path, tasks: list[PlannedTask], *, start_timeout_s: float = 60.0, host: str = "") -> None:
+        """``host`` is another one that all are on."""
+        self.run = RunLayout(folder / "run").begin_attempt(0, len(tasks))
+        planned = functools.partial(
+            PlannedProcess, host=host or "here", over_ssh=bool(host), argv=("sleep", "60"), environment={}
+        )
+        processes = tuple(planned(name=str(each.task), cwd=folder, task=each) for each in tasks)
+        plan = LaunchPlan(launcher="multi_worker", size=len(tasks), processes=processes)
+        self.said: list[str] = []
+        agents = Agents(plan, self.run, 6.0, self.said.append)
+        self.crew = Crew(plan, self.run, agents, output=1, start_timeout_s=start_timeout_s, say=self.said.append)
+
+    def until(self, condition: Callable[[list[RankFailure]], object]) -> list[RankFailure]:
+        deadline, failures = time.monotonic() + 60, list[RankFailure]()
+        while not condition(failures):
+            began = time.monotonic()
+            failures += self.crew.step()
+            assert time.monotonic() - began < _MOST_S
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return failures
+
+    def end(self) -> None:
+        for process in self.crew.processes:
+            process.kill()
+            process.wait()
+        self.crew.release()
+
+
+def _worker(rank: int, address: tuple[str, int], **how: int) -> PlannedTask:
+    return PlannedTask(rank=rank, task=Task("worker", rank), address=address, **how)
+
+
+def test_hosts_that_do_not_answer_hold_no_step_up(tmp_path: Path, silent: tuple[str, int]) -> None:
+    steps = Steps(tmp_path, [_worker(rank, silent) for rank in range(_TASKS)], start_timeout_s=0.5)
+    steps.until(lambda _: len(steps.crew.processes) == _TASKS)  # nobody answers there, so the ports are free
+    failures = steps.until(len)
+    assert failures[0].message == f"does not listen on 127.0.0.1:{silent[1]}, 0.5 s after its start (--start-timeout)"
+    steps.end()
+
+
+def test_a_killed_task_is_started_again_when_its_port_is_free(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    steps = Steps(tmp_path, [_worker(0, ("127.0.0.1", port), max_restarts=1)])
+    steps.until(lambda _: steps.crew.processes)
+    with socket.create_server(("127.0.0.1", port)):
+        (first,) = steps.crew.processes
+        first.kill()
+        steps.until(lambda _: steps.crew.restarts == 1)
+        until = time.monotonic() + 1
+        assert steps.until(lambda _: time.monotonic() > until) == []
+        assert steps.crew.processes == []
+        assert steps.crew.at_work
+    assert steps.until(lambda _: steps.crew.processes) == []
+    assert "worker 0 was killed by SIGKILL; it is started again" in steps.said[0]
+    steps.end()
+
+
+def test_few_connections_to_a_host_begin_at_a_time(tmp_path: Path, beginning: Callable[[], list[int]]) -> None:
+    """sshd refuses some of more than ten. That a task listens is waited for by the next stage, not by the rest of its own."""
+    steps = Steps(tmp_path, [_worker(rank, ("127.0.0.1", port)) for rank, port in enumerate(free_ports(20))], host="node2")
+    assert steps.until(lambda _: len(steps.crew.processes) == 20) == []
+    steps.end()
+    assert max(beginning()) == ssh.MOST_BEGINNING
+
+
+@pytest.mark.needs("horovod")
+def test_few_workers_of_gloo_begin_at_a_time(tmp_path: Path, beginning: Callable[[], list[int]]) -> None:
+    from horovod.runner.common.util.hosts import HostInfo, get_host_assignments
+
+    from dtrain.launch.gloo_driver import Workers
+
+    workers = Workers(RunLayout(tmp_path / "run").begin_attempt(0, 20), ["true"], elastic=False)
+    slots = get_host_assignments([HostInfo("no-such-host.invalid", 20)], 20, 20)
+    with ThreadPoolExecutor(max_workers=20) as pool:
+        codes = [pool.submit(workers.run, slot.rank, slot) for slot in slots]
+        while os.listdir(tmp_path / "beginning") != ["seen"] or len(beginning()) < 20:
+            time.sleep(0.05)
+        workers.stop.set()
+        assert {code.result() for code in codes} == {0}
+    assert max(beginning()) == ssh.MOST_BEGINNING
+
+
+def test_a_name_is_asked_for_all_its_addresses() -> None:
+    """Some of localhost's may not be this host's: ::1 in a container."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        probe = PortProbe(("localhost", server.getsockname()[1]))
+        while (listens := probe.look()) is None:
+            time.sleep(0.01)
+        assert listens
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "no-such-host.invalid"])
+def test_nobody_listens(name: str) -> None:
+    probe, opened = PortProbe((name, free_ports(1)[0])), len(os.listdir("/proc/self/fd"))
+    while (listens := probe.look()) is None:
+        time.sleep(0.01)
+    assert (listens, len(os.listdir("/proc/self/fd"))) == (False, opened)
