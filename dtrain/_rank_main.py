@@ -29,13 +29,7 @@ from dtrain._after_import import AfterImport
 from dtrain._control import Control, Orders
 from dtrain._masked_pipe import MaskedPipe
 from dtrain.binding import HostTopology, plan_binding
-from dtrain.env import (
-    RankEnv,
-    given_secrets,
-    other_world,
-    quiet_tensorflow,
-    unescape_arguments,
-)
+from dtrain.env import RankEnv, given_secrets, other_world, quiet_tensorflow, unescape_arguments
 from dtrain.errors import DtrainError, RankError
 from dtrain.files import write_json
 from dtrain.layout import RankLayout
@@ -103,6 +97,8 @@ def main() -> NoReturn:
     run = rank_env.layout
     if run is None:
         raise RankError("dtrain._rank_main is started by `dtrain run`, which says in DTRAIN_RUN_DIR where the run lies")
+    if rank_env.supervised and not run.root.is_dir():
+        sys.exit(f"dtrain: {os.uname().nodename} does not see {run.root}; choose a workspace that all hosts share (--workspace)")
     files = run.rank(rank_env.number)
     files.root.mkdir(parents=True, exist_ok=True)
     for record in (files.error, files.done, files.orders):

@@ -65,7 +65,10 @@ def _launcher(
         allocation = Allocation.read()
         if allocation is None:
             return functools.partial(slurm.submission, spec)
+        if workspace is not None and spec.preflight:
+            slurm.check_sight(spec, allocation, workspace)
         start = slurm.find_start(spec, allocation, tried=workspace is not None)
+        slurm.check_room(spec, allocation, start)
         return functools.partial(slurm.plan, spec, allocation=allocation, start=start)
     if spec.horovod_options.gloo:
         from dtrain.launch import gloo

@@ -1,0 +1,79 @@
+"""Launcher `slurm` where the nodes are not what the job needs: one does not see the workspace, or they are too few."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from dtrain.status import read_status
+
+from .conftest import SlurmProject
+from .test_slurm import ONE_EACH, TELLS
+
+pytestmark = pytest.mark.needs("slurm", "mpi")
+
+SHARE = "on a file system that all nodes share (--workspace, DTRAIN_WORKSPACE)"
+
+
+@pytest.fixture
+def apart(slurm: SlurmProject) -> Iterator[SlurmProject]:
+    """node2 sees neither the workspace nor another folder: it has its own at the same paths."""
+    hidden = [slurm.folder / name for name in ("workspace", "only-here")]
+    for folder in hidden:
+        folder.mkdir()
+        slurm.hosts("exec", "node2", "mount", "-t", "tmpfs", "tmpfs", str(folder))
+    yield slurm
+    for folder in hidden:
+        slurm.hosts("exec", "node2", "umount", str(folder))
+
+
+def test_a_node_that_does_not_see_the_workspace_is_named(apart: SlurmProject) -> None:
+    words = f"node node2 does not see the workspace {apart.folder}/workspace; choose one {SHARE}"
+    done = apart.dtrain(*ONE_EACH, apart.script(TELLS))
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count(words) == 1
+    assert read_status(apart.latest).cause == words
+    apart.within = ("salloc", "--quiet", "--nodes=2", "--ntasks-per-node=1")
+    done = apart.dtrain("run", apart.script(TELLS))
+    assert (done.returncode, done.stderr) == (2, f"dtrain: {words}\n")
+    assert len(list((apart.folder / "workspace").glob("**/spec.json"))) == 1
+
+
+def test_a_node_without_the_ranks_python_is_named(apart: SlurmProject) -> None:
+    python = apart.folder / "only-here" / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    apart.within = ("salloc", "--quiet", "--nodes=2", "--ntasks-per-node=1")
+    done = apart.dtrain("run", "--workspace", "shared", "--python", str(python), apart.script(TELLS))
+    assert done.returncode == 127, done.stderr
+    assert f"there is no {python} on node2; ranks need their Python at the same path on all nodes" in done.stderr
+
+
+def test_a_first_node_that_does_not_see_the_workspace_is_named(apart: SlurmProject) -> None:
+    done = apart.dtrain("run", "--launcher", "slurm", "--sbatch-arg=--nodelist=node2", apart.script(TELLS))
+    assert done.returncode == 1, done.stderr
+    assert f"Slurm could not start job {apart.job} on node2: that node does not see {apart.latest.root}, or cannot" in done.stderr
+
+
+@pytest.mark.parametrize("start", ["pmix", "mpirun"])
+def test_a_rank_that_ends_before_it_can_record_anything_ends_the_job(apart: SlurmProject, start: str) -> None:
+    """The nodes are not asked before."""
+    apart.within = ("salloc", "--quiet", "--nodes=2", "--ntasks-per-node=1")
+    done = apart.dtrain("run", "--skip-preflight", "--slurm-start", start, apart.script(TELLS))
+    assert done.returncode == 1, done.stderr
+    assert f"dtrain: node2 does not see {apart.latest.root}; choose a workspace that all hosts share" in done.stderr
+    named = "first to fail was rank 1 on node2: ended before it began: Exited with exit code 1; dtrain: node2 does not see"
+    assert start == "mpirun" or named in done.stderr
+    assert not apart.hosts("exec", "node2", "find", str(apart.folder / "workspace"), "-mindepth", "1")
+
+
+def test_more_ranks_than_an_allocation_has_room_for_are_refused_before_the_start(slurm: SlurmProject) -> None:
+    slurm.within = ("salloc", "--quiet", "--nodes=2", "--ntasks-per-node=2")
+    done = slurm.dtrain("run", "-n", "5", slurm.script(TELLS))
+    assert done.returncode == 2, done.stderr
+    assert "of 4 CPUs on 2 nodes, srun starts 4 ranks at most; lower -n" in done.stderr
+    assert not list((slurm.folder / "workspace").glob("runs/*"))
+    done = slurm.dtrain("run", "-n", "5", "--slurm-start", "mpirun", slurm.script(TELLS))  # as the message says
+    assert done.returncode == 0, done.stderr
