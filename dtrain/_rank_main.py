@@ -128,7 +128,8 @@ def main() -> NoReturn:
             output.be_output()
         _run_script(recorder, unescape_arguments(sys.argv[1:]))
     os.close(ready_read)
-    _Guard(recorder, child, control, output).watch(launcher, ready_write)
+    orders = Orders(files.orders, run.staging) if rank_env.ordered else None
+    _Guard(recorder, child, control, orders, output).watch(launcher, ready_write)
 
 
 def _bind(recorder: Recorder) -> None:
@@ -156,9 +157,10 @@ def _send_output_to(path: Path) -> None:
 class _Guard:
     """Waits for the script's process, passes signals on to it, records its end, and ends alike."""
 
-    def __init__(self, recorder: Recorder, child: int, control: Control | None, output: MaskedPipe | None) -> None:
-        self._recorder, self._child, self._control, self._output = recorder, child, control, output
-        self._orders = Orders(recorder.files.orders) if recorder.env.ordered else None
+    def __init__(
+        self, recorder: Recorder, child: int, control: Control | None, orders: Orders | None, output: MaskedPipe | None
+    ) -> None:
+        self._recorder, self._child, self._control, self._orders, self._output = recorder, child, control, orders, output
         # slurmd signals every process of a step itself: passed on, the script would be told twice.
         self._passes_on = recorder.env.vocabulary != "slurm"
         self._ended_by: str | None = None
