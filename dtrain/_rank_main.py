@@ -28,7 +28,7 @@ from typing import NoReturn
 from dtrain._after_import import AfterImport
 from dtrain._control import Control, Orders
 from dtrain._masked_pipe import MaskedPipe
-from dtrain.binding import HostTopology, plan_binding
+from dtrain.binding import plan_binding
 from dtrain.env import RankEnv, given_secrets, other_world, quiet_tensorflow, unescape_arguments
 from dtrain.errors import DtrainError, RankError
 from dtrain.files import write_json
@@ -44,7 +44,7 @@ from dtrain.processes import (
     signal_name,
 )
 from dtrain.progress import PROGRESS
-from dtrain.resources import bound_variables, own_threads, wanted_binding
+from dtrain.resources import bound_variables, own_threads, own_topology, wanted_binding
 from dtrain.status import LOST_PEER, ORPHANED, Kind, RankFailure, RankProcess, exception_message, failure_to_line, write_record
 from dtrain.switches import azureml_mode, legacy_kinds
 
@@ -137,7 +137,8 @@ def _bind(recorder: Recorder) -> None:
     try:
         if (bind := wanted_binding()) == "none":
             return
-        mine = plan_binding(bind, recorder.env.local_size, HostTopology.read())[recorder.env.local_rank]
+        host = own_topology(by_slurm=recorder.env.ordered)
+        mine = plan_binding(bind, recorder.env.local_size, host)[recorder.env.local_rank]
         os.sched_setaffinity(0, mine.cpus)
         os.environ.update(bound_variables(mine, os.environ))
     except (DtrainError, OSError) as error:

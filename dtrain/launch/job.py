@@ -42,7 +42,8 @@ def planner(
 
         check_python(spec.interpreter)
     plan, secrets = _launcher(spec, workspace, say), spec.secret_values()
-    binding = [] if spec.bind == "none" or spec.hosts else plan_binding(spec.bind, spec.size, HostTopology.read())
+    elsewhere = spec.hosts or spec.launcher_name == "slurm"
+    binding = [] if spec.bind == "none" or elsewhere else plan_binding(spec.bind, spec.size, HostTopology.read())
     return lambda run, cwd: dataclasses.replace(plan(run, cwd), secrets=secrets, binding=tuple(binding))
 
 

@@ -72,7 +72,7 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, *, allocation: Allocation, st
     per_node = spec.slurm_options.tasks_per_node or -(-spec.workers // nodes)
     cpus = per_node * allocation.cpus_per_task if allocation.cpus_per_task is not None else allocation.cpus
     environ = {**os.environ, **spec.environment}
-    share = {**resources.thread_variables(cpus, per_node, environ), **resources.memory_variables(environ)}
+    share = resources.share_variables(spec.bind, [max(1, cpus // per_node)], environ)
     common = {**share, **env.order_variables()}
     if start.by == "mpirun":
         assert start.mpi is not None
@@ -94,6 +94,8 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, *, allocation: Allocation, st
         *(f"--nodes={nodes}", f"--ntasks={spec.workers}"),
         *([f"--ntasks-per-node={per_node}"] if nodes * per_node == spec.workers else []),
         *([f"--cpus-per-task={allocation.cpus_per_task}"] if allocation.cpus_per_task is not None else []),
+        # The ranks of a node share out what Slurm gave the job there (_rank_main._bind), as under any launcher.
+        *(["--cpu-bind=none"] if spec.bind != "none" else []),
         # Slurm asks for munge, which a PMIx of one's own (Open MPI's wheel) as a rule has not; unset, both take what they share.
         *(("env", "-u", "PMIX_SECURITY_MODE") if start.by == "pmix" else ()),
         *rank_argv(spec),

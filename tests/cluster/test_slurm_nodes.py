@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 
@@ -77,3 +78,39 @@ def test_more_ranks_than_an_allocation_has_room_for_are_refused_before_the_start
     assert not list((slurm.folder / "workspace").glob("runs/*"))
     done = slurm.dtrain("run", "-n", "5", "--slurm-start", "mpirun", slurm.script(TELLS))  # as the message says
     assert done.returncode == 0, done.stderr
+
+
+BOUND = """
+import os
+import dtrain
+run = dtrain.init()
+print(sorted(os.sched_getaffinity(0)), os.environ["OMP_NUM_THREADS"], flush=True)
+"""
+
+
+@pytest.mark.parametrize("start", ["pmix", "mpirun"])
+def test_ranks_share_out_what_slurm_gave_the_job_on_a_node(
+    slurm: SlurmProject, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The nodes have four processors by their configuration, and as many as this machine in truth."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    processors = sorted(os.sched_getaffinity(0))
+    if not 2 <= len(processors) <= 4:
+        pytest.skip("on this machine Slurm would give the job fewer processors than the nodes have, or two ranks have one")
+    options = ("--launcher", "slurm", "--nodes", "2", "--tasks-per-node", "2", "--slurm-start", start, "--bind", "core")
+    done = slurm.dtrain("run", *options, "--sbatch-arg=--exclusive", slurm.script(BOUND))
+    assert done.returncode == 0, done.stderr
+    half = len(processors) // 2
+    first, second = processors[:half], processors[half : 2 * half]
+    expected = {(n, n // 2 + 1): (first, second)[n % 2] for n in range(4)}
+    assert set(done.stdout.splitlines()) == {f"[node{k}:{n}] {cpus} {half}" for (n, k), cpus in expected.items()}
+
+
+def test_processors_that_slurm_does_not_keep_ranks_to_are_not_shared_out(slurm: SlurmProject) -> None:
+    """Another job, bound in the same way, would be on the same ones."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("this machine has one processor")
+    done = slurm.dtrain(*ONE_EACH, "--bind", "core", slurm.script(BOUND))
+    assert done.returncode == 2, done.stderr
+    assert "--bind: Slurm gave the job 1 of the" in done.stderr
+    assert "ask for whole nodes (--sbatch-arg=--exclusive), or leave out --bind" in done.stderr

@@ -177,6 +177,19 @@ def test_more_ranks_than_the_allocation_has_room_for_are_refused(
         slurm.check_room(spec, allocation, start)
 
 
+def test_bound_ranks_are_left_alone_by_srun(script: str, tmp_path: Path) -> None:
+    """They bind themselves; and are told their threads then."""
+    for bind in ("core", "none"):
+        spec = JobSpec(target=script, workers=4, launcher="slurm", bind=bind)  # type: ignore[arg-type]
+        (process,) = slurm.plan(spec, RunLayout(tmp_path), tmp_path, allocation=ALLOCATION, start=BY_SRUN).processes
+        bound = (
+            "--cpu-bind=none" in process.argv,
+            process.environment.get("DTRAIN_BIND"),
+            process.environment.get("OMP_NUM_THREADS"),
+        )
+        assert bound == ((True, "core", None) if bind == "core" else (False, None, "3"))
+
+
 def test_uneven_ranks_are_left_to_srun(script: str, tmp_path: Path) -> None:
     spec = JobSpec(target=script, workers=3, launcher="slurm")
     start = Start(by="none", mpi=None)
