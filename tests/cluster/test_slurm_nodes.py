@@ -114,3 +114,12 @@ def test_processors_that_slurm_does_not_keep_ranks_to_are_not_shared_out(slurm: 
     assert done.returncode == 2, done.stderr
     assert "--bind: Slurm gave the job 1 of the" in done.stderr
     assert "ask for whole nodes (--sbatch-arg=--exclusive), or leave out --bind" in done.stderr
+
+
+def test_a_line_of_the_dry_run_can_be_pasted(slurm: SlurmProject) -> None:
+    """Nobody supervises such ranks, and their run has no attempts."""
+    slurm.within = ("salloc", "--quiet", "--nodes=2", "--ntasks-per-node=1")
+    shown = slurm.dtrain("run", "--dry-run", slurm.script("import time\ntime.sleep(2.5)\nprint('lived', flush=True)\n"))
+    assert shown.returncode == 0, shown.stderr
+    done = slurm.run([*slurm.on_node1, *slurm.within, "sh", "-c", shown.stdout])
+    assert (done.returncode, done.stdout) == (0, "lived\nlived\n"), done.stderr
