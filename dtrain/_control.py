@@ -72,13 +72,19 @@ class Control:
 
 
 class Orders:
-    """The file in which a supervisor on another host writes words. The guard looks into it at each beat."""
+    """The file in which a supervisor on another host writes words. The guard looks into it at each beat.
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._read = path, 0
+    ``staging`` is the attempt's staging folder. Without it the attempt is over, also for a rank that nobody could reach.
+    """
+
+    def __init__(self, path: Path, staging: Path) -> None:
+        self._path, self._staging, self._read = path, staging, 0
 
     def obey(self, child: int) -> None:
         """From the guard's main thread: do what has been written since the last time. ``child`` is the script's process."""
+        with contextlib.suppress(OSError):
+            if self._path.parent.is_dir() and not self._staging.is_dir():
+                signal.pthread_kill(threading.get_ident(), LAUNCHER_IS_GONE)
         with contextlib.suppress(OSError):
             os.listdir(self._path.parent)  # else a network file system may go on to say that there is no such file
             with open(self._path, "rb") as file:

@@ -28,14 +28,8 @@ from typing import NoReturn
 from dtrain._after_import import AfterImport
 from dtrain._control import Control, Orders
 from dtrain._masked_pipe import MaskedPipe
-from dtrain.binding import HostTopology, plan_binding
-from dtrain.env import (
-    RankEnv,
-    given_secrets,
-    other_world,
-    quiet_tensorflow,
-    unescape_arguments,
-)
+from dtrain.binding import plan_binding
+from dtrain.env import RankEnv, given_secrets, other_world, quiet_tensorflow, unescape_arguments
 from dtrain.errors import DtrainError, RankError
 from dtrain.files import write_json
 from dtrain.layout import RankLayout
@@ -50,7 +44,7 @@ from dtrain.processes import (
     signal_name,
 )
 from dtrain.progress import PROGRESS
-from dtrain.resources import bound_variables, own_threads, wanted_binding
+from dtrain.resources import bound_variables, own_threads, own_topology, wanted_binding
 from dtrain.status import LOST_PEER, ORPHANED, Kind, RankFailure, RankProcess, exception_message, failure_to_line, write_record
 from dtrain.switches import azureml_mode, legacy_kinds
 
@@ -103,6 +97,8 @@ def main() -> NoReturn:
     run = rank_env.layout
     if run is None:
         raise RankError("dtrain._rank_main is started by `dtrain run`, which says in DTRAIN_RUN_DIR where the run lies")
+    if rank_env.supervised and not run.root.is_dir():
+        sys.exit(f"dtrain: {os.uname().nodename} does not see {run.root}; choose a workspace that all hosts share (--workspace)")
     files = run.rank(rank_env.number)
     files.root.mkdir(parents=True, exist_ok=True)
     for record in (files.error, files.done, files.orders):
@@ -132,7 +128,8 @@ def main() -> NoReturn:
             output.be_output()
         _run_script(recorder, unescape_arguments(sys.argv[1:]))
     os.close(ready_read)
-    _Guard(recorder, child, control, output).watch(launcher, ready_write)
+    orders = Orders(files.orders, run.staging) if rank_env.ordered and rank_env.supervised else None
+    _Guard(recorder, child, control, orders, output).watch(launcher, ready_write)
 
 
 def _bind(recorder: Recorder) -> None:
@@ -140,7 +137,8 @@ def _bind(recorder: Recorder) -> None:
     try:
         if (bind := wanted_binding()) == "none":
             return
-        mine = plan_binding(bind, recorder.env.local_size, HostTopology.read())[recorder.env.local_rank]
+        host = own_topology(by_slurm=recorder.env.ordered)
+        mine = plan_binding(bind, recorder.env.local_size, host)[recorder.env.local_rank]
         os.sched_setaffinity(0, mine.cpus)
         os.environ.update(bound_variables(mine, os.environ))
     except (DtrainError, OSError) as error:
@@ -160,9 +158,10 @@ def _send_output_to(path: Path) -> None:
 class _Guard:
     """Waits for the script's process, passes signals on to it, records its end, and ends alike."""
 
-    def __init__(self, recorder: Recorder, child: int, control: Control | None, output: MaskedPipe | None) -> None:
-        self._recorder, self._child, self._control, self._output = recorder, child, control, output
-        self._orders = Orders(recorder.files.orders) if recorder.env.ordered else None
+    def __init__(
+        self, recorder: Recorder, child: int, control: Control | None, orders: Orders | None, output: MaskedPipe | None
+    ) -> None:
+        self._recorder, self._child, self._control, self._orders, self._output = recorder, child, control, orders, output
         # slurmd signals every process of a step itself: passed on, the script would be told twice.
         self._passes_on = recorder.env.vocabulary != "slurm"
         self._ended_by: str | None = None

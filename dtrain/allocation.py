@@ -15,6 +15,7 @@ class Allocation:
     """Nodes that Slurm has given to a job. ``tasks`` is what the job asked for; one a node where it asked for none.
 
     ``cpus`` is how many CPUs of the first node are the job's, and ``cpus_per_task`` what was asked for; None where nothing was.
+    ``cpus_by_node`` has those of every node; empty where Slurm does not say, or lets tasks share CPUs (``--overcommit``).
     """
 
     job_id: str
@@ -23,6 +24,7 @@ class Allocation:
     tasks: int
     cpus: int
     cpus_per_task: int | None = None
+    cpus_by_node: tuple[int, ...] = ()
 
     @staticmethod
     def read(environ: Mapping[str, str] | None = None) -> Allocation | None:
@@ -41,20 +43,31 @@ class Allocation:
             )
         nodes = int(environ.get("SLURM_JOB_NUM_NODES", "1"))
         per_task = environ.get("SLURM_CPUS_PER_TASK")
+        cpus = numbers_by_node(environ.get("SLURM_JOB_CPUS_PER_NODE", ""))
         return Allocation(
             job_id=job_id,
             nodelist=environ.get("SLURM_JOB_NODELIST", ""),
             nodes=nodes,
             tasks=int(environ.get("SLURM_NTASKS") or nodes),
-            cpus=tasks_on_node(environ.get("SLURM_JOB_CPUS_PER_NODE", ""), 0) or int(environ.get("SLURM_CPUS_ON_NODE", "1")),
+            cpus=cpus[0] if cpus else int(environ.get("SLURM_CPUS_ON_NODE", "1")),
             cpus_per_task=int(per_task) if per_task else None,
+            cpus_by_node=() if "SLURM_OVERCOMMIT" in environ else tuple(cpus),
         )
+
+    def room(self, nodes: int, per_node: int | None) -> int:
+        """How many tasks srun starts at most on that many of the nodes, and with at most ``per_node`` on each: a CPU, or
+        ``cpus_per_task``, a task. Only where ``cpus_by_node`` is known."""
+        fits = sorted((cpus // (self.cpus_per_task or 1) for cpus in self.cpus_by_node), reverse=True)
+        return sum(fit if per_node is None else min(fit, per_node) for fit in fits[:nodes])
 
 
 def tasks_on_node(counts: str, node: int) -> int | None:
-    """The number for node ``node`` in Slurm's way to write one a node, ``2(x3),1``; None where there is none."""
-    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", counts):
-        node -= int(times or 1)
-        if node < 0:
-            return int(count)
-    return None
+    """The number for node ``node`` in :func:`numbers_by_node`; None where there is none."""
+    numbers = numbers_by_node(counts)
+    return numbers[node] if node < len(numbers) else None
+
+
+def numbers_by_node(text: str) -> list[int]:
+    """Numbers in Slurm's way to write one a node, ``2(x3),1``."""
+    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+    return [int(number) for number, times in found for _ in range(int(times or 1))]

@@ -8,7 +8,7 @@ import math
 import shlex
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from rich.table import Table
@@ -18,7 +18,7 @@ from dtrain.errors import WorkspaceError
 from dtrain.files import read_json
 from dtrain.layout import RunLayout, StepFolder
 from dtrain.metrics import Reduced, RunMetrics, Value, read_metrics
-from dtrain.status import read_process, read_status, read_world
+from dtrain.status import RunStatus, read_process, read_status, read_world
 
 # Shown first where a run has them; what a trainer of ours records. A run with other names shows its first ones.
 _COLUMNS = ("samples_per_s", "loss", "accuracy", "validation/loss", "validation/accuracy")
@@ -27,9 +27,12 @@ _SPEED = "samples_per_s"
 _STATE_STYLES = {"completed": "green", "failed": "red", "canceled": "yellow", "running": "cyan", "queued": "cyan"}
 
 
-def run_to_json(run: RunLayout) -> dict[str, Any]:
-    """Everything that is known of a run; times in Unix seconds, metrics as each rank logged them last (speed: the median)."""
-    status = read_status(run)
+def run_to_json(run: RunLayout, read: Callable[[RunLayout], RunStatus] = read_status) -> dict[str, Any]:
+    """Everything that is known of a run; times in Unix seconds, metrics as each rank logged them last (speed: the median).
+
+    ``read`` gives its status.
+    """
+    status = read(run)
     metrics = read_metrics(run)
     spec = read_json(run.spec)
     ranks = [_rank_to_json(run, metrics, rank, status.tasks) for rank in range(status.size)]
@@ -111,13 +114,14 @@ def runs_table(runs: list[dict[str, Any]]) -> Table:
     return table
 
 
-def run_summary(run: RunLayout) -> dict[str, Any]:
-    """A line's worth of a run, without reading its metrics. A damaged run is shown as such, not raised."""
+def run_summary(run: RunLayout, read: Callable[[RunLayout], RunStatus] = read_status) -> dict[str, Any]:
+    """A line's worth of a run, its status as ``read`` gives it. Reads no metrics. A damaged run is shown as such, not raised."""
     try:
-        status = read_status(run)
+        status = read(run)
     except WorkspaceError as error:
         unknown = dict.fromkeys(("size", "started", "duration_s", "exit_code"))
         return {"id": run.id, "state": "damaged", **unknown, "cause": str(error), "path": str(run.root)}
+    again = status.state == "queued" and status.earlier
     return {
         "id": run.id,
         "state": status.state,
@@ -125,7 +129,7 @@ def run_summary(run: RunLayout) -> dict[str, Any]:
         "started": status.started,
         "duration_s": status.duration_s,
         "exit_code": status.exit_code,
-        "cause": status.cause,
+        "cause": "; ".join([status.cause, *([f"attempt {len(status.earlier) - 1}: {status.earlier[-1]}"] if again else [])]),
         "path": str(run.root),
     }
 
@@ -213,7 +217,7 @@ def heading(data: dict[str, Any]) -> list[str]:
     if data["restarts"]:
         lines.append(f"restarts {data['restarts']} of killed workers")
     for number, cause in enumerate(data["earlier"]):
-        lines.append(f"attempt  {number} failed: {cause}")
+        lines.append(f"attempt  {number} ended: {cause}")
     if data["cause"]:
         lines.append(f"cause    {data['cause']}")
     if data["tags"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, MutableMapping, Sequence
 
-from dtrain.binding import BINDS, Bind, RankBinding
+from dtrain.binding import BINDS, Bind, HostTopology, RankBinding
 from dtrain.errors import RankError
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -13,6 +13,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 _BIND = "DTRAIN_BIND"
 _GPUS = "CUDA_VISIBLE_DEVICES"
 _THREADS = "DTRAIN_THREADS"
+_GIVEN_BY_SLURM = "SLURM_CPUS_ON_NODE"
 
 # glibc's malloc gives large arrays back to the kernel when they are freed, and takes them anew, page by page, in the next step.
 # Two ranks with 100 MB of gradients made 8.3 steps/s instead of 6.5 when it asks for huge pages and keeps what it has, and
@@ -71,6 +72,21 @@ def wanted_binding(environ: Mapping[str, str] | None = None) -> Bind:
     found = next((bind for bind in BINDS if bind == environ.get(_BIND, "none")), None)
     if found is None:
         raise RankError(f"{_BIND}={environ[_BIND]} is none of {', '.join(BINDS)}")
+    return found
+
+
+def own_topology(*, by_slurm: bool, environ: Mapping[str, str] | None = None) -> HostTopology:
+    """In a rank: what it and the others of its host may use. ``by_slurm``: where that is for Slurm to say.
+
+    Raises RankError where Slurm gave the job fewer processors than its ranks may use: it does not say which they are.
+    """
+    environ, found = os.environ if environ is None else environ, HostTopology.read()
+    given, usable = int(environ.get(_GIVEN_BY_SLURM, "0")), sum(map(len, found.cores))
+    if by_slurm and 0 < given < usable:
+        raise RankError(
+            f"--bind: Slurm gave the job {given} of the {usable} processors that its ranks may use on this node, and does not "
+            "keep them to these (TaskPlugin=task/none); ask for whole nodes (--sbatch-arg=--exclusive), or leave out --bind"
+        )
     return found
 
 

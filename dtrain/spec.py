@@ -95,10 +95,6 @@ class JobSpec:
                 "--nodes, --tasks-per-node, --sbatch-arg and --slurm-start go with --launcher slurm, "
                 f"not with {self.launcher_name}"
             )
-        if self.launcher == "slurm" and self.bind != "none":
-            raise UsageError(
-                "--bind does not go with --launcher slurm, which binds tasks itself; use --sbatch-arg=--cpus-per-task=N"
-            )
         if self.size > self.max_ranks and self.launcher != "slurm":  # Slurm has limits of its own
             asked = f"-n {self.workers}" + (f" (with all tasks {self.size})" if self.size > self.workers else "")
             raise UsageError(f"{asked} exceeds --max-ranks {self.max_ranks}; lower -n, or raise --max-ranks if you mean it")

@@ -10,6 +10,7 @@ from dtrain.azureml import records
 from dtrain.azureml.errors import UserErrorException
 from dtrain.errors import NotRunnable, WorkspaceError
 from dtrain.files import read_json, write_json
+from dtrain.launch.queue import status_reader
 from dtrain.launch.sbatch import SlurmJob
 from dtrain.layout import RunLayout
 from dtrain.processes import ProcessRecord
@@ -82,11 +83,11 @@ def cancel(run: RunLayout) -> None:
 
     Raises UserErrorException for a supervisor on another host, and where Slurm does not take it.
     """
-    status = status_of(run)
-    if status.is_over:
+    status, job = status_of(run), SlurmJob.of(run)
+    if status.is_over and (job is None or status_reader([run])(run).is_over):  # else Slurm is to start it again
         return
     records.note(run, "cancel")
-    supervisor, job = _supervisor(run, status), SlurmJob.of(run)
+    supervisor = _supervisor(run, status)
     if job is not None:
         try:
             job.cancel()

@@ -174,10 +174,11 @@ def logs(workspace: Workspace, reference: str, rank: int | None, attempt: int | 
     """
     from dtrain.launch.console import Console
     from dtrain.launch.logs import print_logs
+    from dtrain.launch.queue import status_reader
     from dtrain.launch.sbatch import SlurmJob
 
     found = workspace.find_run(reference)
-    if follow and attempt is None and SlurmJob.of(found) is not None and not read_status(found).is_over:
+    if follow and attempt is None and SlurmJob.of(found) is not None and not status_reader([found])(found).is_over:
         _follow(found, Console(), rank)
     else:
         print_logs(found, rank=rank, attempt=attempt, follow=follow)
@@ -215,7 +216,6 @@ def stacks(workspace: Workspace, reference: str, rank: int | None, as_json: bool
     """
     from dtrain.launch.crew import order
     from dtrain.launch.stacks import collect_stacks, read_beat
-    from dtrain.status import read_status
 
     found = workspace.find_run(reference)
     size = read_status(found).size

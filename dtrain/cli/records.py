@@ -22,8 +22,11 @@ def runs(workspace: Workspace, as_json: bool) -> None:
       dtrain runs --json
     """
     from dtrain import report
+    from dtrain.launch.queue import status_reader
 
-    rows = [report.run_summary(run) for run in workspace.list_runs()]
+    found = workspace.list_runs()
+    read = status_reader(found)
+    rows = [report.run_summary(run, read) for run in found]
     if as_json:
         print_json(rows)
     elif rows:
@@ -46,10 +49,11 @@ def show(workspace: Workspace, reference: str, as_json: bool) -> None:
       dtrain show latest
     """
     from dtrain import report
+    from dtrain.launch.queue import status_reader
     from dtrain.registry import Registry
 
     found = workspace.find_run(reference)
-    data = report.run_to_json(found)
+    data = report.run_to_json(found, status_reader([found]))
     registry = Registry(workspace.registry)
     data["models"] = [model.id for name in registry.names() for model in registry.versions(name) if model.run == found.id]
     if as_json:

@@ -7,8 +7,10 @@ the run reads; what is said here goes to the job's own log. A job that Slurm sta
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import sys
+import time
 from pathlib import Path
 
 from dtrain.allocation import Allocation
@@ -16,10 +18,13 @@ from dtrain.errors import DtrainError, NotRunnable
 from dtrain.files import read_json
 from dtrain.launch import slurm
 from dtrain.launch.console import Console
-from dtrain.launch.job import planner, supervise_run
+from dtrain.launch.job import planner, report_end, supervise_run
+from dtrain.launch.queue import queued
+from dtrain.launch.sbatch import JobState
 from dtrain.launch.supervise import TIME_LIMIT
 from dtrain.layout import RunLayout
 from dtrain.masking import Masker
+from dtrain.processes import ProcessRecord
 from dtrain.spec import JobSpec
 from dtrain.status import RunStatus, read_status, write_record
 
@@ -67,13 +72,14 @@ def main() -> None:
     try:
         status = run_batch(run)
     except DtrainError as error:
-        sys.stderr.write(f"dtrain: {error}\n")
-        before = read_status(run)
-        if not before.is_over:
-            failed = RunStatus(
-                state="failed", size=before.size, started=before.started, exit_code=error.exit_code, cause=str(error)
-            )
+        console, before = Console(out=sys.stderr, ranks=()), read_status(run)
+        if before.supervisor == ProcessRecord.of(os.getpid()):  # then it is recorded
+            console.say(f"dtrain: {error}", bad=True)
+        else:
+            begun = queued(before, JobState(state="PENDING"))  # with what became of earlier attempts
+            failed = dataclasses.replace(begun, state="failed", ended=time.time(), exit_code=error.exit_code, cause=str(error))
             write_record(run.status, failed)
+            report_end(run, failed, console)
         sys.exit(error.exit_code)
     sys.exit(status.exit_code)
 

@@ -6,36 +6,26 @@ import contextlib
 import dataclasses
 import os
 import shutil
-import signal
 import time
 
 from dtrain import env
-from dtrain.errors import UsageError
-from dtrain.launch import sbatch, slurm
+from dtrain.errors import NotRunnable, UsageError
+from dtrain.launch import queue, sbatch, slurm
 from dtrain.launch.console import Console, LineReader
 from dtrain.launch.job import announce, make_run, report_end
 from dtrain.launch.logs import print_logs
 from dtrain.launch.preflight import check_python
 from dtrain.launch.sbatch import JobState, SlurmJob
-from dtrain.launch.supervise import TIME_LIMIT
 from dtrain.layout import RunLayout, Workspace
 from dtrain.spec import JobSpec
-from dtrain.status import RunStatus, State, read_status, write_record
+from dtrain.status import RunStatus, read_status, write_record
 
 _POLL_S = 0.1
 _ASK_S = 3.0
 _ASK_AT_END_S = 0.2
 
-# What Slurm calls the end of a job that it ended itself → what became of the run then, and why.
-_ENDS: dict[str, tuple[State, int, str]] = {
-    "CANCELLED": ("canceled", 128 + signal.SIGTERM, "it was canceled (scancel)"),
-    "TIMEOUT": ("failed", TIME_LIMIT, "it reached its time limit (sbatch's --time, or the partition's)"),
-    "DEADLINE": ("failed", TIME_LIMIT, "it reached its deadline"),
-    "PREEMPTED": ("canceled", 128 + signal.SIGTERM, "a job of higher priority took its nodes"),
-    "NODE_FAIL": ("failed", 1, "one of its nodes failed"),
-    "BOOT_FAIL": ("failed", 1, "one of its nodes did not start"),
-    "OUT_OF_MEMORY": ("failed", 128 + signal.SIGKILL, "it needed more memory than it was given (sbatch's --mem)"),
-}
+# For how long Slurm has to give one reason by which a job can never start: its first one may be rash.
+_SURE_S = 10.0
 
 
 def submit_job(spec: JobSpec, workspace: Workspace, console: Console) -> RunLayout:
@@ -107,6 +97,10 @@ class _Watch:
         self._said = ""
         self._run_was_over = False
         self._last = JobState(state="PENDING")
+        self._never = ("", 0.0)
+        """The reason by which it would never start, empty where it may, and since when Slurm gives that."""
+        self._gave_up = ""
+        """Why the job was canceled here: it could never have started."""
 
     def is_over(self) -> bool:
         """Whether the job has ended for good: a run that was ended may yet be started again by Slurm."""
@@ -133,29 +127,36 @@ class _Watch:
             self._show_words()
             if state.reason not in ("", "None"):  # not looked at yet
                 self._say_once(f"dtrain: job {self._job.job_id} waits in Slurm's queue: {state.reason}")
+            self._give_up_if_never(state)
         self._last = state
         return state.is_over or (done and state.state == "COMPLETING")
+
+    def _give_up_if_never(self, state: JobState) -> None:
+        """Cancel a job that Slurm will never start: it would wait for ever, and so would who follows it."""
+        never = queue.why_never(state)
+        if never != self._never[0]:
+            self._never = (never, time.monotonic())
+        if never and time.monotonic() - self._never[1] >= _SURE_S and not self._gave_up:
+            self._gave_up = f"Slurm would never start job {self._job.job_id}, and it is canceled: {state.reason}: {never}"
+            self._job.cancel()
+            self._next_question = 0.0
 
     def end(self) -> RunStatus:
         """The job is over: say the rest, and return the run's status, which is completed by what Slurm knows."""
         self._look_again()
-        status = read_status(self._run)
+        recorded = read_status(self._run)
         self._show_words(final=True)
-        reported = status.is_over and status.ended is not None  # else its dtrain was killed, and could record and say nothing
-        state, code, why = _ENDS.get(self._last.state, ("failed", 1, f"it ended ({self._last.state or 'unknown to Slurm'})"))
-        cause = f"Slurm ended job {self._job.job_id}: {why}"
-        if not reported and self._last.state not in _ENDS:
-            cause = f"Slurm job {self._job.job_id} ended before the run did ({self._last.state or 'Slurm no longer knows it'}); "
-            cause += f"its last words are in {self._run.slurm_log}"
-        if not reported or (status.state == "canceled" and self._last.state in _ENDS):
-            status = dataclasses.replace(status, state=state, exit_code=code, cause=cause, ended=status.ended or time.time())
+        status = queue.ended(self._run, recorded, self._job, self._last)
+        if self._gave_up:
+            failed = RunStatus(state="failed", size=status.size, started=status.started, earlier=status.earlier)
+            status = dataclasses.replace(failed, exit_code=NotRunnable.exit_code, cause=self._gave_up, ended=status.ended)
+        if status != recorded:
             write_record(self._run.status, status)
-            if reported:
-                self._console.say(f"dtrain: {cause}", bad=True)
-        elif status.state == "failed" and self._last.state in _ENDS and not status.cause.startswith("Slurm "):
-            self._console.say(f"dtrain: {cause}", bad=True)
-        if not reported:
+        cause = queue.why_ended(self._job, self._last)
+        if not (recorded.is_over and recorded.ended is not None) or self._gave_up:  # else its dtrain has said it
             report_end(self._run, status, self._console)
+        elif cause and (status.state == "canceled" or (status.state == "failed" and not status.cause.startswith("Slurm "))):
+            self._console.say(f"dtrain: {cause}", bad=True)
         return status
 
     def _look_again(self) -> None:

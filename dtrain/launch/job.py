@@ -42,7 +42,8 @@ def planner(
 
         check_python(spec.interpreter)
     plan, secrets = _launcher(spec, workspace, say), spec.secret_values()
-    binding = [] if spec.bind == "none" or spec.hosts else plan_binding(spec.bind, spec.size, HostTopology.read())
+    elsewhere = spec.hosts or spec.launcher_name == "slurm"
+    binding = [] if spec.bind == "none" or elsewhere else plan_binding(spec.bind, spec.size, HostTopology.read())
     return lambda run, cwd: dataclasses.replace(plan(run, cwd), secrets=secrets, binding=tuple(binding))
 
 
@@ -65,7 +66,10 @@ def _launcher(
         allocation = Allocation.read()
         if allocation is None:
             return functools.partial(slurm.submission, spec)
+        if workspace is not None and spec.preflight:
+            slurm.check_sight(spec, allocation, workspace)
         start = slurm.find_start(spec, allocation, tried=workspace is not None)
+        slurm.check_room(spec, allocation, start)
         return functools.partial(slurm.plan, spec, allocation=allocation, start=start)
     if spec.horovod_options.gloo:
         from dtrain.launch import gloo

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import socket
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from dtrain import env
+from dtrain.binding import parse_cpus
 from dtrain.launch.chatter import Chatter
 from dtrain.launch.console import Console, LineReader
 from dtrain.launch.plan import LaunchPlan
@@ -17,9 +19,12 @@ from dtrain.layout import RunLayout
 from dtrain.masking import MaskedStream
 from dtrain.status import RankFailure, failure_from_line
 
+_CAUSE_LINES = 20
 _AT_ONCE = 16  # MiB
 # The launcher's words are shown this much later, to know by then whether they are about a rank that failed.
 _LAUNCHER_HOLD_S = 0.5
+# How long the record of a rank that has begun may take to be seen here, from its end on.
+_RECORD_S = 3.0
 
 
 class Output:
@@ -39,6 +44,8 @@ class Output:
         self._launcher = LineReader(reading_end)
         self._launcher_mask = MaskedStream(plan.masker)
         self._launcher_lines: list[tuple[float, str]] = []
+        self._ended: dict[int, tuple[float, str, str]] = {}
+        """Ranks that the launcher says have ended, and it is not yet seen whether they had begun: when it said so, host, how."""
         self._shown = 0
         """Of the launcher's lines, how many."""
 
@@ -51,14 +58,15 @@ class Output:
         self._readers[rank].look_again()
 
     def show(self, *, final: bool) -> list[RankFailure]:
-        """Show what the ranks wrote since, ``final``: all of it; return the failures that came through the pipe."""
+        """Show what the ranks wrote since, ``final``: all of it; return the failures that came through the pipe, or that the
+        launcher tells of: ranks that ended and had never begun."""
         if final or not self._console.is_behind:
             self._show_ranks(final)
         else:
             for rank, reader in self._readers.items():
                 if reader.grows():
                     self.printed(rank)
-        return self._read_launcher(final)
+        return self._read_launcher(final) + self._never_began()
 
     def show_launcher(self, *, final: bool) -> None:
         """Show the launcher's own words, once they were held back for long enough; ``final``: all."""
@@ -100,6 +108,26 @@ class Output:
                 failures.append(failure)
             elif not (self._plan.noise and re.search(self._plan.noise, line)):
                 self._launcher_lines.append((time.monotonic(), line))
+                if self._plan.ended and (said := re.search(self._plan.ended, line)) is not None:
+                    about = (time.monotonic(), said["host"], said["how"])
+                    self._ended.update(dict.fromkeys(parse_cpus(said["ranks"]), about))
+        return failures
+
+    def _never_began(self) -> list[RankFailure]:
+        """Ranks that ended before dtrain's first code in them could record anything: they did not find what they need there."""
+        failures = []
+        for rank, (when, host, how) in list(self._ended.items()):
+            if time.monotonic() - when < _RECORD_S:
+                continue
+            self._ended.pop(rank)
+            self._run.rank(rank).look_again()
+            if self._run.rank(rank).process.is_file() or self._run.rank(rank).error.is_file():
+                continue
+            code = re.search(r"exit code (\d+)", how)
+            trouble = [line for line in self.last_words(_CAUSE_LINES) if line.startswith(("slurmstepd", "dtrain: "))][-1:]
+            message = "; ".join([f"ended before it began: {how}", *trouble])
+            failure = RankFailure.now(rank, "exit", int(code[1]) if code is not None else 1, message)
+            failures.append(dataclasses.replace(failure, host=host))
         return failures
 
     def close(self) -> None:

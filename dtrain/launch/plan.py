@@ -76,6 +76,7 @@ class LaunchPlan:
     ``scratch`` is a folder that the launcher's own programs may make on each host; it is removed when the job is over.
     ``other_hosts`` are those with ranks that none of ``processes`` is, and those with a copy of the run folder. ``noise`` is a
     regular expression for lines of the launcher's own that mean nothing, and are not shown; empty: all are.
+    ``ended`` is one for lines in which it says that ranks (group ``ranks``) have ended on a ``host``, and ``how``; empty: none.
     ``binding`` is what the ranks of this host will be bound to, by local rank; none where they are not, or other hosts have some.
     ``secrets`` are variables that all processes are given, and that stand in none of their environments or arguments here.
     ``ordered`` is true where a program other than dtrain starts ranks on other hosts: they are told what to do by files.
@@ -88,6 +89,7 @@ class LaunchPlan:
     scratch: Path | None = None
     other_hosts: tuple[PlannedHost, ...] = ()
     noise: str = ""
+    ended: str = ""
     ordered: bool = False
     elastic: bool = False
     binding: tuple[RankBinding, ...] = ()

@@ -111,7 +111,7 @@ def ask_hosts(
     local = {host: ssh.is_here(host) for host in hosts}
     with contextlib.ExitStack() as stack:
         elsewhere = not all(local.values())
-        token = str(stack.enter_context(_token(workspace))) if workspace is not None and elsewhere else None
+        token = str(stack.enter_context(seen_file(workspace))) if workspace is not None and elsewhere else None
         listens = (mpi or back) and elsewhere
         port = stack.enter_context(socket.create_server(("", 0), backlog=256)).getsockname()[1] if listens else None
         question = Question(token=token, mpi=mpi, back=port, python=python)
@@ -145,7 +145,7 @@ def examine_this_host(workspace: Workspace, python: str = "") -> Report:
 
 
 @contextlib.contextmanager
-def _token(workspace: Workspace) -> Iterator[Path]:
+def seen_file(workspace: Workspace) -> Iterator[Path]:
     """A file in the workspace, for as long as hosts are asked whether they see it."""
     token = workspace.root / f".seen-{secrets.token_hex(8)}"
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from dtrain.errors import NotRunnable
@@ -13,6 +14,7 @@ from dtrain.layout import RunLayout
 
 _ANSWER_S = 60.0
 _UNKNOWN = "nvalid job id"
+_FORMAT = "%i|%T|%P|%B|%r"  # the reason last: no other holds what separates them
 # What Slurm calls a job that it will start, or has started and not yet done with. https://slurm.schedmd.com/squeue.html
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 _AT_WORK = ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
@@ -20,10 +22,13 @@ _AT_WORK = ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIG
 
 @dataclass(frozen=True, kw_only=True)
 class JobState:
-    """What Slurm says of a job. ``state`` is empty when it no longer knows it."""
+    """What Slurm says of a job. ``state`` is empty when it no longer knows it. ``partition`` lists those that a waiting job may
+    have; ``host`` is the first node of one that has some."""
 
     state: str
     reason: str = ""
+    partition: str = ""
+    host: str = ""
 
     @property
     def is_waiting(self) -> bool:
@@ -51,27 +56,44 @@ class SlurmJob:
 
     def look(self) -> JobState | None:
         """Ask Slurm; None when it does not answer."""
-        answer = self._ask("squeue", "--noheader", "--states=all", f"--jobs={self.job_id}", "--format=%T|%r")
-        if answer is None or (answer.returncode != 0 and _UNKNOWN not in answer.stderr):
-            return None
-        lines = answer.stdout.splitlines() or [""]  # one that names the cluster may come first
-        state, _, reason = lines[-1].strip().partition("|")
-        return JobState(state=state, reason=reason)
+        return look_at([self]).get(self)
 
     def cancel(self) -> None:
         """Have Slurm end the job, if it still knows it; a waiting one never starts. Does not wait for it. Raises NotRunnable."""
-        answer = self._ask("scancel", self.job_id)
+        answer = _ask("scancel", self.cluster, self.job_id)
         if answer is None or (answer.returncode != 0 and _UNKNOWN not in answer.stderr):
             raise NotRunnable(
                 f"Slurm job {self.job_id} cannot be canceled: {answer.stderr.strip() if answer else 'scancel fails'}"
             )
 
-    def _ask(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str] | None:
-        argv = [program, *([f"--clusters={self.cluster}"] if self.cluster else []), *arguments]
-        try:
-            return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_ANSWER_S, check=False)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
+
+def look_at(jobs: Iterable[SlurmJob], answer_s: float = _ANSWER_S) -> dict[SlurmJob, JobState]:
+    """Ask Slurm, each cluster once. Those of one that does not answer within ``answer_s`` are not in the result."""
+    by_cluster: dict[str, list[SlurmJob]] = {}
+    for job in jobs:
+        by_cluster.setdefault(job.cluster, []).append(job)
+    found = {}
+    for cluster, asked in by_cluster.items():
+        ids = ",".join(job.job_id for job in asked)
+        options = ("--noheader", "--states=all", f"--jobs={ids}", f"--format={_FORMAT}")
+        answer = _ask("squeue", cluster, *options, answer_s=answer_s)
+        if answer is None or (answer.returncode != 0 and _UNKNOWN not in answer.stderr):
+            continue
+        states = {}
+        for line in answer.stdout.splitlines():
+            if line.count("|") >= _FORMAT.count("|"):  # one that names the cluster may come first
+                job_id, state, partition, host, reason = line.strip().split("|", _FORMAT.count("|"))
+                states[job_id] = JobState(state=state, reason=reason, partition=partition, host=host.replace("n/a", ""))
+        found.update({job: states.get(job.job_id, JobState(state="")) for job in asked})
+    return found
+
+
+def _ask(program: str, cluster: str, *arguments: str, answer_s: float = _ANSWER_S) -> subprocess.CompletedProcess[str] | None:
+    argv = [program, *([f"--clusters={cluster}"] if cluster else []), *arguments]
+    try:
+        return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=answer_s, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
 
 
 def list_partitions() -> dict[str, tuple[int, int]] | None:

@@ -15,16 +15,19 @@ from typing import Literal
 
 from dtrain import env, resources
 from dtrain.allocation import Allocation
-from dtrain.errors import MissingDependency, NotRunnable
+from dtrain.errors import MissingDependency, NotRunnable, UsageError, WorkspaceError
 from dtrain.launch import mpi
 from dtrain.launch.mpi_families import MpiInstallation, find_mpi
 from dtrain.launch.plan import LaunchPlan, PlannedProcess, rank_argv
-from dtrain.layout import RunLayout
+from dtrain.layout import RunLayout, Workspace
 from dtrain.spec import JobSpec
+from dtrain.status import listed
 
 _ANSWER_S = 60.0
 # What srun calls the plugin by which ranks of an MPI find one another.
 _PLUGINS: dict[str, Literal["pmix", "pmi2"]] = {"Open MPI": "pmix", "MPICH": "pmi2"}
+# srun: error: node2: tasks 1-3: Exited with exit code 2
+_TASKS_ENDED = r"^srun: error: (?P<host>\S+): tasks? (?P<ranks>[\d,-]+): (?P<how>.+)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,7 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, *, allocation: Allocation, st
     per_node = spec.slurm_options.tasks_per_node or -(-spec.workers // nodes)
     cpus = per_node * allocation.cpus_per_task if allocation.cpus_per_task is not None else allocation.cpus
     environ = {**os.environ, **spec.environment}
-    share = {**resources.thread_variables(cpus, per_node, environ), **resources.memory_variables(environ)}
+    share = resources.share_variables(spec.bind, [max(1, cpus // per_node)], environ)
     common = {**share, **env.order_variables()}
     if start.by == "mpirun":
         assert start.mpi is not None
@@ -91,12 +94,14 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, *, allocation: Allocation, st
         *(f"--nodes={nodes}", f"--ntasks={spec.workers}"),
         *([f"--ntasks-per-node={per_node}"] if nodes * per_node == spec.workers else []),
         *([f"--cpus-per-task={allocation.cpus_per_task}"] if allocation.cpus_per_task is not None else []),
+        # The ranks of a node share out what Slurm gave the job there (_rank_main._bind), as under any launcher.
+        *(["--cpu-bind=none"] if spec.bind != "none" else []),
         # Slurm asks for munge, which a PMIx of one's own (Open MPI's wheel) as a rule has not; unset, both take what they share.
         *(("env", "-u", "PMIX_SECURITY_MODE") if start.by == "pmix" else ()),
         *rank_argv(spec),
     )
     process = PlannedProcess(name=start.title, host=socket.gethostname(), argv=argv, environment=environment, cwd=cwd)
-    return LaunchPlan(launcher="slurm", size=spec.workers, processes=(process,), ordered=True)
+    return LaunchPlan(launcher="slurm", size=spec.workers, processes=(process,), ordered=True, ended=_TASKS_ENDED)
 
 
 def _own_mpi(spec: JobSpec, start: Start) -> dict[str, str]:
@@ -107,6 +112,60 @@ def _own_mpi(spec: JobSpec, start: Start) -> dict[str, str]:
     if folder not in (Path(spec.interpreter).parent, Path(sys.executable).parent):
         return {}
     return {name: str(folder.parent) for name in ("OPAL_PREFIX", "PMIX_PREFIX") if name not in os.environ}
+
+
+def check_room(spec: JobSpec, allocation: Allocation, start: Start) -> None:
+    """Raises UsageError for more nodes than the allocation has, or more ranks than srun starts there. Pure."""
+    options, job = spec.slurm_options, f"Slurm job {allocation.job_id}"
+    if (options.nodes or 0) > allocation.nodes:
+        raise UsageError(
+            f"--nodes {options.nodes} exceeds the {allocation.nodes} of {job}; lower it, or ask Slurm for more nodes"
+        )
+    if start.by == "mpirun" or not allocation.cpus_by_node:
+        return
+    room = allocation.room(options.nodes or allocation.nodes, options.tasks_per_node)
+    if spec.workers > room:
+        share = f", {allocation.cpus_per_task} for each task (--cpus-per-task)" if allocation.cpus_per_task is not None else ""
+        has = f"{sum(allocation.cpus_by_node)} CPUs on {allocation.nodes} nodes{share}"
+        raise UsageError(
+            f"-n {spec.workers} exceeds the room in {job}: of {has}, srun starts {room} ranks at most; lower -n, ask Slurm for "
+            f"more (salloc --ntasks={spec.workers}), or let ranks share CPUs (--slurm-start mpirun)"
+        )
+
+
+def check_sight(spec: JobSpec, allocation: Allocation, workspace: Workspace) -> None:
+    """See that every node of the allocation has what a rank needs there: the workspace, and its Python at the same path.
+
+    Blocks for a moment. Raises WorkspaceError and NotRunnable with the node and the path.
+    """
+    from dtrain.launch.preflight import seen_file
+
+    look = 'for path; do [ -e "$path" ] || echo "unseen:$SLURMD_NODENAME:$path"; done'
+    with seen_file(workspace) as token:
+        argv = [*("srun", "--overlap", "--mpi=none", "--chdir=/"), f"--nodes={allocation.nodes}", f"--ntasks={allocation.nodes}"]
+        asked = [*argv, "sh", "-c", look, "sh", str(token), spec.interpreter]
+        try:
+            done = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_ANSWER_S, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise NotRunnable(
+                f"the nodes of Slurm job {allocation.job_id} cannot be asked: {error}; try: srun hostname"
+            ) from error
+    if done.returncode != 0:
+        raise NotRunnable(
+            f"the nodes of Slurm job {allocation.job_id} cannot be asked: {done.stderr.strip()}; try: srun hostname"
+        )
+    missing = [line.split(":", 2) for line in done.stdout.splitlines() if line.startswith("unseen:")]
+    if blind := sorted(node for _, node, path in missing if path == str(token)):
+        nodes = f"node {blind[0]} does" if len(blind) == 1 else f"nodes {listed(blind)} do"
+        raise WorkspaceError(
+            f"{nodes} not see the workspace {workspace.root}; choose one on a file system that all nodes share (--workspace, "
+            "DTRAIN_WORKSPACE)"
+        )
+    if missing:
+        nodes = listed(sorted(node for _, node, _ in missing))
+        raise NotRunnable(
+            f"there is no {spec.interpreter} on {nodes}; ranks need their Python at the same path on all nodes (--python PATH)"
+        )
 
 
 def find_start(spec: JobSpec, allocation: Allocation, *, tried: bool) -> Start:

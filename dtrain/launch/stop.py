@@ -10,6 +10,7 @@ import psutil
 from dtrain.errors import NotRunnable, WorkspaceError
 from dtrain.launch.console import Console
 from dtrain.launch.follow import end_of_job
+from dtrain.launch.queue import status_reader
 from dtrain.launch.sbatch import SlurmJob
 from dtrain.layout import RunLayout
 from dtrain.status import RunStatus, read_status
@@ -22,11 +23,10 @@ def stop_run(run: RunLayout, console: Console) -> RunStatus:
 
     Raises NotRunnable where that cannot be done from here, and says where it can.
     """
-    status = read_status(run)
-    if status.is_over:
+    status, job = status_reader([run])(run), SlurmJob.of(run)
+    if status.is_over and not _may_begin_again(status, job):
         console.say(f"dtrain: run {run.id} has ended before ({status.state})")
         return status
-    job = SlurmJob.of(run)
     if job is not None:
         job.cancel()
         console.say(f"dtrain: Slurm job {job.job_id} is canceled; waiting for its end")
@@ -46,3 +46,9 @@ def stop_run(run: RunLayout, console: Console) -> RunStatus:
     while not (status := read_status(run)).is_over:
         time.sleep(_POLL_S)
     return status
+
+
+def _may_begin_again(status: RunStatus, job: SlurmJob | None) -> bool:
+    """Whether Slurm is still ending the job of a canceled run: it may be about to put it back into its queue."""
+    state = job.look() if job is not None and status.state == "canceled" else None
+    return state is not None and not state.is_over

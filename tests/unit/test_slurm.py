@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -93,6 +94,9 @@ def test_allocation() -> None:
     assert Allocation.read({}) is None
     environ = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "a[1-2]", "SLURM_CPUS_ON_NODE": "4"}
     assert Allocation.read(environ) == Allocation(job_id="7", nodelist="a[1-2]", nodes=2, tasks=2, cpus=4)
+    environ |= {"SLURM_JOB_CPUS_PER_NODE": "8(x2)"}
+    assert Allocation.read(environ) == Allocation(job_id="7", nodelist="a[1-2]", nodes=2, tasks=2, cpus=8, cpus_by_node=(8, 8))
+    assert Allocation.read({**environ, "SLURM_OVERCOMMIT": "1"}).cpus_by_node == ()  # type: ignore[union-attr]
     environ |= {"SLURM_NTASKS": "6", "SLURM_CPUS_PER_TASK": "2", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}
     found = Allocation.read(environ)
     assert found is not None
@@ -137,6 +141,53 @@ def test_srun(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: 
     own = Start(by=by, mpi=installed(title, str(Path(sys.executable).with_name("mpirun"))))  # type: ignore[arg-type]
     (process,) = slurm.plan(spec, RunLayout(tmp_path / "run"), tmp_path, allocation=ALLOCATION, start=own).processes
     assert ("OPAL_PREFIX" in process.environment) == (by == "pmix")
+
+
+BY_SRUN, BY_MPIRUN = (Start(by=by, mpi=installed("Open MPI")) for by in ("pmix", "mpirun"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "options", "cpus_per_task", "start", "words"),
+    [
+        (12, SlurmOptions(), None, BY_SRUN, None),
+        (
+            13,
+            SlurmOptions(),
+            None,
+            BY_SRUN,
+            r"-n 13 exceeds the room in Slurm job 12: of 12 CPUs on 2 nodes, srun starts 12 ranks",
+        ),
+        (13, SlurmOptions(), None, BY_MPIRUN, None),
+        (3, SlurmOptions(), 3, BY_SRUN, None),
+        (4, SlurmOptions(), 3, BY_SRUN, r"12 CPUs on 2 nodes, 3 for each task \(--cpus-per-task\), srun starts 3 ranks at most"),
+        (9, SlurmOptions(nodes=1), None, BY_SRUN, "srun starts 8 ranks"),
+        (10, SlurmOptions(nodes=2, tasks_per_node=5), None, BY_SRUN, "srun starts 9 ranks"),
+        (3, SlurmOptions(nodes=3), None, BY_MPIRUN, "--nodes 3 exceeds the 2 of Slurm job 12"),
+    ],
+)
+def test_more_ranks_than_the_allocation_has_room_for_are_refused(
+    script: str, ranks: int, options: SlurmOptions, cpus_per_task: int | None, start: Start, words: str | None
+) -> None:
+    """Two nodes, of which the job has 8 and 4 CPUs."""
+    spec = JobSpec(target=script, workers=ranks, launcher="slurm", slurm=options)
+    allocation = Allocation(
+        job_id="12", nodelist="a[1-2]", nodes=2, tasks=2, cpus=8, cpus_per_task=cpus_per_task, cpus_by_node=(8, 4)
+    )
+    with pytest.raises(UsageError, match=words) if words is not None else contextlib.nullcontext():
+        slurm.check_room(spec, allocation, start)
+
+
+def test_bound_ranks_are_left_alone_by_srun(script: str, tmp_path: Path) -> None:
+    """They bind themselves; and are told their threads then."""
+    for bind in ("core", "none"):
+        spec = JobSpec(target=script, workers=4, launcher="slurm", bind=bind)  # type: ignore[arg-type]
+        (process,) = slurm.plan(spec, RunLayout(tmp_path), tmp_path, allocation=ALLOCATION, start=BY_SRUN).processes
+        bound = (
+            "--cpu-bind=none" in process.argv,
+            process.environment.get("DTRAIN_BIND"),
+            process.environment.get("OMP_NUM_THREADS"),
+        )
+        assert bound == ((True, "core", None) if bind == "core" else (False, None, "3"))
 
 
 def test_uneven_ranks_are_left_to_srun(script: str, tmp_path: Path) -> None:
