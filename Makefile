@@ -33,6 +33,9 @@ endif
 # What is not to be skipped either, as CI asks for where it can: DTRAIN_REQUIRE=netcluster
 DTRAIN_REQUIRE ?=
 COMMA := ,
+# How many processes run tests, for two cores: one of them begins with tests/cluster, which waits more than it computes. ARGS='-n 0' is
+# for one, with a debugger say.
+PROCESSES ?= 2
 
 BIN := $(LANE_VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet
@@ -91,7 +94,7 @@ test-environment: $(TEST_STAMPS)
 
 .PHONY: pytest
 pytest: $(TEST_STAMPS) # ARGS are handed on, LANE says which versions: make pytest LANE=keras2 ARGS='-k registry'
-	$(PYTEST) --lane=$(LANE) --require=$(REQUIRE)$(addprefix $(COMMA),$(DTRAIN_REQUIRE)) $(ARGS)
+	$(PYTEST) -n $(PROCESSES) --lane=$(LANE) --require=$(REQUIRE)$(addprefix $(COMMA),$(DTRAIN_REQUIRE)) $(ARGS)
 
 .PHONY: lint
 lint: $(TEST_STAMP) ## ruff, its formatter and mypy --strict

@@ -53,6 +53,7 @@ EXTRAS = {
         "pytest>=8",
         "pytest-mpi>=0.6",
         "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",
         "ruff>=0.9",
         "mypy>=1.14",
         "moto[s3]>=5",

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,6 +66,9 @@ DEFAULT_LANE = "keras3"
 # What another lane has other versions of, beside NumPy; and the folders whose tests are about arrays.
 FRAMEWORKS = {"chainer", "tensorflow", "horovod"}
 ARRAYS = (ROOT / "tests" / "unit", ROOT / "tests" / "contract")
+# Where several processes run tests, each of these is run by one of them, in its order: what its tests share (hosts and Slurm,
+# wheels, a server) is made once.
+TOGETHER = ("tests/cluster/", "tests/test_packaging.py", "tests/azureml/test_datastores.py")
 
 
 # Where a shell has started this in the background, or nohup, Ctrl-C is ignored, here and in all that the tests start.
@@ -119,6 +123,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         missing = [name for name in _needs(item) if not there[name]]
         if missing:
             item.add_marker(pytest.mark.skip(reason=f"needs {' and '.join(missing)}"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests go one by one to the process that is free next, but for those of TOGETHER, which come first.
+
+    pytest-xdist's own groups, ``--dist loadgroup``, are none with pytest 9.2 (pytest-xdist's issue 1386), and nothing says so.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return next((place for place in TOGETHER if nodeid.startswith(place)), nodeid)
+
+    return Scheduling(config, log)
 
 
 def _needs(item: pytest.Item) -> list[str]:

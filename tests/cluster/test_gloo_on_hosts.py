@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from dtrain.layout import RunLayout
-from dtrain.status import read_process, read_status, read_world
+from dtrain.status import read_failure, read_process, read_status, read_world
 from tests.console.test_gloo import PLAIN, TRAIN, end, made_steps
 
 from .conftest import ClusterProject, Testbed
@@ -74,7 +74,7 @@ def test_nothing_is_left_on_other_hosts_when_dtrain_is_killed(project: ClusterPr
 @pytest.mark.timeout(360)
 @pytest.mark.parametrize("fault", ["kill", "cut"])
 def test_an_elastic_job_goes_on_without_a_host_and_takes_it_back(
-    project: ClusterProject, fault: str, wait_until: Callable[..., None]
+    project: ClusterProject, fault: str, cut: Callable[[str], None], wait_until: Callable[..., None]
 ) -> None:
     script = project.script(TRAIN.replace("EACH_STEP", ""))
     project.env["HOROVOD_GLOO_TIMEOUT_SECONDS"] = "20"  # a cut is not noticed before that; and so long workers wait for a new one
@@ -86,10 +86,12 @@ def test_an_elastic_job_goes_on_without_a_host_and_takes_it_back(
     if fault == "kill":
         script_of(project, on_node2).kill()
     else:
-        project.hosts("cut", "node2")
+        cut("node2")
+    wait_until(lambda: read_failure(run, on_node2) is not None, 60)
+    lost = time.monotonic()
     wait_until(lambda: made_steps(project, job, 1), 120)
     if fault == "cut":
-        time.sleep(16)  # longer than Horovod leaves the host out for: but it does not answer
+        time.sleep(max(0, lost + 16 - time.monotonic()))  # longer than Horovod leaves the host out for: but it does not answer
         assert read_world(run).started == 2
         project.hosts("heal", "node2")
     wait_until(lambda: job.poll() is not None or '"workers":2.0' in rows_of(run, 2), 120)

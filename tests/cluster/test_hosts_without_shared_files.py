@@ -121,8 +121,10 @@ def test_what_every_rank_wrote_comes_back(apart: ApartProject) -> None:
 
 @OPENMPI
 def test_the_cause_is_told_as_on_shared_files(apart: ApartProject) -> None:
-    failing = (
-        WRITES + "if run.rank == 2:\n    print('about to', flush=True)\n    raise ValueError('bad batch')\nrun.comm.barrier()\n"
+    failing = WRITES + (
+        "run.comm.barrier()\n"
+        "if run.rank == 2:\n    print('about to', flush=True)\n    raise ValueError('bad batch')\n"
+        "run.comm.barrier()\n"
     )
     done = apart.dtrain("run", "-H", "node1,node2:2", apart.script(failing))
     assert done.returncode == 1, done.stderr

@@ -33,9 +33,9 @@ for step in range(4):
 
 @pytest.mark.needs("mpi")
 def test_who_waits_and_who_does_not_come(project: Project) -> None:
-    done = project.dtrain("run", "-n", "2", "--hang-timeout", "2", project.script(WAITS))
+    done = project.dtrain("run", "-n", "2", "--hang-timeout", "4", project.script(WAITS))
     assert done.returncode == 123, done.stderr
-    cause = "no progress for 2 s (--hang-timeout): rank 1 did not come (train.py:8 in load), and rank 0 waited in allreduce_mean_"
+    cause = "no progress for 4 s (--hang-timeout): rank 1 did not come (train.py:8 in load), and rank 0 waited in allreduce_mean_"
     assert done.stderr.rstrip().endswith(cause)
     assert re.search(r"rank 0 waits in allreduce_mean_ for \d s: train.py:13 in <module>", done.stderr)
     assert project.json("show", "latest")["cause"] == cause
@@ -45,7 +45,7 @@ def test_who_waits_and_who_does_not_come(project: Project) -> None:
 
 @pytest.mark.needs("mpi")
 def test_ranks_that_do_the_same_are_told_in_a_line(project: Project) -> None:
-    done = project.dtrain("run", "-n", "3", "--hang-timeout", "2", project.script(WAITS))
+    done = project.dtrain("run", "-n", "3", "--hang-timeout", "4", project.script(WAITS))
     assert done.returncode == 123, done.stderr
     assert re.search(r"  rank 0, rank 2 wait in allreduce_mean_ for \d s: train.py:13 in <module>\n", done.stderr)
     assert re.search(r"  rank 1 is in no collective of dtrain's: train.py:8 in load\n", done.stderr)
@@ -82,9 +82,9 @@ time.sleep(60 if run.rank == 0 and LINES == 1 else 0)
 
 @pytest.mark.needs("mpi")
 def test_a_rank_that_is_done_waits_for_the_others_and_does_not_hang(project: Project) -> None:
-    done = project.dtrain("run", "-n", "2", "--hang-timeout", "2", project.script(EVALUATES_ALONE.replace("LINES", "10")))
+    done = project.dtrain("run", "-n", "2", "--hang-timeout", "4", project.script(EVALUATES_ALONE.replace("LINES", "12")))
     assert done.returncode == 0, done.stderr
-    done = project.dtrain("run", "-n", "2", "--hang-timeout", "2", project.script(EVALUATES_ALONE.replace("LINES", "1")))
+    done = project.dtrain("run", "-n", "2", "--hang-timeout", "4", project.script(EVALUATES_ALONE.replace("LINES", "1")))
     assert done.returncode == 123, done.stderr
     assert "rank 0 did not come (train.py:10 in <module>), and rank 1 waited in MPI_Finalize (script is over)" in done.stderr
 

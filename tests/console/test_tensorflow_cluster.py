@@ -141,7 +141,7 @@ def test_the_example_is_started_again_when_its_server_or_chief_is_killed(
     cluster: tuple[Project, tuple[str, ...]], wait_until: Callable[..., None]
 ) -> None:
     project, run = cluster
-    job = project.start(*run, "--chief", "--max-restarts", "2", EXAMPLE, "--epochs", "120")
+    job = project.start(*run, "--chief", "--max-restarts", "2", EXAMPLE, "--epochs", "40")
     for attempt, victim in enumerate(["ps 0", "chief 0"]):
         log = f"workspace/runs/*/attempts/{attempt}/00000/output.log"
         wait_until(lambda log=log: any("epoch" in path.read_text() for path in project.folder.glob(log)), timeout=180)
@@ -152,7 +152,7 @@ def test_the_example_is_started_again_when_its_server_or_chief_is_killed(
     assert [cause.partition(" on ")[0] for cause in data["earlier"]] == ["ps 0", "chief 0"]
     assert len(re.findall("starting the job again from the checkpoint of step", err)) == 2
     rows = read_metrics(project.latest).rows[0]
-    assert [row["step"] for row in rows] == [44 * epoch for epoch in range(1, 121)]
+    assert [row["step"] for row in rows] == [44 * epoch for epoch in range(1, 41)]
 
 
 TF1 = """
