@@ -154,6 +154,8 @@ class Estimator(Named):
             )
         if isinstance(chosen, MpiConfiguration) and per_node != 1:
             chosen.process_count_per_node = per_node
+        if chosen is not None and type(self) is SKLearn:
+            raise UserErrorException("SKLearn is of one process; use Estimator for a script that joins several by MPI")
         if isinstance(chosen, TensorflowConfiguration) and type(self) is Chainer:
             raise UserErrorException("Chainer has no parameter servers; use MpiConfiguration()")
         return chosen
@@ -208,6 +210,15 @@ class TensorFlow(Estimator):
     _refused: ClassVar = {}
     _differs: ClassVar = {"(framework_version=)": _INSTALLED}
     _framework = "tensorflow"
+
+
+class SKLearn(Estimator):
+    """An estimator that asks for scikit-learn; of one process."""
+
+    _options: ClassVar = ("framework_version",)
+    _refused: ClassVar = {}
+    _differs: ClassVar = {"(framework_version=)": _INSTALLED}
+    _framework = "scikit-learn"
 
 
 def _reference(value: Any) -> DataReference:

@@ -72,7 +72,10 @@ MODULES: dict[str, dict[str, str]] = {
     "azureml.core.workspace": {"Workspace": "dtrain.azureml.workspace:Workspace"},
     "azureml.data": {},
     "azureml.data.data_reference": {"DataReference": "dtrain.azureml.datastore:DataReference"},
-    "azureml.data.datapath": {"DataPath": "dtrain.azureml.datapath:DataPath"},
+    "azureml.data.datapath": {
+        "DataPath": "dtrain.azureml.datapath:DataPath",
+        "DataPathComputeBinding": "dtrain.azureml.datapath:DataPathComputeBinding",
+    },
     "azureml.exceptions": {
         name: f"{_HERE}.errors:{name}"
         for name in (
@@ -109,6 +112,7 @@ MODULES: dict[str, dict[str, str]] = {
         "Estimator": "dtrain.azureml.estimator:Estimator",
         "Mpi": "dtrain.azureml.runconfig:MpiConfiguration",
     },
+    "azureml.train.sklearn": {"SKLearn": "dtrain.azureml.estimator:SKLearn"},
     "azureml.widgets": {"RunDetails": "dtrain.azureml.widgets:RunDetails"},
 }
 
@@ -143,6 +147,8 @@ REFUSED: dict[str, dict[str, str]] = {
         "PyTorchConfiguration": _NO_TORCH,
         "ParallelTaskConfiguration": _NO_SWEEP,
     },
+    "azureml.data": dict.fromkeys(("FileDataset", "TabularDataset"), _NO_DATASET)
+    | {"OutputFileDatasetConfig": "let the script write to ./outputs"},
     "azureml.train.dnn": {"Gloo": _NO_TORCH, "Nccl": _NO_TORCH, "PyTorch": _NO_TORCH},
 }
 
@@ -169,5 +175,4 @@ REFUSED_MODULES: dict[str, str] = {
     "azureml.pipeline": _NO_PIPELINE,
     "azureml.train.automl": _NO_SWEEP,
     "azureml.train.hyperdrive": _NO_SWEEP,
-    "azureml.train.sklearn": "use azureml.train.estimator.Estimator with pip_packages=['scikit-learn']",
 }

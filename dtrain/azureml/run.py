@@ -20,6 +20,7 @@ from dtrain.layout import Workspace as WorkspaceFolder
 
 if TYPE_CHECKING:
     from dtrain.azureml.datapath import DataPath
+    from dtrain.azureml.environment import Environment
     from dtrain.azureml.experiment import Experiment
     from dtrain.azureml.model import Model
 
@@ -44,7 +45,6 @@ class Run(Logged):
         "add_type_providers": "there is one type of run here",
         "get_detailed_status": "use get_details()",
         "get_docs_url": "see docs/azureml.md",
-        "get_environment": "get_details()['runDefinition']['environment'] shows it",
         "get_secret": "give secrets to jobs as environment variables",
         "get_secrets": "give secrets to jobs as environment variables",
         "input_datasets": _NO_DATASET,
@@ -148,6 +148,15 @@ class Run(Logged):
         """:meth:`get_details`, with the logs' texts in place of their paths."""
         logs = {name: path.read_text(errors="replace") for name, path in files.log_files(self._layout).items()}
         return {**self.get_details(), "logFiles": logs}
+
+    def get_environment(self) -> Environment:
+        """The environment that the job was submitted with. Raises UserErrorException for a run that is no job."""
+        from dtrain.azureml.environment import Environment
+
+        asked = self._submitted.definition.get("environment")
+        if asked is None:
+            raise UserErrorException(f"run {self.id} is of this process, and has no environment of its own")
+        return Environment._of(asked["name"], asked["environmentVariables"], asked["python"]["pip"], asked["python"]["conda"])
 
     def get_portal_url(self) -> str:
         """The run's folder, as a URL."""

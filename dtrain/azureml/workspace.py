@@ -265,6 +265,8 @@ def _given_folder() -> Path | None:
 def _find_config(start: Path, file_name: str | None) -> Path:
     if start.is_file():
         return start
+    if not start.is_dir():
+        raise UserErrorException(f"no workspace: there is no file or folder {start}; `dtrain azureml init` writes a config.json")
     places = CONFIG_PLACES if file_name is None else tuple(f"{Path(place).parent}/{file_name}" for place in CONFIG_PLACES)
     for folder in _upwards(start):
         for place in places:
