@@ -226,7 +226,7 @@ def _reference(value: Any) -> DataReference:
         return value.as_mount()
     if isinstance(value, DataReference):
         return value
-    raise UserErrorException(f"inputs has {value!r}; give references to datastores: datastore.path('...').as_mount()")
+    raise UserErrorException(f"inputs has {value!r}; give references: datastore.path('...').as_mount(), or a dataset's")
 
 
 def _arguments(script_params: Mapping[str, Any] | None) -> tuple[list[Any], list[DataReference]]:

@@ -31,7 +31,6 @@ _REGISTER: Mapping[str, Any] = {
     "model_framework": None,
     "model_framework_version": None,
 }
-_NO_DATASET = "use a Datastore: ws.get_default_datastore().path('...').as_mount() in script_params"
 _NO_DEPLOY = "models are registered and downloaded here, not deployed"
 
 
@@ -47,8 +46,7 @@ class Run(Logged):
         "get_docs_url": "see docs/azureml.md",
         "get_secret": "give secrets to jobs as environment variables",
         "get_secrets": "give secrets to jobs as environment variables",
-        "input_datasets": _NO_DATASET,
-        "output_datasets": _NO_DATASET,
+        "output_datasets": "let the script write to ./outputs",
         "remove_tags": "tags are kept; set another value with tag(key, value)",
         "start": "a run that was submitted begins by itself",
     }
@@ -298,6 +296,15 @@ class Run(Logged):
             raise UserErrorException(str(error)) from error
         return self.get_snapshot_id()
 
+    @property
+    def input_datasets(self) -> dict[str, str]:
+        """The paths that the job was given of datasets and datastores, by the names of those inputs."""
+        from dtrain.azureml.datastore import VARIABLE
+
+        prefix = VARIABLE.removeprefix("$")
+        variables: dict[str, str] = read_json(self._layout.spec).get("environment") or {}
+        return {name.removeprefix(prefix): path for name, path in variables.items() if name.startswith(prefix)}
+
     def get_snapshot_id(self) -> str:
         """The run's id, by which :meth:`restore_snapshot` knows its source."""
         return self.id
@@ -377,7 +384,7 @@ class Run(Logged):
 
 
 _DEPLOYED = ("sample_input_dataset", "sample_output_dataset", "resource_configuration")
-_SETS = {"datasets": _NO_DATASET}
+_SETS = {"datasets": "name them in tags= or properties="}
 
 
 def runs_of(folder: WorkspaceFolder, experiment: str) -> list[RunLayout]:
