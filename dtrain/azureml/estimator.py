@@ -51,6 +51,7 @@ _REFUSED: Mapping[str, str] = {
     "vm_size": _NO_VM,
     "vm_priority": _NO_VM,
     "image_registry_details": "jobs run in this Python environment, not in containers",
+    **dict.fromkeys(("_disable_validation", "_enable_optimized_mode", "_show_lint_warnings"), "a setting of the SDK's own"),
     "source_directory_data_store": "the source is copied into the run's folder",
 }
 
@@ -80,7 +81,7 @@ class Estimator(Named):
         "(use_gpu=)": "a job sees the GPUs of the machine; where there is none, that is said",
         "(user_managed=)": "True: packages are not looked for",
     }
-    _refused: ClassVar = {f"({name}=)": reason for name, reason in _REFUSED.items()}
+    _refused: ClassVar = {f"({name}=)": reason for name, reason in _REFUSED.items() if not name.startswith("_")}
 
     def __init__(self, source_directory: str | None = None, **given: Any) -> None:
         """Raises UserErrorException for what is not available without Azure, TypeError for an unknown argument."""

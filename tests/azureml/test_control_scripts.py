@@ -65,7 +65,8 @@ def test_an_estimator_of_scikit_learn(azure: AzureProject) -> None:
     done = azure.control(
         """
 from azureml.train.sklearn import SKLearn
-estimator = SKLearn("src", entry_script="train.py", script_params={"--penalty": 1.0}, compute_target=cluster)
+estimator = SKLearn("src", entry_script="train.py", script_params={"--penalty": 1.0}, compute_target=cluster,
+    _enable_optimized_mode=False)
 run = experiment.submit(estimator)
 run.wait_for_completion()
 model = run.register_model("svc", "outputs/model.txt")
