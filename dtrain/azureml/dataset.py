@@ -16,7 +16,7 @@ from dtrain.errors import did_you_mean
 from dtrain.files import read_json, write_json
 
 _ONE_PLACE = "a dataset is one file or folder of a datastore"
-_NO_TABLE = "give the job the file by Dataset.File, and read it there: pandas.read_csv(path)"
+_NO_TABLE = "give the job the file by Dataset.File, and let it read that: pandas.read_csv(path)"
 _NO_SUBSET = "make a folder of the files that are wanted, and a dataset of it"
 _MOUNT = "a folder itself, which Azure's mount only lets jobs read; of an object store a copy. path_on_compute is not used"
 
@@ -35,6 +35,8 @@ class FileDataset(Named):
         "skip": _NO_SUBSET,
         "take": _NO_SUBSET,
         "take_sample": _NO_SUBSET,
+        "to_pandas_dataframe": _NO_TABLE,
+        "to_spark_dataframe": _NO_TABLE,
         "unregister_all_versions": "names are kept; register another place with create_new_version=True",
     }
     _differs: ClassVar = {"as_mount": _MOUNT, "as_download": "a copy in the run's folder; path_on_compute is not used"}

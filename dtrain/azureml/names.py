@@ -124,7 +124,7 @@ MODULES: dict[str, dict[str, str]] = {
 }
 
 _NO_DATASET = "use Dataset.File, or a Datastore: ws.get_default_datastore().path('...').as_mount() in script_params"
-_NO_TABLE = "give the job the file by Dataset.File, and read it there: pandas.read_csv(path)"
+_NO_TABLE = "give the job the file by Dataset.File, and let it read that: pandas.read_csv(path)"
 _NO_DEPLOY = "models are registered and downloaded here, not deployed; `dtrain pull NAME:VERSION FOLDER` copies one out"
 _NO_EXPLAIN = "interpret the model with the library itself, in the training script"
 _NO_PIPELINE = "submit the steps one after another from the control script, with wait_for_completion() between them"
