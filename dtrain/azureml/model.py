@@ -77,11 +77,11 @@ class Model(Named):
         "parent_id": "run_id is the run that it came from",
         "resource_configuration": _NO_DEPLOY,
         "unpack": "a model's files are kept as they are",
-        "url": "download() copies the files",
     }
     _differs: ClassVar = {
         "delete": "also its files, where no other version has the same; its number is not used again",
         "register": "a local file is copied into a run folder of its own first, from which it is registered",
+        "url": "there is no service: the version's record in the registry, as a file:// URL",
         "get_model_path": "downloads to ./azureml-models/NAME/VERSION",
     }
 
@@ -152,6 +152,10 @@ class Model(Named):
     @property
     def created_time(self) -> str:
         return self._version.created
+
+    @property
+    def url(self) -> str:
+        return _registry(self.workspace).layout.record(self.name, self.version).absolute().as_uri()
 
     @property
     def run(self) -> Run:

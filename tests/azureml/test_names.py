@@ -45,8 +45,8 @@ def test_every_name_that_is_listed_is_there() -> None:
 
 @pytest.mark.usefixtures("finder")
 def test_a_name_that_we_have_not_says_what_to_use() -> None:
-    with pytest.raises(NoSuchImport, match="Dataset is not available without Azure: use a Datastore"):
-        from azureml.core import Dataset  # noqa: F401
+    with pytest.raises(NoSuchImport, match="Webservice is not available without Azure: models are registered"):
+        from azureml.core import Webservice  # noqa: F401
     with pytest.raises(NoSuchImport, match=r"has no 'Workspce' \(did you mean Workspace\?\)"):
         from azureml.core import Workspce  # noqa: F401
     with pytest.raises(NoSuchModule, match="hyperdrive is not available without Azure: submit one run for each setting"):
