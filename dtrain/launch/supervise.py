@@ -36,6 +36,7 @@ from dtrain.status import (
     name_who_left,
     read_failure,
     read_process,
+    who_left,
     write_record,
 )
 
@@ -331,7 +332,8 @@ class Supervisor:
             said = self._output.last_words(1) if self._plan.elastic else []  # why the others did not go on
             state, code, cause = "failed", failure.exit_code, "; ".join([failure.describe(), *said])
         elif vanished:
-            how = vanished[0].message  # the same for all
+            left = who_left(self._run, self._plan.size, time.time())
+            how = vanished[0].message + (f"; {left}" if left else "")  # the same for all
             state, code, cause = "failed", vanished[0].exit_code, f"{listed(each.who for each in vanished)}: each {how}"
         elif launcher_code != 0:
             state, code, cause = "failed", _exit_code(launcher_code), self._launcher_cause(launcher_code)
