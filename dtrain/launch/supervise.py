@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-import shutil
 import signal
 import socket
 import time
@@ -23,6 +22,7 @@ from dtrain.launch.elastic import Survivals
 from dtrain.launch.hang import HANG, HangWatch
 from dtrain.launch.output import Output
 from dtrain.launch.plan import LaunchPlan
+from dtrain.launch.scratch import Scratch
 from dtrain.launch.ssh import FAILED
 from dtrain.layout import RunLayout
 from dtrain.processes import END_SCRIPT, signal_name
@@ -114,6 +114,7 @@ class Supervisor:
         self._signals, self._to_pass_on = signals.to_end, signals.to_pass_on
         self._timed_out = self._canceled = False
         self._started = time.time()
+        self._scratch = None if plan.scratch is None else Scratch(plan.scratch)
         self._next_check = self._next_look = 0.0
         self._meet_ranks()
 
@@ -303,8 +304,8 @@ class Supervisor:
     def _close(self) -> None:
         self._output.close()
         self._crew.release()
-        if self._plan.scratch is not None:
-            shutil.rmtree(self._plan.scratch, ignore_errors=True)
+        if self._scratch is not None:
+            self._scratch.remove()
 
     def _verdict(self) -> RunStatus:
         for rank in self._on_other_hosts:
