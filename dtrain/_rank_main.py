@@ -76,10 +76,10 @@ class Recorder:
         except OSError:
             os.write(self._pipe, f"{failure_to_line(record)}\n".encode())
 
-    def done(self) -> int:
-        """Record that the rank ended well, and return its exit code."""
+    def done(self, *, early: bool) -> int:
+        """Record that the rank ended well, and return its exit code. ``early``: its script was not over, as others see it."""
         try:
-            write_json(self.files.done, {"time": time.time()}, durable=not self.env.supervised)
+            write_json(self.files.done, {"time": time.time(), "early": early}, durable=not self.env.supervised)
         except OSError as error:
             self.failure(
                 "exit", 1, f"finished, but its completion record cannot be written: {error.strerror} ({self.files.done})"
@@ -224,12 +224,11 @@ class _Guard:
 
     def _record(self, code: int) -> int:
         """Record how the script's process ended (its code, or minus a signal's number), and return the rank's exit code."""
-        if code == 0 and self._control is None:
-            return self._recorder.done()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._child, signal.SIGKILL)  # what the script started: nobody may be left who could end it later
+        if code != 0 or self._control is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._child, signal.SIGKILL)  # what the script started: nobody may be left who could end it later
         if code == 0:
-            return self._recorder.done()
+            return self._recorder.done(early=self._ended_by is None and not PROGRESS.read().over)  # os._exit(0)
         exit_code = 128 - code if code < 0 else code
         if self._ended_by is not None:
             self._recorder.failure("ended", exit_code, self._ended_by, when=self._orphaned_at)
@@ -363,8 +362,7 @@ def _leave(exit_code: int) -> NoReturn:
     """
     mpi = sys.modules.get("mpi4py.MPI")
     finalizes = mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized() and mpi.COMM_WORLD.Get_size() > 1
-    if finalizes:
-        PROGRESS.end()
+    PROGRESS.end(finalizes=finalizes)
     if exit_code != 0 and finalizes:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
@@ -380,6 +378,7 @@ def _watch_imports(rank_env: RankEnv) -> None:
         # An mpirun and an mpi4py of different MPIs make N worlds of one rank, each of which trains everything and exits with 0.
         if module.Is_initialized() and (found := module.COMM_WORLD.Get_size()) != rank_env.size:
             raise other_world(rank_env.size, found, re.split(r"[,\n]", module.Get_library_version())[0])
+        importlib.import_module("dtrain._mpi_calls").watch_calls(module)
 
     if rank_env.world_size > 1:
         # mpi4py's package puts a finder of its own, which picks the build for the MPI it found, in front of ours.

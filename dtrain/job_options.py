@@ -173,7 +173,8 @@ class Hangs:
 
     ``heartbeat_timeout_s``: after how many seconds without a sign of life a rank, or a host, is lost (None: never).
     ``on_hang``: ``end`` the job, ``report`` and go on; ``auto`` ends it unless the rank told nothing through dtrain since
-    ``dtrain.init()``, or is a task of a TensorFlow cluster: they may work in silence, which looks the same.
+    ``dtrain.init()``, or is a task of a TensorFlow cluster: they may work in silence, which looks the same. But where every rank
+    waits in a call of mpi4py for so long, none works.
     """
 
     hang_timeout_s: float | None = 600.0

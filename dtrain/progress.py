@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _COUNT = struct.Struct("<Q")
-_COLLECTIVE = struct.Struct(
-    "<d32s"
-)  # when it was entered (time.monotonic, the same clock in all of a host's processes), its name
-
+# When a collective was entered (time.monotonic, the same clock in all of a host's processes), its name, and the number of
+# times that one was entered or left.
+_COLLECTIVE = struct.Struct("<d32sQ")
+_OVER = _COUNT.size + _COLLECTIVE.size
 
 SCRIPT_OVER = "MPI_Finalize (script is over)"
 """In place of a collective's name."""
@@ -28,11 +28,14 @@ SCRIPT_OVER = "MPI_Finalize (script is over)"
 
 @dataclass(frozen=True, kw_only=True)
 class Doing:
-    """``count`` of what has been done so far; ``collective`` that the rank is in, ``since_s`` seconds, or empty."""
+    """``count`` of what the script told dtrain so far, ``calls`` of collectives and MPI calls entered and left; ``collective``
+    (or call) that the rank is in, ``since_s`` seconds, or empty. ``over``: the script returned, or called ``sys.exit``."""
 
     count: int
+    calls: int
     collective: str
     since_s: float
+    over: bool
 
 
 class Progress:
@@ -40,7 +43,9 @@ class Progress:
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, 64)  # anonymous: shared with the processes that are forked from here, and with no other
-        self._count = 0
+        self._count = self._calls = 0
+        self.waits = False
+        """Whether this process is in a collective."""
 
     def begin(self) -> None:
         """From here on it is the script that does something."""
@@ -55,29 +60,51 @@ class Progress:
     @contextlib.contextmanager
     def collective(self, name: str) -> Iterator[None]:
         """Waiting for the other ranks, in the collective ``name``; entering and leaving it are progress."""
-        _COLLECTIVE.pack_into(self._memory, _COUNT.size, time.monotonic(), name.encode()[:32])
+        self.enter(name.encode())
         self.mark()
         try:
             yield
         finally:
-            _COLLECTIVE.pack_into(self._memory, _COUNT.size, 0.0, b"")
+            self.leave()
             self.mark()
 
-    def end(self) -> None:
-        """The script is over, and what waits now is MPI, for the other ranks' scripts. No progress."""
-        _COLLECTIVE.pack_into(self._memory, _COUNT.size, time.monotonic(), SCRIPT_OVER.encode())
+    def enter(self, name: bytes) -> None:
+        """Begin to wait for other ranks, in a collective or a call of MPI's; it tells dtrain nothing, but is progress."""
+        self.waits = True
+        self._calls += 1
+        _COLLECTIVE.pack_into(self._memory, _COUNT.size, time.monotonic(), name, self._calls)
+
+    def leave(self) -> None:
+        """What was waited for has come."""
+        self._calls += 1
+        _COLLECTIVE.pack_into(self._memory, _COUNT.size, 0.0, b"", self._calls)
+        self.waits = False
+
+    def end(self, *, finalizes: bool) -> None:
+        """The script is over, by itself; where it ``finalizes``, MPI waits now, for the other ranks' scripts. No progress."""
+        self._memory[_OVER] = 1
+        if finalizes:
+            self.waits = True
+            _COLLECTIVE.pack_into(self._memory, _COUNT.size, time.monotonic(), SCRIPT_OVER.encode(), self._calls)
 
     def read(self) -> Doing:
         """What the other process, that shares this memory, does now."""
         (count,) = _COUNT.unpack_from(self._memory, 0)
-        entered, name = _COLLECTIVE.unpack_from(self._memory, _COUNT.size)
+        entered, name, calls = _COLLECTIVE.unpack_from(self._memory, _COUNT.size)
         collective = name.rstrip(b"\0").decode(errors="replace")
-        return Doing(count=count, collective=collective, since_s=time.monotonic() - entered if collective else 0.0)
+        since_s = time.monotonic() - entered if collective else 0.0
+        return Doing(count=count, calls=calls, collective=collective, since_s=since_s, over=bool(self._memory[_OVER]))
 
     def write(self, path: Path) -> None:
         """Write that, as a beat, into a file that is made or overwritten. Raises OSError."""
         doing = self.read()
-        values = {"time": time.time(), "count": doing.count, "collective": doing.collective, "since_s": round(doing.since_s, 1)}
+        values = {
+            "time": time.time(),
+            "count": doing.count,
+            "calls": doing.calls,
+            "collective": doing.collective,
+            "since_s": round(doing.since_s, 1),
+        }
         # Opened anew each time: it is when a file is closed that a network file system shows other hosts what was written.
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:

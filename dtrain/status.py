@@ -232,18 +232,31 @@ def first_failure(failures: list[RankFailure]) -> RankFailure | None:
 
 
 def name_who_left(run: RunLayout, failure: RankFailure, size: int) -> RankFailure:
-    """The failure, and which rank had left with exit code 0 before it: where a lost connection is all that went wrong."""
-    if failure.kind != "consequence" or failure.exit_code not in LOST_PEER.values():
+    """The failure, and which rank had left with exit code 0 before, where a lost connection or a kill is all that went wrong."""
+    lost_peer = failure.kind == "consequence" and failure.exit_code in LOST_PEER.values()
+    left = who_left(run, size, failure.time, early_only=not lost_peer)
+    if not left or not (lost_peer or failure.message.startswith(VANISHED)):
         return failure
-    done = [(read_json(path)["time"], rank) for rank in range(size) if (path := run.rank(rank).done).is_file()]
-    left = [(when, rank) for when, rank in done if when <= failure.time]
+    how = "lost its connection to another rank" if lost_peer else failure.message
+    return dataclasses.replace(failure, message=f"{how}: {left}")
+
+
+def who_left(run: RunLayout, size: int, before: float, *, early_only: bool = True) -> str:
+    """Which rank had left with exit code 0 before that time (Unix seconds), in a sentence; empty where none had.
+
+    ``early_only``: only one that left by no end of its script (``os._exit(0)``), for which MPI ends the others. It does so before
+    that one's guard has noted the end: so up to :data:`_KILL_NOTICED_S` later counts as before.
+    """
+    done = [(read_json(path), rank) for rank in range(size) if (path := run.rank(rank).done).is_file()]
+    early = [(record["time"], rank) for record, rank in done if record.get("early")]
+    left = [(when, rank) for when, rank in early if when - before < _KILL_NOTICED_S]
+    if not early_only:
+        left += [(record["time"], rank) for record, rank in done if record["time"] <= before]
     if not left:
-        return failure
-    rank = min(left)[1]
-    process = read_process(run, rank)
+        return ""
+    process = read_process(run, rank := min(left)[1])
     where = f"rank {rank}" if process is None else f"rank {rank} on {process.host}"
-    message = f"lost its connection to another rank: {where} had left before with exit code 0, and the others still needed it"
-    return dataclasses.replace(failure, message=message)
+    return f"{where} had left before with exit code 0, and the others still needed it"
 
 
 def read_status(run: RunLayout) -> RunStatus:

@@ -287,7 +287,8 @@ def hangs(command: F) -> F:
         click.option(
             "--on-hang",
             metavar="auto|end|report",
-            help="What is done then; auto only reports who told dtrain nothing. [default: end with --hang-timeout, else auto]",
+            help="What is done then; auto only reports who told dtrain nothing, unless all ranks wait in mpi4py. "
+            "[default: end with --hang-timeout, else auto]",
         ),
     )
     return _with(command, options)

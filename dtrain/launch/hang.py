@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dtrain.job_options import Hangs
 from dtrain.launch.crew import Crew
 from dtrain.launch.plan import LaunchPlan
-from dtrain.launch.stacks import collect_stacks, place, read_beat
+from dtrain.launch.stacks import Beat, collect_stacks, place, read_beat
 from dtrain.layout import RunLayout
 from dtrain.progress import SCRIPT_OVER
 from dtrain.status import listed, read_process
@@ -24,7 +24,8 @@ _PLACE = re.compile(r":\d+ in ")
 class HangWatch:
     """Watches the ranks of one attempt. Used by its supervisor, which asks :meth:`look` again and again.
 
-    Progress is what the rank's guard counts (metrics, collectives, checkpoints; see dtrain.progress) and what the rank prints.
+    Progress is what the rank's guard counts (metrics, collectives, calls of MPI, checkpoints; see dtrain.progress) and what the
+    rank prints.
     Only the supervisor's own clock is used: hosts' clocks differ.
     """
 
@@ -41,7 +42,7 @@ class HangWatch:
         # Servers, and workers that serve a chief, do nothing of their own; an evaluator waits for checkpoints.
         self._idlers = {rank for rank, planned in plan.tasks.items() if planned.task.role in ("ps", "evaluator")}
         self._ranks: list[int] = []
-        self._counts: dict[int, int] = {}
+        self._beats: dict[int, Beat] = {}
         self._since: dict[int, float] = {}
         self._reported: set[int] = set()
         self._next_look = 0.0
@@ -60,15 +61,18 @@ class HangWatch:
         if self._plan.elastic and any(self._run.rank(rank).error.is_file() for rank in self._ranks):
             for rank in self._ranks:  # they wait for a host to take its place, which has a limit of its own (--elastic-timeout)
                 self._progressed(rank)
-        hung = [rank for rank in self._ranks if self._idle_s(rank) > limit and rank not in self._reported]
-        if not hung or self._wait_at_the_end(hung):
+        idle = [rank for rank in self._ranks if self._idle_s(rank) > limit]
+        hung = [rank for rank in idle if rank not in self._reported]
+        # Nobody is left who could send what these wait for.
+        stuck = self._hangs.on_hang == "auto" and bool(idle) and self._all_wait(limit)
+        if not (hung or stuck) or self._wait_at_the_end(hung or idle):
             return None
         self._reported.update(hung)
-        cause = self._tell(hung)
+        cause = self._tell(hung or idle)
         # Who never told anything through dtrain may be hard at work in silence, as may a chief that waits for its workers: they
         # are shown, not ended.
-        known = not self._plan.tasks and any(self._counts.get(rank, 0) for rank in hung)
-        ends = self._hangs.on_hang == "end" or (self._hangs.on_hang == "auto" and known)
+        known = not self._plan.tasks and any(self._beats[rank].count for rank in hung)
+        ends = self._hangs.on_hang == "end" or (self._hangs.on_hang == "auto" and (known or stuck))
         if not ends:
             self._say("dtrain: the job goes on (--on-hang end would end it)")
         return cause if ends else None
@@ -79,6 +83,12 @@ class HangWatch:
             return False
         return any(rank not in hung and not self._run.rank(rank).done.is_file() for rank in self._ranks)
 
+    def _all_wait(self, limit: float) -> bool:
+        """Whether every rank that is left has waited for others longer than that, in a collective or a call of MPI's."""
+        left = [rank for rank in self._ranks if not self._run.rank(rank).done.is_file()]
+        beats = (self._beats.get(rank, Beat()) for rank in left)
+        return all(beat.collective and beat.since_s > limit for beat in beats)
+
     def _progressed(self, rank: int) -> None:
         self._since[rank] = time.monotonic()
         self._reported.discard(rank)
@@ -88,9 +98,9 @@ class HangWatch:
         files = self._run.rank(rank)
         if files.done.is_file() or files.error.is_file() or read_process(self._run, rank) is None:
             return 0.0
-        count = read_beat(self._run, rank).count
-        if rank not in self._since or count != self._counts.get(rank, 0):
-            self._counts[rank] = count
+        beat, before = read_beat(self._run, rank), self._beats.get(rank, Beat())
+        self._beats[rank] = beat
+        if rank not in self._since or (beat.count, beat.calls) != (before.count, before.calls):
             self._progressed(rank)
         return time.monotonic() - self._since[rank]
 
@@ -115,15 +125,15 @@ class HangWatch:
             doing = waiting if collective else f"{'is' if one else 'are'} in no collective of dtrain's"
             self._say(f"dtrain:   {named(ranks_there)} {doing}: {where}")
         self._say(f"dtrain: the stacks of all ranks are in {self._run.ranks}/*/stack.txt")
-        free = [rank for rank in waits.pop("", []) if rank in self._ranks]
+        left = [rank for rank in self._ranks if self._run.rank(rank).done.is_file()]
+        free = [rank for rank in waits.pop("", []) if rank in self._ranks and rank not in left]
         waited = "; ".join(f"{named(ranks)} waited in {name}" for name, ranks in waits.items())
         if free and waited:
             blamed = f"{named(free)} did not come ({place(stacks[free[0]])}), and {waited}"
         else:
             spots = [(named(there), len(there) == 1, spot) for (_, spot), there in alike.items() if set(there) & set(hung)]
             blamed = waited or "; ".join(_at(*each) for each in sorted(spots, key=lambda each: bool(_PLACE.search(each[2]))))
-            left = [rank for rank in self._ranks if self._run.rank(rank).done.is_file()]
-            blamed += f"; {named(left)} had left before with exit code 0" if left else ""
+        blamed += f"; {named(left)} had left before with exit code 0" if left else ""
         return f"no progress for {limit:g} s (--hang-timeout): {blamed}"
 
 

@@ -24,9 +24,11 @@ _LIBRARIES = (str(Path(__file__).parents[1]), sysconfig.get_path("stdlib"), "<fr
 
 @dataclass(frozen=True, kw_only=True)
 class Beat:
-    """What a rank's guard said last: how many things were done, and the collective that the rank is in, or empty."""
+    """What a rank's guard said last: how many things were told and calls made, and the collective that the rank is in, or empty
+    (see :class:`dtrain.progress.Doing`)."""
 
     count: int = 0
+    calls: int = 0
     collective: str = ""
     since_s: float = 0.0
 
@@ -37,7 +39,7 @@ def read_beat(run: RunLayout, rank: int) -> Beat:
         values = orjson.loads(run.rank(rank).heartbeat.read_bytes())
     except (FileNotFoundError, orjson.JSONDecodeError):  # between the file's making and its first beat
         return Beat()
-    return Beat(count=values["count"], collective=values["collective"], since_s=values["since_s"])
+    return Beat(count=values["count"], calls=values["calls"], collective=values["collective"], since_s=values["since_s"])
 
 
 def collect_stacks(

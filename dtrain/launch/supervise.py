@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-import shutil
 import signal
 import socket
 import time
@@ -24,6 +23,7 @@ from dtrain.launch.hang import HANG, HangWatch
 from dtrain.launch.output import Output
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.run_processes import processes_of, signal_guard
+from dtrain.launch.scratch import Scratch
 from dtrain.launch.ssh import FAILED
 from dtrain.layout import RunLayout
 from dtrain.processes import END_SCRIPT, signal_name
@@ -37,6 +37,7 @@ from dtrain.status import (
     name_who_left,
     read_failure,
     read_process,
+    who_left,
     write_record,
 )
 
@@ -114,6 +115,7 @@ class Supervisor:
         self._signals, self._to_pass_on = signals.to_end, signals.to_pass_on
         self._timed_out = self._canceled = False
         self._started = time.time()
+        self._scratch = None if plan.scratch is None else Scratch(plan.scratch)
         self._next_check = self._next_look = 0.0
         self._meet_ranks()
 
@@ -305,8 +307,8 @@ class Supervisor:
     def _close(self) -> None:
         self._output.close()
         self._crew.release()
-        if self._plan.scratch is not None:
-            shutil.rmtree(self._plan.scratch, ignore_errors=True)
+        if self._scratch is not None:
+            self._scratch.remove()
 
     def _verdict(self) -> RunStatus:
         deciding = self._plan.deciding_ranks(self._run)
@@ -332,7 +334,8 @@ class Supervisor:
             said = self._output.last_words(1) if self._plan.elastic else []  # why the others did not go on
             state, code, cause = "failed", failure.exit_code, "; ".join([failure.describe(), *said])
         elif vanished:
-            how = vanished[0].message  # the same for all
+            left = who_left(self._run, self._plan.size, time.time())
+            how = vanished[0].message + (f"; {left}" if left else "")  # the same for all
             state, code, cause = "failed", vanished[0].exit_code, f"{listed(each.who for each in vanished)}: each {how}"
         elif launcher_code != 0:
             state, code, cause = "failed", _exit_code(launcher_code), self._launcher_cause(launcher_code)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,8 @@ __all__ = ["wait_until"]
 
 SCRIPT = ROOT / "tests" / "testbed" / "hosts.sh"
 SLURM = SCRIPT.with_name("slurm.sh")
+LEAVE_S = 15.0
+"""Seconds after a test until nothing of it may be left on any host."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,26 @@ class Testbed:
         counters = line.partition(":")[2].split()
         return int(counters[0]), int(counters[8])
 
+    @property
+    def first_processes(self) -> list[int]:
+        """That of every host, by which its namespaces are found."""
+        outer = [int(file.read_text()) for file in sorted(self.state.glob("node*.outer"))]
+        return [int(Path(f"/proc/{pid}/task/{pid}/children").read_text()) for pid in outer]
+
+    def processes(self) -> list[psutil.Process]:
+        """All that run on the hosts, whoever started them and whatever they carry in their environment."""
+        hosts = {os.readlink(f"/proc/{pid}/ns/pid") for pid in self.first_processes}
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if os.readlink(f"/proc/{process.pid}/ns/pid") in hosts and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def launch_files(self) -> list[Path]:
+        """What launches have made in the hosts' folders for temporary files."""
+        return [path for pid in self.first_processes for path in Path(f"/proc/{pid}/root/tmp").glob("dtrain-*")]
+
     def run(self, script: Path, *args: str) -> str:
         environ = {**os.environ, "TESTBED": str(self.state)}
         pipe = subprocess.PIPE
@@ -50,6 +74,21 @@ class ClusterProject(Project):
     """A folder that both hosts see; its commands are typed on node1."""
 
     hosts: Testbed = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        self.before: set[object] = {*self.hosts.processes(), *self.hosts.launch_files()}
+
+    def on_hosts(self) -> list[object]:
+        """What is on the hosts that was not there before this project: also daemons of mpirun and sshd, which carry no mark."""
+        now = [*self.hosts.processes(), *self.hosts.launch_files()]
+        return [each for each in now if each not in self.before]
+
+    def left_behind(self) -> list[object]:
+        """A daemon may end a moment after what it started, and so may the sshd of a connection."""
+        deadline = time.monotonic() + LEAVE_S
+        while not super().left_behind() and self.on_hosts() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return [*super().left_behind(), *self.on_hosts()]
 
     def environ(self) -> dict[str, str]:
         return {**super().environ(), "TESTBED": str(self.hosts.state)}
@@ -97,6 +136,10 @@ class SlurmProject(ClusterProject):
 
     def argv(self, *args: str) -> list[str]:
         return [*self.on_node1, *self.within, *Project.argv(self, *args)]
+
+    def on_hosts(self) -> list[object]:
+        """Slurm's own daemons come and go."""
+        return []
 
     def slurm(self, *command: str) -> str:
         return self.hosts("exec", "node1", *command)

@@ -82,6 +82,10 @@ class Project:
                 found.append(process)
         return found
 
+    def left_behind(self) -> list[object]:
+        """What is still there of this project's runs, when the test is over."""
+        return list(self.processes())
+
 
 def another_python(folder: Path) -> Path:
     """Make another Python with what this one has, and one module more, ``only_there``; returns its path."""
@@ -103,8 +107,8 @@ def watched(project: Project) -> Iterator[Project]:
     for job in project.started:  # of a test that failed half way
         if job.poll() is None:
             job.kill()
-    left = project.processes()
-    for process in left:
+    left = project.left_behind()
+    for process in project.processes():
         with contextlib.suppress(psutil.NoSuchProcess):  # it went with another one
             process.kill()
     assert not left, f"left behind: {left}"

@@ -133,6 +133,55 @@ def test_what_counts_as_progress(project: Project, script: str, options: tuple[s
     assert ("no progress" in done.stderr) == (words != "completed")
 
 
+PLAIN = """
+import sys, time
+from mpi4py import MPI
+
+comm = MPI.COMM_WORLD
+comm.Split(comm.rank).Barrier()
+mode = sys.argv[1]
+if mode == "each receives":
+    comm.recv(source=1 - comm.rank)
+elif mode == "one completes":
+    (MPI.Request.Waitall if comm.rank else MPI.Request.Wait)(*([[comm.irecv()]] if comm.rank else [comm.irecv()]))
+elif mode == "one computes" and comm.rank:
+    until = time.monotonic() + 5
+    while time.monotonic() < until:
+        pass
+elif mode == "calls":
+    for _ in range(80):
+        comm.Barrier()
+        time.sleep(0.05)
+if mode != "one computes, then waits":
+    comm.Barrier()
+elif comm.rank:
+    time.sleep(3.5)
+    comm.recv(source=0)
+else:
+    comm.Reduce(MPI.IN_PLACE, [bytearray(8), MPI.BYTE])
+"""
+
+
+@pytest.mark.needs("mpi")
+@pytest.mark.parametrize(
+    ("mode", "code", "words"),
+    [
+        ("each receives", 123, "(--hang-timeout): rank 0, rank 1 waited in recv"),
+        ("one completes", 123, "(--hang-timeout): rank 0 waited in Wait; rank 1 waited in Waitall"),
+        ("one computes", 0, "dtrain:   rank 0 waits in Barrier for "),
+        ("one computes, then waits", 123, "(--hang-timeout): rank 0 waited in Reduce; rank 1 waited in recv"),
+        ("calls", 0, "completed"),
+    ],
+)
+def test_scripts_that_know_mpi_alone(project: Project, mode: str, code: int, words: str) -> None:
+    """Left alone, one is ended only when nobody is left who could do anything: a rank may compute in silence."""
+    done = project.dtrain("run", "-n", "2", "--hang-timeout", "2", "--on-hang", "auto", project.script(PLAIN), mode)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert ("no progress" in done.stderr) == (mode != "calls")
+    assert ("the job goes on" in done.stderr) == (mode.startswith("one computes"))
+
+
 def test_a_stopped_rank_is_named_as_one(project: Project, wait_until: Callable[..., None]) -> None:
     job = project.start("run", "--hang-timeout", "2", project.script("import time\nprint('here', flush=True)\ntime.sleep(60)\n"))
     wait_until(lambda: any(path.read_text() for path in project.folder.glob("workspace/runs/*/ranks/00000/output.log")))

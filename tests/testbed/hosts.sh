@@ -73,10 +73,11 @@ first-process)
     if [ -e /root/.bashrc ]; then mount --bind /dev/null /root/.bashrc; fi
     sshd=$(command -v sshd)
     "$sshd" -f "$state/sshd_config" -E "$state/$node.sshd.log"
+    sleep infinity &  # the last of its own processes: what comes later is of those who use it
     touch "$state/$node.ready"
     mount --move /mnt /tmp
     trap 'exit 0' TERM
-    while :; do sleep 3600 & wait $!; done ;;
+    wait $! ;;
 exec)
     node=$2; shift 2
     exec nsenter -t "$(first_process "$node")" -m -u -i -n -p -- "$@" ;;

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from dtrain.files import write_json
 from dtrain.launch.agents import lost
 from dtrain.launch.console import Console
 from dtrain.launch.plan import LaunchPlan, PlannedHost, PlannedProcess
@@ -57,6 +59,19 @@ def test_what_another_host_writes_is_shown_as_it_comes(tmp_path: Path) -> None:
     with open(shown, "w") as out:
         Supervisor(plan, run, Limits(timeout_s=None, grace_s=1.0), Console(out, out), Signals()).run()
     assert [line.partition("] ")[2] for line in shown.read_text().splitlines()] == ["one", "two", "three"]
+
+
+def test_who_left_early_is_named_beside_those_whom_mpi_killed_for_it(tmp_path: Path) -> None:
+    """As MPICH's mpiexec does: it kills the guards too."""
+    run = RunLayout(tmp_path / "run").begin_attempt(0, 3)
+    for rank in range(3):
+        write_record(run.rank(rank).process, ProcessRecord(host="node", pid=2**22, started=0.0), durable=False)
+    write_json(run.rank(2).done, {"time": time.time(), "early": True})
+    launcher = PlannedProcess(name="mpirun", host="node", argv=("false",), environment={}, cwd=tmp_path)
+    plan = LaunchPlan(launcher="mpi", size=3, processes=(launcher,))
+    status = Supervisor(plan, run, Limits(timeout_s=None, grace_s=1.0), Console(), Signals()).run()
+    left = "rank 2 on node had left before with exit code 0, and the others still needed it"
+    assert status.cause == f"rank 0 on node, rank 1 on node: each {VANISHED}; {left}"
 
 
 def test_of_a_lost_host_not_every_rank_is_named() -> None:
