@@ -29,13 +29,7 @@ from dtrain._after_import import AfterImport
 from dtrain._control import Control, Orders
 from dtrain._masked_pipe import MaskedPipe
 from dtrain.binding import HostTopology, plan_binding
-from dtrain.env import (
-    RankEnv,
-    given_secrets,
-    other_world,
-    quiet_tensorflow,
-    unescape_arguments,
-)
+from dtrain.env import RankEnv, given_secrets, other_world, quiet_tensorflow, unescape_arguments
 from dtrain.errors import DtrainError, RankError
 from dtrain.files import write_json
 from dtrain.layout import RankLayout
@@ -56,6 +50,10 @@ from dtrain.switches import azureml_mode, legacy_kinds
 
 _STAY_S = 0.05
 _BEAT_S = 1.0
+_UNSEEN = (
+    "its host does not see the run folder {root}; use a workspace that all hosts see (--workspace), or with -H let it be copied "
+    "(--no-shared-fs)"
+)
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -104,10 +102,13 @@ def main() -> NoReturn:
     if run is None:
         raise RankError("dtrain._rank_main is started by `dtrain run`, which says in DTRAIN_RUN_DIR where the run lies")
     files = run.rank(rank_env.number)
+    recorder = Recorder(rank_env, files, Masker(given_secrets().values()))
+    if rank_env.supervised and not run.root.is_dir():
+        recorder.failure("exit", 1, _UNSEEN.format(root=run.root))
+        sys.exit(1)
     files.root.mkdir(parents=True, exist_ok=True)
     for record in (files.error, files.done, files.orders):
         record.unlink(missing_ok=True)  # of an earlier start in the same folder (a pasted line of --dry-run)
-    recorder = Recorder(rank_env, files, Masker(given_secrets().values()))
     _bind(recorder)
     output = None
     if rank_env.supervised:

@@ -74,7 +74,12 @@ def wanted_binding(environ: Mapping[str, str] | None = None) -> Bind:
     return found
 
 
+def chooses_gpus(environ: Mapping[str, str]) -> bool:
+    """Whether the user said which GPUs the ranks see."""
+    return _GPUS in environ
+
+
 def bound_variables(binding: RankBinding, environ: Mapping[str, str]) -> dict[str, str]:
     """What a bound rank's libraries have to know: how many threads, and which GPU; what the user set stays."""
-    gpu = {} if binding.gpu is None or _GPUS in environ else {_GPUS: str(binding.gpu)}
+    gpu = {} if binding.gpu is None or chooses_gpus(environ) else {_GPUS: str(binding.gpu)}
     return {**thread_variables(binding.threads, 1, environ), **gpu}

@@ -26,6 +26,7 @@ from dtrain.status import read_status
 
 if TYPE_CHECKING:
     from dtrain.launch.console import Console
+    from dtrain.launch.plan import LaunchPlan
 
 
 @main.command(context_settings={"allow_interspersed_args": False})
@@ -118,13 +119,7 @@ def run(workspace: Workspace, command: tuple[str, ...], dry_run: bool, as_json: 
     if (detach or spec.slurm_options.sbatch_args) and not submits:
         raise UsageError("--detach and --sbatch-arg go with --launcher slurm outside of a Slurm job: nothing is submitted here")
     if dry_run:
-        plan = job.dry_run(spec, workspace)
-        if as_json:
-            print_json(plan.to_json())
-        else:
-            click.echo("\n".join(plan.shell_lines()))
-            for rank, bound in enumerate(plan.binding):
-                click.echo(f"dtrain: rank {rank} is bound to {bound}", err=True)
+        _print_plan(job.dry_run(spec, workspace), as_json)
         return
     console = Console(ranks=shown, masker=Masker(spec.secret_values().values()))
     if submits:
@@ -137,6 +132,16 @@ def run(workspace: Workspace, command: tuple[str, ...], dry_run: bool, as_json: 
         sys.exit(_follow(submitted, console))
     _, status = job.run_job(spec, workspace, console)
     sys.exit(status.exit_code)
+
+
+def _print_plan(plan: LaunchPlan, as_json: bool) -> None:
+    if as_json:
+        print_json(plan.to_json())
+        return
+    click.echo("\n".join(plan.shell_lines()))
+    for each in plan.binding:
+        where = f" on {each.host}" if len({each.host for each in plan.binding}) > 1 else ""
+        click.echo(f"dtrain: rank {each.rank}{where} is bound to {each.binding}", err=True)
 
 
 def _follow(run: RunLayout, console: Console, rank: int | None = None) -> int:

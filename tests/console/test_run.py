@@ -291,6 +291,7 @@ def test_what_a_killed_mpirun_left_behind_keeps_nobody_from_starting(project: Pr
         (("--json", "train.py"), 2, "--json goes with --dry-run"),
         (("-m", "no such"), 2, "not a module's name"),
         (("ignored.py",), 2, "is not in the copy"),
+        (("-H", "localhost:2", "--network", "203.0.113.0/24", "train.py"), 127, "this host has no address in it; it is in "),
     ],
 )
 def test_what_cannot_be_run_is_said_at_once(project: Project, args: tuple[str, ...], code: int, words: str) -> None:
