@@ -437,6 +437,19 @@ def test_script_sees_siblings_and_processes_it_spawns(project: Project) -> None:
     assert "[43]" in done.stdout
 
 
+FILLS = """
+import os, time
+with open("outputs/full", "wb", 0) as file:
+    try:
+        while True:
+            file.write(b"x" * 4096)
+    except OSError:
+        pass
+time.sleep(8)
+os.unlink("outputs/full")
+"""
+
+
 @pytest.fixture
 def small(project: Project) -> Iterator[Path]:
     """A folder of its own file system, of 1 MB."""
@@ -458,19 +471,17 @@ def test_disk_full_is_named(project: Project, small: Path) -> None:
     assert done.returncode == 1
     assert "metrics cannot be written" in done.stderr
     assert "space" in done.stderr
+    (listed,) = project.json("runs", "--workspace", str(small))
+    assert (listed["state"], "metrics cannot be written" in listed["cause"]) == ("failed", True)
 
 
-FILLS = """
-import os, time
-with open("outputs/full", "wb", 0) as file:
-    try:
-        while True:
-            file.write(b"x" * 4096)
-    except OSError:
-        pass
-time.sleep(8)
-os.unlink("outputs/full")
-"""
+def test_a_disk_that_is_full_at_the_end_is_recorded(project: Project, small: Path) -> None:
+    """Though the ranks have used up all that there was."""
+    done = project.dtrain("run", "--workspace", str(small), project.script(FILLS.split("time.sleep")[0]))
+    assert done.returncode == 1
+    (listed,) = project.json("runs", "--workspace", str(small))
+    assert "its completion record cannot be written: No space left on device" in listed["cause"]
+    assert not list(small.rglob("room"))
 
 
 def test_a_rank_on_a_disk_that_is_full_for_a_while_is_not_lost(project: Project, small: Path) -> None:
