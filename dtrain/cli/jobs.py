@@ -16,6 +16,7 @@ from dtrain.allocation import Allocation
 from dtrain.binding import BINDS
 from dtrain.cli import options
 from dtrain.cli._main import json_option, main, pairs, print_json, workspace_option
+from dtrain.cli.habits import RunCommand
 from dtrain.errors import UsageError
 from dtrain.files import read_json
 from dtrain.job_options import LAUNCHERS
@@ -29,10 +30,11 @@ if TYPE_CHECKING:
     from dtrain.launch.plan import LaunchPlan
 
 
-@main.command(context_settings={"allow_interspersed_args": False})
+@main.command(cls=RunCommand, context_settings={"allow_interspersed_args": False})
 @workspace_option
 @click.option(
     "-n",
+    "-np",
     "--workers",
     type=int,
     metavar="N",

@@ -291,6 +291,14 @@ def test_what_a_killed_mpirun_left_behind_keeps_nobody_from_starting(project: Pr
         (("--json", "train.py"), 2, "--json goes with --dry-run"),
         (("-m", "no such"), 2, "not a module's name"),
         (("ignored.py",), 2, "is not in the copy"),
+        (("--nprocs", "2", "train.py"), 2, "No such option: --nprocs; use -n N, which counts all ranks"),
+        (("--nproc_per_node=2", "train.py"), 2, "-H node1:N,node2:N starts N ranks on each host"),
+        (("--nnodes", "2", "train.py"), 2, "say how many (--nodes)"),
+        (("--hosts", "a,b", "train.py"), 2, "No such option: --hosts; use -H node1:2,node2:2"),
+        (("--hots", "a,b", "train.py"), 2, "Did you mean"),
+        (("python", "train.py"), 2, "leave python out: dtrain starts Python itself (dtrain run train.py)"),
+        ((sys.executable, "-m", "train"), 2, "(dtrain run -m train), which --python PATH chooses"),
+        (("/bin/ls", "-l"), 126, "/bin/ls is no Python script but a program; start it from a script"),
         (("-H", "localhost:2", "--network", "203.0.113.0/24", "train.py"), 127, "this host has no address in it; it is in "),
     ],
 )
@@ -303,6 +311,12 @@ def test_what_cannot_be_run_is_said_at_once(project: Project, args: tuple[str, .
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(project.folder.glob("workspace/runs/*"))
+
+
+@pytest.mark.needs("mpi")
+def test_the_number_of_ranks_may_be_said_as_mpirun_does(project: Project) -> None:
+    done = project.dtrain("run", "-np", "2", "--dry-run", "--json", project.script(""), "-np", "3")
+    assert orjson.loads(done.stdout)["size"] == 2, done.stderr
 
 
 @pytest.mark.needs("mpi")
