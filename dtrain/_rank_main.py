@@ -54,6 +54,7 @@ _UNSEEN = (
     "its host does not see the run folder {root}; use a workspace that all hosts see (--workspace), or with -H let it be copied "
     "(--no-shared-fs)"
 )
+_OWN_FILES = (__file__, str(Path(__file__).with_name("legacy.py")), runpy.__file__, "<frozen runpy>")
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -203,8 +204,8 @@ class _Guard:
 
     def _write_first_records(self) -> None:
         """Before the script begins. Ends the rank where its folder cannot be written: nor could its outcome be recorded there."""
-        files = self._recorder.files
-        record = RankProcess(**vars(ProcessRecord.of(self._child)), guard=ProcessRecord.of(os.getpid()))
+        files, ordered = self._recorder.files, self._orders is not None
+        record = RankProcess(**vars(ProcessRecord.of(self._child)), guard=ProcessRecord.of(os.getpid()), ordered=ordered)
         try:
             write_record(files.process, record, durable=False)
             PROGRESS.write(files.heartbeat)  # later ones overwrite it, which needs no room on a disk that has become full
@@ -348,12 +349,7 @@ def _is_library(filename: str) -> bool:
 
 def _own_frames(trace: TracebackType | None) -> TracebackType | None:
     """The traceback without the frames of this module and of runpy, which are not the user's."""
-    while trace is not None and trace.tb_frame.f_code.co_filename in (
-        __file__,
-        str(Path(__file__).with_name("legacy.py")),
-        runpy.__file__,
-        "<frozen runpy>",
-    ):
+    while trace is not None and trace.tb_frame.f_code.co_filename in _OWN_FILES:
         trace = trace.tb_next
     return trace
 

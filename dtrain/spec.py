@@ -221,7 +221,9 @@ class JobSpec:
         script = Path(self.target)
         if _PYTHON.fullmatch(script.name) and (not script.is_file() or _is_program(script)):
             what = " ".join(self.args[:2] if self.args[:1] == ("-m",) else self.args[:1])
-            raise UsageError(f"leave {self.target} out: dtrain starts Python itself (dtrain run {what}), which --python PATH chooses")
+            raise UsageError(
+                f"leave {self.target} out: dtrain starts Python itself (dtrain run {what}), which --python PATH chooses"
+            )
         if script.is_dir():
             raise NotRunnable(f"{self.target} is a folder, not a script; name the script to run")
         if not script.is_file():

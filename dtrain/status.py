@@ -49,9 +49,11 @@ _TRACEBACK_LENGTH = 50_000
 
 @dataclass(frozen=True, kw_only=True)
 class RankProcess(ProcessRecord):
-    """The process of a rank's script. ``guard`` is the one that waits for its end; None where nobody launched the rank."""
+    """The process of a rank's script. ``guard`` is the one that waits for its end; None where nobody launched the rank.
+    ``ordered``: it looks for orders in its folder, for there is no other way to tell it."""
 
     guard: ProcessRecord | None = None
+    ordered: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

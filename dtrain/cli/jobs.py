@@ -18,7 +18,6 @@ from dtrain.cli import options
 from dtrain.cli._main import json_option, main, pairs, print_json, workspace_option
 from dtrain.cli.habits import RunCommand
 from dtrain.errors import UsageError
-from dtrain.files import read_json
 from dtrain.job_options import LAUNCHERS
 from dtrain.layout import RunLayout, Workspace
 from dtrain.masking import Masker
@@ -222,16 +221,12 @@ def stacks(workspace: Workspace, reference: str, rank: int | None, as_json: bool
     """
     from dtrain.launch.crew import order
     from dtrain.launch.stacks import collect_stacks, read_beat
-    from dtrain.status import read_status
 
     found = workspace.find_run(reference)
     size = read_status(found).size
     if rank is not None and not 0 <= rank < size:
         raise UsageError(f"--rank {rank}: run {found.id} has ranks 0 to {size - 1}")
-    spec = read_json(found.spec)
-    ordered = spec["launcher"] == "slurm" or (spec.get("horovod") or {"controller": "mpi"})["controller"] != "mpi"
-    tell = functools.partial(order, found) if ordered else None
-    answers = collect_stacks(found, range(size) if rank is None else [rank], tell)
+    answers = collect_stacks(found, range(size) if rank is None else [rank], functools.partial(order, found))
     beats = {each: read_beat(found, each) for each in answers}
     if as_json:
         print_json([{"rank": each, "collective": beats[each].collective, "stacks": text} for each, text in answers.items()])
