@@ -121,6 +121,18 @@ def test_failure_of_a_single_rank(project: Project, how: str) -> None:
     assert words in done.stderr
 
 
+@pytest.mark.parametrize(
+    "family", [pytest.param("openmpi", marks=pytest.mark.needs("mpi")), pytest.param("mpich", marks=pytest.mark.needs("mpich"))]
+)
+def test_a_call_of_mpi_abort_is_told_as_that(project: Project, family: str) -> None:
+    """MPICH kills the ranks at once, guards and all."""
+    python = os.environ["DTRAIN_TEST_MPICH_PYTHON"] if family == "mpich" else sys.executable
+    calls = "from mpi4py import MPI\nif MPI.COMM_WORLD.rank == 1:\n    MPI.COMM_WORLD.Abort(7)\nMPI.COMM_WORLD.Barrier()\n"
+    done = project.dtrain("run", "-n", "2", "--python", python, project.script(calls))
+    assert done.returncode == 7, done.stderr
+    assert f"first to fail was rank 1 on {os.uname().nodename}: called MPI_Abort(7)" in done.stderr
+
+
 @pytest.mark.needs("mpi")
 def test_failure_while_the_other_waits_in_a_collective(project: Project) -> None:
     """mpi4py calls MPI_Finalize at exit, which would wait for the rank that waits in the barrier."""
