@@ -50,6 +50,11 @@ from dtrain.switches import azureml_mode, legacy_kinds
 
 _STAY_S = 0.05
 _BEAT_S = 1.0
+_UNSEEN = (
+    "its host does not see the run folder {root}; use a workspace that all hosts see (--workspace), or with -H let it be copied "
+    "(--no-shared-fs)"
+)
+_OWN_FILES = (__file__, str(Path(__file__).with_name("legacy.py")), runpy.__file__, "<frozen runpy>")
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -97,13 +102,14 @@ def main() -> NoReturn:
     run = rank_env.layout
     if run is None:
         raise RankError("dtrain._rank_main is started by `dtrain run`, which says in DTRAIN_RUN_DIR where the run lies")
-    if rank_env.supervised and not run.root.is_dir():
-        sys.exit(f"dtrain: {os.uname().nodename} does not see {run.root}; choose a workspace that all hosts share (--workspace)")
     files = run.rank(rank_env.number)
+    recorder = Recorder(rank_env, files, Masker(given_secrets().values()))
+    if rank_env.supervised and not run.root.is_dir():
+        recorder.failure("exit", 1, _UNSEEN.format(root=run.root))
+        sys.exit(1)
     files.root.mkdir(parents=True, exist_ok=True)
     for record in (files.error, files.done, files.orders):
         record.unlink(missing_ok=True)  # of an earlier start in the same folder (a pasted line of --dry-run)
-    recorder = Recorder(rank_env, files, Masker(given_secrets().values()))
     _bind(recorder)
     output = None
     if rank_env.supervised:
@@ -201,8 +207,8 @@ class _Guard:
 
     def _write_first_records(self) -> None:
         """Before the script begins. Ends the rank where its folder cannot be written: nor could its outcome be recorded there."""
-        files = self._recorder.files
-        record = RankProcess(**vars(ProcessRecord.of(self._child)), guard=ProcessRecord.of(os.getpid()))
+        files, ordered = self._recorder.files, self._orders is not None
+        record = RankProcess(**vars(ProcessRecord.of(self._child)), guard=ProcessRecord.of(os.getpid()), ordered=ordered)
         try:
             write_record(files.process, record, durable=False)
             PROGRESS.write(files.heartbeat)  # later ones overwrite it, which needs no room on a disk that has become full
@@ -345,12 +351,7 @@ def _is_library(filename: str) -> bool:
 
 def _own_frames(trace: TracebackType | None) -> TracebackType | None:
     """The traceback without the frames of this module and of runpy, which are not the user's."""
-    while trace is not None and trace.tb_frame.f_code.co_filename in (
-        __file__,
-        str(Path(__file__).with_name("legacy.py")),
-        runpy.__file__,
-        "<frozen runpy>",
-    ):
+    while trace is not None and trace.tb_frame.f_code.co_filename in _OWN_FILES:
         trace = trace.tb_next
     return trace
 

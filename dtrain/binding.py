@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from dtrain.errors import UsageError
 
@@ -46,20 +46,41 @@ class HostTopology:
             siblings = parse_cpus(_read(cpus / f"cpu{cpu}/topology/thread_siblings_list")) or {cpu}
             found[frozenset(siblings & allowed) or frozenset({cpu})] = node_of.get(cpu, 0)
         ordered = sorted(found.items(), key=lambda item: (item[1], min(item[0])))
-        gpus = sum(1 for path in (root / "dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name))
-        return HostTopology(cores=tuple(core for core, _ in ordered), nodes=tuple(node for _, node in ordered), gpus=gpus)
+        return HostTopology(
+            cores=tuple(core for core, _ in ordered), nodes=tuple(node for _, node in ordered), gpus=count_gpus(root)
+        )
+
+    @property
+    def processors(self) -> int:
+        """How many logical processors there are."""
+        return sum(map(len, self.cores))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"cores": [sorted(core) for core in self.cores], "nodes": self.nodes, "gpus": self.gpus}
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> HostTopology:
+        return HostTopology(cores=tuple(map(frozenset, values["cores"])), nodes=tuple(values["nodes"]), gpus=values["gpus"])
+
+
+def count_gpus(root: Path = Path("/")) -> int:
+    """How many of NVIDIA's GPUs this host has, or this container was given."""
+    return sum(1 for path in (root / "dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankBinding:
-    """What one rank is bound to: logical processors, how many threads it should have, its GPU, None where it sees all."""
+    """What one rank is bound to: logical processors, of which NUMA nodes, how many threads it should have, its GPU, None where it
+    sees all."""
 
     cpus: frozenset[int] = field(default_factory=frozenset)
+    nodes: tuple[int, ...] = ()
     threads: int = 1
     gpu: int | None = None
 
     def __str__(self) -> str:
-        shown = f"processors {format_cpus(self.cpus)}, {self.threads} {'thread' if self.threads == 1 else 'threads'}"
+        nodes = f"NUMA node{'s' * (len(self.nodes) > 1)} {format_cpus(self.nodes)}"
+        shown = f"processors {format_cpus(self.cpus)} ({nodes}), {self.threads} thread{'s' * (self.threads > 1)}"
         return shown if self.gpu is None else f"{shown}, GPU {self.gpu}"
 
 
@@ -91,7 +112,10 @@ def plan_binding(bind: Bind, local_size: int, host: HostTopology) -> list[RankBi
         threads = [max(1, len(cpus) // sets.count(cpus)) for cpus in sets]
     gpus = range(local_size) if 1 < local_size <= host.gpus else [None] * local_size
     # Ranks work in step: threads that one has more than another would only wait.
-    return [RankBinding(cpus=cpus, threads=min(threads), gpu=gpu) for cpus, gpu in zip(sets, gpus, strict=True)]
+    return [
+        RankBinding(cpus=cpus, nodes=_nodes_of(cpus, host), threads=min(threads), gpu=gpu)
+        for cpus, gpu in zip(sets, gpus, strict=True)
+    ]
 
 
 def _by_node(local_size: int, host: HostTopology) -> list[frozenset[int]]:
@@ -102,6 +126,10 @@ def _by_node(local_size: int, host: HostTopology) -> list[frozenset[int]]:
         return [nodes[rank * len(nodes) // local_size] for rank in range(local_size)]
     share = len(nodes) // local_size
     return [_union(nodes[rank * share : (rank + 1) * share]) for rank in range(local_size)]
+
+
+def _nodes_of(cpus: frozenset[int], host: HostTopology) -> tuple[int, ...]:
+    return tuple(sorted({node for core, node in zip(host.cores, host.nodes, strict=True) if core & cpus}))
 
 
 def _union(sets: Iterable[frozenset[int]]) -> frozenset[int]:

@@ -34,13 +34,14 @@ def parse_hosts(text: str) -> tuple[Host, ...]:
 
 
 def read_hostfile(path: Path) -> tuple[Host, ...]:
-    """The hosts of a file, one a line: ``host slots=N`` (Open MPI, DeepSpeed), ``host:N`` (MPICH), or a bare host.
+    """The hosts of a file, one a line: ``host slots=N`` (Open MPI, DeepSpeed; blanks may stand around ``=``), ``host:N`` (MPICH),
+    or a bare host.
 
     What follows ``#`` is a comment; so are blank lines. Raises UsageError: also when the file is absent or names no host, for a
     job on one host is not what was asked for.
     """
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # an editor of Windows begins a file with a mark
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no text"
         raise UsageError(f"--hostfile {path} cannot be read: {why}; name a file with a host a line") from None
@@ -71,7 +72,7 @@ def _content(line: str) -> str:
 
 
 def _parse_line(line: str, where: str) -> Host:
-    name, *settings = _content(line).split()
+    name, *settings = re.sub(r"\s*=\s*", "=", _content(line)).split()
     host = _parse(name, where)
     for setting in settings:
         key, _, value = setting.partition("=")

@@ -228,6 +228,11 @@ class RunLayout:
         return staging_folder(self.checkpoints, self.attempt or 0)
 
     @property
+    def room(self) -> Path:
+        """A file that only takes up room, for what is recorded when the attempt is over: also on a disk that is full by then."""
+        return self.staging / "room"
+
+    @property
     def copy_record(self) -> Path:
         """In a copy of the run folder, on a host that does not see this one: what it came with."""
         return self.root / ".copy.json"
@@ -304,10 +309,8 @@ class RunLayout:
         return begun
 
     def end_attempt(self) -> None:
-        """Let nothing more of this attempt be saved: not by a rank either that could not be ended, say on a lost host.
-
-        Files come to their place only from :attr:`staging`, which is gone from here on.
-        """
+        """Let nothing more of this attempt be saved: not by a rank either that could not be ended, say on a lost host. Files come
+        to their place only from :attr:`staging`, which is gone from here on; :attr:`room` with it."""
         _take_away(self.staging, self.checkpoints / f".ended-{self.attempt or 0}")
 
     def end_worker(self, number: int) -> None:

@@ -81,7 +81,7 @@ def own_topology(*, by_slurm: bool, environ: Mapping[str, str] | None = None) ->
     Raises RankError where Slurm gave the job fewer processors than its ranks may use: it does not say which they are.
     """
     environ, found = os.environ if environ is None else environ, HostTopology.read()
-    given, usable = int(environ.get(_GIVEN_BY_SLURM, "0")), sum(map(len, found.cores))
+    given, usable = int(environ.get(_GIVEN_BY_SLURM, "0")), found.processors
     if by_slurm and 0 < given < usable:
         raise RankError(
             f"--bind: Slurm gave the job {given} of the {usable} processors that its ranks may use on this node, and does not "
@@ -90,7 +90,12 @@ def own_topology(*, by_slurm: bool, environ: Mapping[str, str] | None = None) ->
     return found
 
 
+def chooses_gpus(environ: Mapping[str, str]) -> bool:
+    """Whether the user said which GPUs the ranks see."""
+    return _GPUS in environ
+
+
 def bound_variables(binding: RankBinding, environ: Mapping[str, str]) -> dict[str, str]:
     """What a bound rank's libraries have to know: how many threads, and which GPU; what the user set stays."""
-    gpu = {} if binding.gpu is None or _GPUS in environ else {_GPUS: str(binding.gpu)}
+    gpu = {} if binding.gpu is None or chooses_gpus(environ) else {_GPUS: str(binding.gpu)}
     return {**thread_variables(binding.threads, 1, environ), **gpu}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import ipaddress
 import os
@@ -31,6 +32,8 @@ from dtrain.job_options import (
 from dtrain.layout import check_name
 from dtrain.masking import MASK, SHORTEST, Masker
 from dtrain.roles import Task, cluster_tasks
+
+_PYTHON = re.compile(r"python\d*(\.\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,11 +215,20 @@ class JobSpec:
                 raise UsageError(f"-m {self.target!r} is not a module's name; use -m package.module")
             return
         script = Path(self.target)
+        if _PYTHON.fullmatch(script.name) and (not script.is_file() or _is_program(script)):
+            what = " ".join(self.args[:2] if self.args[:1] == ("-m",) else self.args[:1])
+            raise UsageError(
+                f"leave {self.target} out: dtrain starts Python itself (dtrain run {what}), which --python PATH chooses"
+            )
         if script.is_dir():
             raise NotRunnable(f"{self.target} is a folder, not a script; name the script to run")
         if not script.is_file():
             siblings = [path.name for path in script.parent.glob("*.py")] if script.parent.is_dir() else []
             raise NotRunnable(f"no such script: {self.target} (from {Path.cwd()}){did_you_mean(script.name, siblings)}")
+        if _is_program(script):
+            failed = NotRunnable(f"{self.target} is no Python script but a program; start it from a script, by subprocess.run")
+            failed.exit_code = 126
+            raise failed
         if not _beside_itself(script).is_relative_to(self.source_folder.resolve()):
             raise UsageError(f"script {self.target} is not in {self.source_folder}; the ranks work in a copy of that folder")
 
@@ -311,6 +323,13 @@ class JobSpec:
         if values["slurm"] is not None:
             given["slurm"] = SlurmOptions(**{**values["slurm"], "sbatch_args": tuple(values["slurm"]["sbatch_args"])})
         return JobSpec(**given)
+
+
+def _is_program(path: Path) -> bool:
+    """Whether the file holds machine code (ELF)."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.read(4) == b"\x7fELF"
+    return False
 
 
 def _beside_itself(script: Path) -> Path:

@@ -39,6 +39,7 @@ ORPHANED = "ended because what launched it was gone"
 VANISHED = "vanished without a record: it was killed together with the process that watched it"
 """What is said of a rank that began and has no record of its end."""
 
+_UNRECORDED = "its supervisor (dtrain run) was killed or its host restarted, or a full disk kept its end from being recorded"
 _MOST_LISTED = 8
 _KILLED = (128 + signal.SIGKILL, 128 + signal.SIGTERM)  # what comes from outside; SIGABRT may follow from another's failure
 _KILL_NOTICED_S = 1.0
@@ -48,9 +49,11 @@ _TRACEBACK_LENGTH = 50_000
 
 @dataclass(frozen=True, kw_only=True)
 class RankProcess(ProcessRecord):
-    """The process of a rank's script. ``guard`` is the one that waits for its end; None where nobody launched the rank."""
+    """The process of a rank's script. ``guard`` is the one that waits for its end; None where nobody launched the rank.
+    ``ordered``: it looks for orders in its folder, for there is no other way to tell it."""
 
     guard: ProcessRecord | None = None
+    ordered: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,9 +284,7 @@ def read_status(run: RunLayout) -> RunStatus:
     if status.supervisor is not None:
         if not status.supervisor.vanished():
             return status
-        return dataclasses.replace(
-            status, state="failed", exit_code=1, cause="its supervisor (dtrain run) was killed or its host restarted"
-        )
+        return dataclasses.replace(status, state="failed", exit_code=1, cause=_UNRECORDED)
     return _judge(run, status)
 
 

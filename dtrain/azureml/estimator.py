@@ -19,6 +19,7 @@ from dtrain.azureml.runconfig import (
     check_count,
     distribute,
 )
+from dtrain.binding import count_gpus
 
 _KNOWN: Mapping[str, Any] = {
     "compute_target": None,
@@ -185,7 +186,7 @@ class Estimator(Named):
         for name in ("custom_docker_image", "custom_docker_base_image", "shm_size"):
             if options[name]:
                 warn(f"{name}={options[name]!r} is not used: jobs run in this Python environment, not in containers")
-        if options["use_gpu"] and not list(Path("/dev").glob("nvidia[0-9]*")):
+        if options["use_gpu"] and not count_gpus():
             warn("use_gpu=True, but this machine has no NVIDIA GPU that a job could see; it runs on the processor")
         version = options.get("framework_version")
         if version is not None and self._framework is not None:

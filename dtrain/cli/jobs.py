@@ -16,8 +16,8 @@ from dtrain.allocation import Allocation
 from dtrain.binding import BINDS
 from dtrain.cli import options
 from dtrain.cli._main import json_option, main, pairs, print_json, workspace_option
+from dtrain.cli.habits import RunCommand
 from dtrain.errors import UsageError
-from dtrain.files import read_json
 from dtrain.job_options import LAUNCHERS
 from dtrain.layout import RunLayout, Workspace
 from dtrain.masking import Masker
@@ -26,12 +26,14 @@ from dtrain.status import read_status
 
 if TYPE_CHECKING:
     from dtrain.launch.console import Console
+    from dtrain.launch.plan import LaunchPlan
 
 
-@main.command(context_settings={"allow_interspersed_args": False})
+@main.command(cls=RunCommand, context_settings={"allow_interspersed_args": False})
 @workspace_option
 @click.option(
     "-n",
+    "-np",
     "--workers",
     type=int,
     metavar="N",
@@ -122,13 +124,7 @@ def run(workspace: Workspace, command: tuple[str, ...], dry_run: bool, as_json: 
     if (detach or spec.slurm_options.sbatch_args) and not submits:
         raise UsageError("--detach and --sbatch-arg go with --launcher slurm outside of a Slurm job: nothing is submitted here")
     if dry_run:
-        plan = job.dry_run(spec, workspace)
-        if as_json:
-            print_json(plan.to_json())
-        else:
-            click.echo("\n".join(plan.shell_lines()))
-            for rank, bound in enumerate(plan.binding):
-                click.echo(f"dtrain: rank {rank} is bound to {bound}", err=True)
+        _print_plan(job.dry_run(spec, workspace), as_json)
         return
     console = Console(ranks=shown, masker=Masker(spec.secret_values().values()))
     if submits:
@@ -141,6 +137,16 @@ def run(workspace: Workspace, command: tuple[str, ...], dry_run: bool, as_json: 
         sys.exit(_follow(submitted, console))
     _, status = job.run_job(spec, workspace, console)
     sys.exit(status.exit_code)
+
+
+def _print_plan(plan: LaunchPlan, as_json: bool) -> None:
+    if as_json:
+        print_json(plan.to_json())
+        return
+    click.echo("\n".join(plan.shell_lines()))
+    for each in plan.binding:
+        where = f" on {each.host}" if len({each.host for each in plan.binding}) > 1 else ""
+        click.echo(f"dtrain: rank {each.rank}{where} is bound to {each.binding}", err=True)
 
 
 def _follow(run: RunLayout, console: Console, rank: int | None = None) -> int:
@@ -225,10 +231,7 @@ def stacks(workspace: Workspace, reference: str, rank: int | None, as_json: bool
     size = read_status(found).size
     if rank is not None and not 0 <= rank < size:
         raise UsageError(f"--rank {rank}: run {found.id} has ranks 0 to {size - 1}")
-    spec = read_json(found.spec)
-    ordered = spec["launcher"] == "slurm" or (spec.get("horovod") or {"controller": "mpi"})["controller"] != "mpi"
-    tell = functools.partial(order, found) if ordered else None
-    answers = collect_stacks(found, range(size) if rank is None else [rank], tell)
+    answers = collect_stacks(found, range(size) if rank is None else [rank], functools.partial(order, found))
     beats = {each: read_beat(found, each) for each in answers}
     if as_json:
         print_json([{"rank": each, "collective": beats[each].collective, "stacks": text} for each, text in answers.items()])

@@ -55,7 +55,8 @@ def doctor(workspace: Workspace, as_json: bool, **given: Any) -> None:
     hosts, python = options.take_hosts(given), options.take_python(given)
     if hosts:
         check_loopback(list(hosts))
-        reports = list(preflight.ask_hosts(dict.fromkeys(hosts, 0), workspace, mpi=True, python=python).values())
+        wanted = preflight.Wanted(mpi=True, python=python)
+        reports = list(preflight.ask_hosts({host: host.slots for host in hosts}, workspace, wanted).values())
     else:
         reports = [preflight.examine_this_host(workspace, python)]
     data = [{"host": each.host, "checks": [dataclasses.asdict(check) for check in each.checks]} for each in reports]

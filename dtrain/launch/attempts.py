@@ -22,6 +22,9 @@ from dtrain.layout import RunLayout, StepFolder
 from dtrain.processes import ProcessRecord, all_descriptors
 from dtrain.status import RunStatus, exception_message, read_status
 
+# A traceback has up to 50,000 characters, and stands in the run's outcome twice.
+_ROOM_BYTES = 256 << 10
+
 
 def run_attempts(
     plan: LaunchPlan, replan: Callable[[], LaunchPlan], run: RunLayout, limits: Limits, restarts: Restarts, console: Console
@@ -126,6 +129,7 @@ def _close(attempt: RunLayout, console: Console) -> bool:
 def _begin(run: RunLayout, number: int, running: RunStatus, console: Console) -> RunLayout:
     try:
         attempt = run.begin_attempt(number, running.size)
+        attempt.room.write_bytes(os.urandom(_ROOM_BYTES))  # zeros take none where the file system compresses
         write_json(run.status, console.masker.value(dataclasses.asdict(running)), durable=False)
     except OSError as error:
         raise WorkspaceError(f"run folder {run.root} cannot be written: {error}") from error

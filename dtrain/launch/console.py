@@ -31,6 +31,10 @@ _MOST_WAITING = 4 << 20
 # What moves the cursor or erases (Chainer's PrintReport does) would take away other ranks' lines; colours may pass.
 _MOVES = re.compile(r"\x1b\[[0-9;?]*[A-HJKSTfhlsu]")
 
+# The end of a bar of tqdm's, whether or not it knows its total: `3/10 [00:01<00:02, 3.00it/s, loss=0.5]`. It ends no line, and so
+# what is printed next comes right after it.
+_METER = re.compile(r"\w \[\d+:\d\d(:\d\d)?[<,]([^\[\]]|\[[^\[\]]{0,100}\]){0,200}\]")
+
 
 def has_colour(stream: TextIO) -> bool:
     """True on a terminal, unless NO_COLOR (https://no-color.org) is set to anything but nothing."""
@@ -109,20 +113,37 @@ class LineReader:
 
     def bar(self) -> str:
         """The last state of a progress bar that has not ended its line yet; else nothing."""
-        return self.shown(self._rest) if self._redraws else ""
+        return self.shown(self._rest).partition("\n")[0] if self._redraws else ""
 
     @staticmethod
     def shown(data: bytes) -> str:
-        """Whole lines as they stand there in the end: a progress bar overwrites its own by carriage returns."""
+        """Whole lines as they stand there in the end: a progress bar overwrites its own by carriage returns, and what is printed
+        after one is a line of its own; a colour ends with its line, for the next one may be another rank's."""
         text = data.decode(errors="replace")
         if "\r" in text:
-            text = "\n".join(line.removesuffix("\r").rpartition("\r")[2] for line in text.split("\n"))
-        return _MOVES.sub("", text) if "\x1b" in text else text
+            text = "\n".join(_drawn(line) if "\r" in line else line for line in text.split("\n"))
+        if "\x1b" in text:
+            text = "\n".join(_uncoloured_at_end(line) for line in _MOVES.sub("", text).split("\n"))
+        return text
 
     def close(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _drawn(line: str) -> str:
+    shown = line.removesuffix("\r").rpartition("\r")[2]
+    meter = _METER.search(shown)
+    if meter is None or not shown[meter.end() :].strip():
+        return shown
+    return f"{shown[: meter.end()]}\n{shown[meter.end() :]}"
+
+
+def _uncoloured_at_end(line: str) -> str:
+    colours = _COLOUR.findall(line)
+    is_on = bool(colours) and colours[-1][2:-1].strip("0;") != ""
+    return f"{line}\x1b[0m" if is_on else line
 
 
 def plain_lines(data: bytes) -> list[str]:

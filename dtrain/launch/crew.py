@@ -82,7 +82,6 @@ class Crew:
         self._run, self._output, self._start_timeout_s, self._say = run, output, start_timeout_s, say
         self._secrets = env.secret_variables(plan.secrets)
         self._members = [Member(planned) for planned in plan.processes]
-        self._ordered = plan.ordered
         self._failed = False
         """Nothing is started any more."""
 
@@ -119,7 +118,7 @@ class Crew:
         if member is not None and member.connection is not None:
             member.connection.tell(word)
             return True
-        return self.agents.tell(rank, word) or (self._ordered and order(self._run, rank, word))
+        return self.agents.tell(rank, word) or order(self._run, rank, word)
 
     def pause(self, seconds: float) -> None:
         """Wait, and take over meanwhile what comes from hosts that do not see the run folder."""
@@ -346,9 +345,10 @@ def _was(failure: RankFailure) -> str:
 
 
 def order(run: RunLayout, rank: int, word: str) -> bool:
-    """Say a word (see dtrain._control) to a rank on another host by a file; False for one of this host, or that has not begun."""
+    """Say a word (see dtrain._control) to a rank on another host by a file; False for one that looks for none there, or of this
+    host, or that has not begun."""
     record = read_process(run, rank)
-    if record is None or record.host == socket.gethostname():
+    if record is None or not record.ordered or record.host == socket.gethostname():
         return False
     with contextlib.suppress(OSError), open(run.rank(rank).orders, "ab") as file:
         file.write(f"{word}\n".encode())

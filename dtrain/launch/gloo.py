@@ -18,7 +18,8 @@ from dtrain.job_options import available_cores
 from dtrain.launch import ssh
 from dtrain.launch.discovery import discover_hosts
 from dtrain.launch.horovod import THREAD_VARIABLES, find_built, horovod_variables
-from dtrain.launch.mpi import interface_in, rank_threads
+from dtrain.launch.interfaces import interface_in
+from dtrain.launch.mpi import rank_threads
 from dtrain.launch.places import Place, ask, check_loopback, find_places
 from dtrain.launch.plan import LaunchPlan, PlannedProcess, rank_argv
 from dtrain.layout import RunLayout, Workspace

@@ -6,22 +6,25 @@ import collections
 import dataclasses
 import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dtrain.allocation import Allocation
-from dtrain.binding import HostTopology, plan_binding
 from dtrain.errors import UsageError, WorkspaceError
 from dtrain.files import read_json, write_json
 from dtrain.job_options import CLUSTER_LAUNCHERS
 from dtrain.launch.attempts import run_attempts
 from dtrain.launch.console import Console, LineReader
-from dtrain.launch.plan import LaunchPlan
+from dtrain.launch.plan import BoundRank, LaunchPlan
 from dtrain.launch.supervise import Limits
 from dtrain.layout import RunLayout, StepFolder, Workspace
 from dtrain.snapshot import take_snapshot
 from dtrain.spec import JobSpec
 from dtrain.status import RunStatus
+
+if TYPE_CHECKING:
+    from dtrain.launch.places import Place
 
 _SHOWN_LINES = 20
 
@@ -41,40 +44,47 @@ def planner(
         from dtrain.launch.preflight import check_python
 
         check_python(spec.interpreter)
-    plan, secrets = _launcher(spec, workspace, say), spec.secret_values()
-    elsewhere = spec.hosts or spec.launcher_name == "slurm"
-    binding = [] if spec.bind == "none" or elsewhere else plan_binding(spec.bind, spec.size, HostTopology.read())
-    return lambda run, cwd: dataclasses.replace(plan(run, cwd), secrets=secrets, binding=tuple(binding))
+    plan, places = _launcher(spec, workspace, say)
+    secrets = spec.secret_values()
+    binding: tuple[BoundRank, ...] = ()
+    if spec.bind != "none" and spec.launcher_name != "slurm":  # under which each rank sees what Slurm gave the job on its node
+        from dtrain.launch.places import bound_ranks
+
+        binding = bound_ranks(spec, places)
+    return lambda run, cwd: dataclasses.replace(plan(run, cwd), secrets=secrets, binding=binding)
 
 
 def _launcher(
     spec: JobSpec, workspace: Workspace | None, say: Callable[[str], None] | None
-) -> Callable[[RunLayout, Path], LaunchPlan]:
+) -> tuple[Callable[[RunLayout, Path], LaunchPlan], Sequence[Place]]:
+    """What plans the job, and where each rank goes; no places where all are started here, or by who chooses them."""
     # A launcher is imported when it is chosen: every start waits for what is imported here.
     if spec.tasks:
         from dtrain.launch import parameter_server
         from dtrain.launch.places import find_places
 
-        return functools.partial(parameter_server.plan, spec, places=find_places(spec, workspace, say))
+        places = find_places(spec, workspace, say)
+        return functools.partial(parameter_server.plan, spec, places=places), places
     if spec.launcher_name == "local" or spec.launcher_name in CLUSTER_LAUNCHERS:  # a cluster of one worker is a rank
         from dtrain.launch import local
 
-        return functools.partial(local.plan, spec)
+        return functools.partial(local.plan, spec), ()
     if spec.launcher_name == "slurm":
         from dtrain.launch import slurm
 
         allocation = Allocation.read()
         if allocation is None:
-            return functools.partial(slurm.submission, spec)
+            return functools.partial(slurm.submission, spec), ()
         if workspace is not None and spec.preflight:
             slurm.check_sight(spec, allocation, workspace)
         start = slurm.find_start(spec, allocation, tried=workspace is not None)
         slurm.check_room(spec, allocation, start)
-        return functools.partial(slurm.plan, spec, allocation=allocation, start=start)
+        return functools.partial(slurm.plan, spec, allocation=allocation, start=start), ()
     if spec.horovod_options.gloo:
         from dtrain.launch import gloo
 
-        return functools.partial(gloo.plan, spec, site=gloo.find_site(spec, workspace, say))
+        site = gloo.find_site(spec, workspace, say)
+        return functools.partial(gloo.plan, spec, site=site), site.places
     if spec.hosts:
         from dtrain.launch.places import find_places
 
@@ -84,11 +94,11 @@ def _launcher(
     if spec.launcher_name == "horovod":
         from dtrain.launch import horovod
 
-        return functools.partial(horovod.plan, spec, horovod=horovod.find_horovod(spec), places=places)
+        return functools.partial(horovod.plan, spec, horovod=horovod.find_horovod(spec), places=places), places
     from dtrain.launch import mpi
     from dtrain.launch.mpi_families import find_mpi
 
-    return functools.partial(mpi.plan, spec, mpi=find_mpi(spec.interpreter), places=places)
+    return functools.partial(mpi.plan, spec, mpi=find_mpi(spec.interpreter), places=places), places
 
 
 def dry_run(spec: JobSpec, workspace: Workspace) -> LaunchPlan:
@@ -207,7 +217,8 @@ def report_end(run: RunLayout, status: RunStatus, console: Console) -> None:
         console.say("dtrain: and where it failed:")
     for line in trace:
         console.say(f"    {line}")
-    console.say(f"dtrain: its whole output is in {log}")
+    if log.is_file():  # absent of one that never began
+        console.say(f"dtrain: its whole output is in {log}")
 
 
 def _last_lines(log: Path, trace: list[str]) -> list[str]:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import ipaddress
 import os
 import re
 import socket
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import psutil
 
 from dtrain import env, resources
-from dtrain.errors import UsageError
 from dtrain.job_options import available_cores
 from dtrain.launch import ssh
+from dtrain.launch.interfaces import interface_in
 from dtrain.launch.mpi_families import MpiFamily, MpiInstallation
 from dtrain.launch.places import Place, planned_hosts
 from dtrain.launch.plan import LaunchPlan, PlannedProcess, rank_argv
@@ -113,17 +108,3 @@ def _remote_flags(
     flags = (*family.remote.hosts, *(family.remote.network if spec.network else ()))
     variables = {name: value.format(**words) for name, value in family.remote.variables.items()}
     return (*(flag.format(**words) for flag in flags), *forwarded), variables
-
-
-def interface_in(network: str) -> str:
-    """The interface of this host that is in a network; raises UsageError when there is none."""
-    wanted, found = ipaddress.ip_network(network), []
-    interfaces: dict[str, list[Any]] = psutil.net_if_addrs()
-    for name, addresses in interfaces.items():
-        for each in addresses:
-            with contextlib.suppress(ValueError):
-                address = ipaddress.ip_address(each.address)
-                if address in wanted:
-                    return name
-                found.append(f"{name} {address}")
-    raise UsageError(f"--network {network}: no interface of this host is in it; there are {', '.join(found)}")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import collections
+import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from dtrain import resources
+from dtrain.binding import HostTopology, plan_binding
 from dtrain.errors import NotRunnable, UsageError
 from dtrain.hosts import Host, place
 from dtrain.job_options import MPI_LAUNCHERS, available_cores
 from dtrain.launch import ssh
-from dtrain.launch.plan import PlannedHost
+from dtrain.launch.plan import BoundRank, PlannedHost
 from dtrain.launch.ports import free_ports
-from dtrain.launch.preflight import Answer, Report, ask_hosts
+from dtrain.launch.preflight import Answer, Report, Wanted, ask_hosts
 from dtrain.layout import Workspace
 from dtrain.spec import JobSpec
 
@@ -28,13 +32,14 @@ class Place:
     """Where one rank goes: ``name`` is how others reach the host, ``host`` what messages call it; ``cores`` are the host's.
 
     ``port`` is free there; 0 of ranks that need none. ``copied``: the host does not see the workspace, and is given a copy of the
-    run folder.
+    run folder. ``topology`` is the host's, where it was asked.
     """
 
     host: str
     name: str
     port: int
     cores: int
+    topology: HostTopology | None = None
     over_ssh: bool = False
     copied: bool = False
 
@@ -68,7 +73,8 @@ def find_places(spec: JobSpec, workspace: Workspace | None, say: Callable[[str],
             host=host.name,
             name=host.name,
             port=next(ports[host], 0) if host in ports else 0,
-            cores=answers[host].cores if host in answers else available_cores(),
+            cores=answers[host].topology.processors if host in answers else available_cores(),
+            topology=answers[host].topology if host in answers else None,
             over_ssh=not local[host],
             copied=copied.get(host, False),
         )
@@ -92,6 +98,30 @@ def planned_hosts(places: Sequence[Place]) -> tuple[PlannedHost, ...]:
     return tuple(PlannedHost(name=name, ranks=tuple(ranks[name]), copied=each.copied) for name, each in others.items())
 
 
+def bound_ranks(spec: JobSpec, places: Sequence[Place]) -> tuple[BoundRank, ...]:
+    """What ``--bind`` gives each rank, by rank; without those on other hosts that were not asked.
+
+    ``places`` has one for each rank; none: all are on this host. Raises UsageError for ranks that cannot be bound.
+    """
+    if spec.bind == "none":
+        return ()
+    here, found = socket.gethostname(), []
+    hosts = [place.host for place in places] or [here] * spec.size
+    topologies = {place.host: place.topology for place in places if place.over_ssh or place.topology is not None}
+    for host in dict.fromkeys(hosts):
+        topology = topologies[host] if host in topologies else HostTopology.read()
+        ranks = [rank for rank, each in enumerate(hosts) if each == host]
+        try:
+            bindings = plan_binding(spec.bind, len(ranks), topology) if topology is not None else []
+        except UsageError as error:
+            raise UsageError(f"host {host}: {error}" if places else str(error)) from None
+        found += [
+            BoundRank(rank=rank, host=host, local_rank=local_rank, binding=binding)
+            for local_rank, (rank, binding) in enumerate(zip(ranks, bindings, strict=False))
+        ]
+    return tuple(sorted(found, key=lambda each: each.rank))
+
+
 def _is_copied(spec: JobSpec, workspace: Workspace | None, answer: Answer | None) -> bool:
     """Whether another host is given a copy of the run folder: it said that it does not see the workspace, or was not asked."""
     return not spec.shared_fs if workspace is None or answer is None else not answer.shared
@@ -108,10 +138,16 @@ def _say_copied(spec: JobSpec, copied: list[str], say: Callable[[str], None]) ->
 def ask(spec: JobSpec, placed: list[Host], workspace: Workspace | None, say: Callable[[str], None] | None) -> dict[Host, Report]:
     """Ask the hosts of the ranks, one each; as :func:`find_places`."""
     ranks, gloo = spec.launcher_name in MPI_LAUNCHERS, spec.horovod_options.gloo
-    counts = {host: 0 if ranks else placed.count(host) for host in dict.fromkeys(placed)}
-    python = spec.interpreter if spec.python is not None else ""
-    mpi = ranks and not gloo
-    reports = ask_hosts(counts, workspace, mpi=mpi, back=gloo, shared_fs=spec.shared_fs, python=python)
+    wanted = Wanted(
+        ports=not ranks,
+        mpi=ranks and not gloo,
+        back=gloo,
+        shared_fs=spec.shared_fs,
+        python=spec.interpreter if spec.python is not None else "",
+        network=spec.network or "",
+        gpus=not resources.chooses_gpus({**os.environ, **spec.environment}),
+    )
+    reports = ask_hosts(collections.Counter(placed), workspace, wanted)
     problems = [said for report in reports.values() for said in report.of("problem")]
     if gloo:
         problems += [_UNSEEN.format(host=each.host) for each in reports.values() if each.answer and not each.answer.shared]

@@ -70,6 +70,16 @@ class PlannedHost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BoundRank:
+    """What one rank will be bound to on its host."""
+
+    rank: int
+    host: str
+    local_rank: int
+    binding: RankBinding
+
+
+@dataclass(frozen=True, kw_only=True)
 class LaunchPlan:
     """All processes of a job of ``size`` ranks, in the order in which they are started.
 
@@ -77,7 +87,7 @@ class LaunchPlan:
     ``other_hosts`` are those with ranks that none of ``processes`` is, and those with a copy of the run folder. ``noise`` is a
     regular expression for lines of the launcher's own that mean nothing, and are not shown; empty: all are.
     ``ended`` is one for lines in which it says that ranks (group ``ranks``) have ended on a ``host``, and ``how``; empty: none.
-    ``binding`` is what the ranks of this host will be bound to, by local rank; none where they are not, or other hosts have some.
+    ``binding`` is what the ranks will be bound to; of those on hosts that were not asked nothing is known.
     ``secrets`` are variables that all processes are given, and that stand in none of their environments or arguments here.
     ``ordered`` is true where a program other than dtrain starts ranks on other hosts: they are told what to do by files.
     Of an ``elastic`` job ``size`` is 0: its ranks are workers, started and lost as it goes, and numbered by their starts.
@@ -92,7 +102,7 @@ class LaunchPlan:
     ended: str = ""
     ordered: bool = False
     elastic: bool = False
-    binding: tuple[RankBinding, ...] = ()
+    binding: tuple[BoundRank, ...] = ()
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -149,8 +159,16 @@ class LaunchPlan:
                 for p in self.processes
             ],
             "binding": [
-                {"local_rank": rank, "processors": format_cpus(each.cpus), "threads": each.threads, "gpu": each.gpu}
-                for rank, each in enumerate(self.binding)
+                {
+                    "rank": each.rank,
+                    "host": each.host,
+                    "local_rank": each.local_rank,
+                    "processors": format_cpus(each.binding.cpus),
+                    "numa_nodes": format_cpus(each.binding.nodes),
+                    "threads": each.binding.threads,
+                    "gpu": each.binding.gpu,
+                }
+                for each in self.binding
             ],
             "other_hosts": [{"name": host.name, "ranks": list(host.ranks), "copied": host.copied} for host in self.other_hosts],
         }

@@ -14,18 +14,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import orjson
 
 from dtrain import __version__
-from dtrain.errors import MissingDependency, NotRunnable, WorkspaceError
+from dtrain.binding import HostTopology
+from dtrain.errors import MissingDependency, NotRunnable, UsageError, WorkspaceError
 from dtrain.hosts import Host
-from dtrain.job_options import available_cores
 from dtrain.launch import ssh
+from dtrain.launch.interfaces import interface_in
 from dtrain.launch.mpi_families import find_mpi
 from dtrain.launch.ports import free_ports
 from dtrain.layout import Workspace
@@ -39,27 +40,46 @@ Level = Literal["ok", "warning", "problem"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What a job wants of its hosts.
+
+    ``ports``: a free one for each rank; ``mpi``: the same on all; ``back``: connections to the host that asks, which MPI wants
+    as well; ``shared_fs``: that all other hosts see the workspace, or none does; ``python``: the ranks', where it is another
+    one; ``network``: the one, as 10.0.0.0/24, in which each has an address, empty: any; ``gpus``: one for each rank, or none.
+    """
+
+    ports: bool = False
+    mpi: bool = False
+    back: bool = False
+    shared_fs: bool = True
+    python: str = ""
+    network: str = ""
+    gpus: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class Question:
-    """``ports``: how many free ones are wanted; ``token``: a file that has to be seen; ``mpi``: whether one is needed; ``back``:
-    a port of the host that asks, to which a connection is tried; ``python``: the ranks', where it is another one."""
+    """What one host is asked. ``ports``: how many free ones are wanted; ``token``: a file that has to be seen; ``back``: a port
+    of the host that asks, to which a connection is tried; the rest as in :class:`Wanted`."""
 
     ports: int = 0
     token: str | None = None
     mpi: bool = False
     back: int | None = None
     python: str = ""
+    network: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """What a host said about itself. ``mpi`` is empty where it was not asked for, ``mpi_problem`` says why there is none;
     ``back`` is why a connection to the host that asks failed, or empty. ``ranks`` is the version of the ranks' Python, where
-    that is another one, and ``ranks_problem`` why they cannot run by it."""
+    that is another one, and ``ranks_problem`` why they cannot run by it. ``interface`` is the one in the network that was asked
+    for, and ``network_problem`` says why there is none."""
 
     python: str
     dtrain: str
-    cores: int
-    gpus: int
+    topology: HostTopology
     ports: list[int]
     shared: bool
     time: float
@@ -68,6 +88,16 @@ class Answer:
     back: str = ""
     ranks: str = ""
     ranks_problem: str = ""
+    interface: str = ""
+    network_problem: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "topology": self.topology.to_json()}
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> Answer:
+        """Raises TypeError and KeyError for what is no answer of this dtrain's."""
+        return Answer(**{**values, "topology": HostTopology.from_json(values["topology"])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,17 +122,9 @@ class Report:
         return [f"host {self.host}: {check.said}" for check in self.checks if check.level == level]
 
 
-def ask_hosts(
-    hosts: Mapping[Host, int],
-    workspace: Workspace | None,
-    *,
-    mpi: bool,
-    back: bool = False,
-    shared_fs: bool = True,
-    python: str = "",
-) -> dict[Host, Report]:
-    """Ask each of ``hosts`` for that many free ports, and whether it sees ``workspace`` (None: not asked), has the same MPI, and
-    can run ranks by ``python`` (empty: by this one); with ``mpi``, or ``back``, also whether it can connect back to this host.
+def ask_hosts(hosts: Mapping[Host, int], workspace: Workspace | None, wanted: Wanted) -> dict[Host, Report]:
+    """Ask each of ``hosts``, which is to have that many ranks, for what is ``wanted``, and whether it sees ``workspace`` (None:
+    not asked).
 
     That some hosts see the workspace and some do not is a problem, unless ``shared_fs`` is False: a mount is missing, as a rule.
     Blocks for seconds, half a minute at most. Raises WorkspaceError when the workspace cannot be written here; everything else is
@@ -112,23 +134,33 @@ def ask_hosts(
     with contextlib.ExitStack() as stack:
         elsewhere = not all(local.values())
         token = str(stack.enter_context(seen_file(workspace))) if workspace is not None and elsewhere else None
-        listens = (mpi or back) and elsewhere
-        port = stack.enter_context(socket.create_server(("", 0), backlog=256)).getsockname()[1] if listens else None
-        question = Question(token=token, mpi=mpi, back=port, python=python)
-        own = answer_to(Question(mpi=mpi, python=python))
+        listens = (wanted.mpi or wanted.back) and elsewhere
+        port = stack.enter_context(_listen()).getsockname()[1] if listens else None
+        question = Question(mpi=wanted.mpi, python=wanted.python, network=wanted.network)
+        own = answer_to(question)
+        question = replace(question, token=token, back=port)
 
         def ask(host: Host) -> Report:
-            asked = replace(question, ports=hosts[host])
+            ports = hosts[host] if wanted.ports else 0
             if not local[host]:
-                return _ask(host, asked, own)
-            answer = replace(own, ports=free_ports(hosts[host]))
+                return _ask(host, replace(question, ports=ports), own)
+            answer = replace(own, ports=free_ports(ports))
             return Report(host=host.name, checks=_compared(answer, answer, 0.0), answer=answer)
 
         with concurrent.futures.ThreadPoolExecutor(max_workers=min(64, len(hosts))) as pool:
             reports = dict(zip(hosts, pool.map(ask, hosts), strict=True))
     if token is not None:
-        _compare_sight([reports[host] for host in hosts if not local[host]], shared_fs)
+        _compare_sight([reports[host] for host in hosts if not local[host]], wanted.shared_fs)
+    _compare_gpus([(report, hosts[host] if wanted.gpus else 0) for host, report in reports.items()])
     return reports
+
+
+def _listen() -> socket.socket:
+    """A port of this host to which others can connect, by IPv4 and by IPv6 where it has both."""
+    if socket.has_dualstack_ipv6():
+        with contextlib.suppress(OSError):
+            return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=256)
+    return socket.create_server(("", 0), backlog=256)
 
 
 def examine_this_host(workspace: Workspace, python: str = "") -> Report:
@@ -141,7 +173,9 @@ def examine_this_host(workspace: Workspace, python: str = "") -> Report:
     else:
         said = f"workspace {workspace.root} cannot be written; choose another with --workspace or DTRAIN_WORKSPACE"
         checks.append(Check(name="workspace", level="problem", said=said))
-    return Report(host=socket.gethostname(), checks=checks, answer=own)
+    report = Report(host=socket.gethostname(), checks=checks, answer=own)
+    _compare_gpus([(report, 0)])
+    return report
 
 
 @contextlib.contextmanager
@@ -171,11 +205,16 @@ def answer_to(question: Question) -> Answer:
         except (MissingDependency, NotRunnable) as error:
             problem = str(error)
     ranks, ranks_problem = _ask_python(question.python) if question.python else ("", "")
+    interface = network_problem = ""
+    if question.network:
+        try:
+            interface = interface_in(question.network)
+        except UsageError as error:
+            network_problem = str(error)
     return Answer(
         python=platform.python_version(),
         dtrain=__version__,
-        cores=available_cores(),
-        gpus=len(list(Path("/proc/driver/nvidia/gpus").glob("*"))),
+        topology=HostTopology.read(),
         ports=free_ports(question.ports),
         shared=question.token is None or Path(question.token).exists(),
         mpi=mpi,
@@ -183,6 +222,8 @@ def answer_to(question: Question) -> Answer:
         back=_try_back(question.back),
         ranks=ranks,
         ranks_problem=ranks_problem,
+        interface=interface,
+        network_problem=network_problem,
         time=time.time(),
     )
 
@@ -248,8 +289,8 @@ def _ask(host: Host, question: Question, own: Answer) -> Report:
         return problem("ssh", f"ssh cannot connect: {said}; {ssh.advice(said) or f'try: ssh {host.name} true'}")
     lines = done.stdout.decode(errors="replace").splitlines()
     try:
-        answer = Answer(**orjson.loads(lines[-1] if lines else ""))
-    except (orjson.JSONDecodeError, TypeError):
+        answer = Answer.from_json(orjson.loads(lines[-1] if lines else ""))
+    except (orjson.JSONDecodeError, TypeError, KeyError):
         advice = ssh.advice(said) or "it has to be the same there as here"
         return problem("python", f"{sys.executable} -m dtrain fails there: {said}; {advice}")
     ahead_s = max(0.0, answer.time - time.time()) or min(0.0, answer.time - asked)
@@ -280,6 +321,27 @@ def _compare_sight(reports: list[Report], shared_fs: bool) -> None:
         report.checks.append(check)
 
 
+def _compare_gpus(asked: Sequence[tuple[Report, int]]) -> None:
+    """Note of each host whether each of its ranks, of which there are so many, can have a GPU of its own.
+
+    No more than a warning: whether the script computes on GPUs is known to it alone.
+    """
+    found = [(report, ranks, report.answer.topology.gpus) for report, ranks in asked if report.answer is not None]
+    best, _, most = max(found, key=lambda each: each[2], default=(None, 0, 0))
+    for report, ranks, gpus in found:
+        said = ""
+        if best is not None and ranks > 0 and gpus == 0 < most:
+            said = f"has no GPU, and host {best.host} has {most}; use hosts that are alike"
+        elif 0 < gpus < ranks:
+            said = (
+                f"has {gpus} GPU{'s' * (gpus > 1)} for {ranks} ranks: every rank sees all of them, and none has one of its own; "
+                f"give it fewer (-H {Host(report.host).address(gpus)})"
+            )
+        advice = "; where ranks need no GPU, add --env CUDA_VISIBLE_DEVICES="
+        level: Level = "warning" if said else "ok"
+        report.checks.append(Check(name="gpus", level=level, said=f"{said}{advice}" if said else str(gpus)))
+
+
 def _compared(answer: Answer, own: Answer, ahead_s: float, *, tried_back: bool = False) -> list[Check]:
     """What an answer means beside this host's own; ``ahead_s``: how far its clock is at least ahead of this one's;
     ``tried_back``: a connection to this host was tried."""
@@ -306,14 +368,15 @@ def _compared(answer: Answer, own: Answer, ahead_s: float, *, tried_back: bool =
         "first to fail; let NTP set the clocks of all hosts"
     )
     check("clock", abs(ahead_s) < _CLOCK_S, "as here", said, "warning")
-    check("cores", True, str(answer.cores), "")
-    check("gpus", True, str(answer.gpus), "")
+    if answer.interface or answer.network_problem:
+        check("--network", not answer.network_problem, answer.interface, answer.network_problem)
+    checks.append(Check(name="cores", level="ok", said=str(answer.topology.processors)))
     return checks
 
 
 def main() -> None:
     answer = answer_to(Question(**orjson.loads(sys.argv[1])))
-    sys.stdout.write(orjson.dumps(answer).decode() + "\n")
+    sys.stdout.write(orjson.dumps(answer.to_json()).decode() + "\n")
 
 
 if __name__ == "__main__":

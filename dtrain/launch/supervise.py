@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import psutil
 
 from dtrain.job_options import Hangs
+from dtrain.launch.aborts import name_abort
 from dtrain.launch.agents import Agents
 from dtrain.launch.beats import BeatWatch
 from dtrain.launch.console import Console
@@ -330,7 +331,7 @@ class Supervisor:
             state, code, cause = "failed", HANG, self._hung
             failure = None
         elif failure is not None:
-            failure = name_who_left(self._run, failure, self._plan.size)
+            failure = self._named(name_who_left(self._run, failure, self._plan.size))
             said = self._output.last_words(1) if self._plan.elastic else []  # why the others did not go on
             state, code, cause = "failed", failure.exit_code, "; ".join([failure.describe(), *said])
         elif vanished:
@@ -369,7 +370,11 @@ class Supervisor:
         if any(_STEP_CANCELED.search(line) for line in self._output.last_words(_CAUSE_LINES)):
             message += "; Slurm canceled the step, as it does when MPI has lost a rank"
         killed = [RankFailure.now(rank, "signal", 128 + signal.SIGKILL, message) for rank in silent]
-        return [dataclasses.replace(failure, host=self._host(failure.rank), task=self._names[failure.rank]) for failure in killed]
+        killed = [dataclasses.replace(each, host=self._host(each.rank), task=self._names[each.rank]) for each in killed]
+        return [named for each in killed if (named := self._named(each)) is not each] or killed
+
+    def _named(self, failure: RankFailure) -> RankFailure:
+        return name_abort(failure, self._run, self._output.last_words(_CAUSE_LINES))
 
     def _orphaned(self, launcher_code: int) -> RankFailure | None:
         """The first rank on another host whose launcher there has died; None where mpirun itself was killed."""

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dtrain.binding import parse_cpus
 from dtrain.status import read_process, read_status
 from tests.console.conftest import ROOT, another_python, watched
 
@@ -338,6 +339,46 @@ def test_dry_run_shows_the_hosts_and_no_values(project: MpiProject) -> None:
 
 
 @OPENMPI
+def test_dry_run_shows_what_ranks_on_each_host_are_bound_to(project: MpiProject) -> None:
+    cores, script = len(os.sched_getaffinity(0)), project.script("")
+    options = ("run", "-H", "node1:1,node2:2", "--bind", "core", "--dry-run")
+    bound = json.loads(project.dtrain(*options, "--json", script).stdout)["binding"]
+    assert [(each["rank"], each["host"], each["local_rank"]) for each in bound] == [
+        (0, "node1", 0),
+        (1, "node2", 0),
+        (2, "node2", 1),
+    ]
+    assert [len(parse_cpus(each["processors"])) for each in bound] == [cores, cores // 2, cores // 2]
+    told = project.dtrain(*options, script).stderr.splitlines()
+    assert [line.split(" is bound to processors ")[0] for line in told] == [
+        "dtrain: rank 0 on node1",
+        "dtrain: rank 1 on node2",
+        "dtrain: rank 2 on node2",
+    ]
+    assert f"{bound[2]['processors']} (NUMA node" in told[2]
+
+
+@OPENMPI
+def test_a_network_that_no_host_is_in_is_refused(project: MpiProject) -> None:
+    """MPI would take any other, without a word."""
+    done = project.dtrain("run", "-H", "node1,node2", "--network", "10.9.0.0/24", project.script("print('ran')"))
+    assert (done.returncode, done.stdout) == (127, "")
+    lacks = "--network 10.9.0.0/24: this host has no address in it; it is in 10.77.0.0/24 (eth0)"
+    assert all(f"host {node}: {lacks}" in done.stderr for node in ("node1", "node2"))
+
+
+@OPENMPI
+def test_a_host_reached_by_ipv6_connects_back(project: MpiProject) -> None:
+    for k in (1, 2):
+        project.hosts("exec", f"node{k}", "ip", "-6", "addr", "replace", f"fd77::{k}/64", "dev", "eth0", "nodad")
+    done = project.dtrain("doctor", "-H", "[fd77::2]", "--json")
+    for k in (1, 2):
+        project.hosts("exec", f"node{k}", "ip", "-6", "addr", "del", f"fd77::{k}/64", "dev", "eth0")
+    (host,) = json.loads(done.stdout)
+    assert {check["name"]: check["level"] for check in host["checks"]}["network"] == "ok"
+
+
+@OPENMPI
 def test_hosts_are_asked_before_anything_starts(project: MpiProject) -> None:
     done = project.dtrain("run", "-H", "node1,elsewhere", project.script("print('ran')"))
     assert (done.returncode, done.stdout) == (127, "")
@@ -346,6 +387,8 @@ def test_hosts_are_asked_before_anything_starts(project: MpiProject) -> None:
 
     done = project.dtrain("run", "-H", "node1,node2", "--skip-preflight", "--workspace", "/tmp/private", project.script(""))
     assert done.returncode not in (0, 127), done.stderr  # what the preflight would have said
+    assert "first to fail was rank 1 on node2: its host does not see the run folder /tmp/private/runs/" in done.stderr
+    assert "/tmp/private" not in project.hosts("exec", "node2", "find", "/tmp", "-maxdepth", "1")
 
 
 def test_doctor_tells_what_is_in_the_way(project: MpiProject) -> None:

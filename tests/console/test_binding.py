@@ -53,5 +53,7 @@ def test_what_cannot_be_bound(project: Project) -> None:
     script = project.script("")
     done = project.dtrain("run", "-n", many, "--max-ranks", many, "--bind", "core", script)
     assert (done.returncode, f"{many} ranks on this host exceed" in done.stderr) == (2, True)
+    done = project.dtrain("run", "-H", f"localhost:{many}", "--max-ranks", many, "--bind", "core", script)
+    assert (done.returncode, f"host localhost: --bind core: {many} ranks on this host exceed" in done.stderr) == (2, True)
     assert "did you mean core?" in project.dtrain("run", "--bind", "cores", script).stderr
     assert not list(project.folder.glob("workspace/runs/*"))

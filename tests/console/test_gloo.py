@@ -15,7 +15,7 @@ import pytest
 
 from dtrain.status import read_process, read_status, read_world
 
-from .conftest import Project
+from .conftest import ROOT, Project
 
 pytestmark = pytest.mark.needs("horovod")
 
@@ -370,3 +370,18 @@ def test_a_stale_worker_commits_nothing(
     out, said = end(project, job)
     assert job.returncode == 0, out + said
     assert f"dtrain: worker 1 on {os.uname().nodename}: lost: gives no sign of life since" in said
+
+
+@pytest.mark.needs("sklearn")
+@pytest.mark.timeout(300)
+def test_the_example_trains_on_when_a_worker_is_killed(project: Project, wait_until: Callable[..., None]) -> None:
+    project.script((ROOT / "examples" / "tensorflow_elastic_digits.py").read_text(), "digits.py")
+    job = project.start(*ELASTIC, "--min-workers", "1", "-n", "2", *TWO_HOSTS, "digits.py", "--epochs", "10")
+    made = "workspace/runs/*/outputs/metrics/rank-00001-worker-1.jsonl"
+    wait_until(lambda: job.poll() is not None or any(path.read_text().count("\n") for path in project.folder.glob(made)), 100)
+    scripts(project)[1].kill()
+    out, said = job.communicate(timeout=150)
+    assert job.returncode == 0, out + said
+    assert "the job goes on with 1 worker" in said
+    worker = project.json("show", "latest")["ranks"][0]
+    assert (worker["steps"], worker["metrics"]["accuracy"] > 0.9) == (10, True)

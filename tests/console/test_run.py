@@ -121,6 +121,18 @@ def test_failure_of_a_single_rank(project: Project, how: str) -> None:
     assert words in done.stderr
 
 
+@pytest.mark.parametrize(
+    "family", [pytest.param("openmpi", marks=pytest.mark.needs("mpi")), pytest.param("mpich", marks=pytest.mark.needs("mpich"))]
+)
+def test_a_call_of_mpi_abort_is_told_as_that(project: Project, family: str) -> None:
+    """MPICH kills the ranks at once, guards and all."""
+    python = os.environ["DTRAIN_TEST_MPICH_PYTHON"] if family == "mpich" else sys.executable
+    calls = "from mpi4py import MPI\nif MPI.COMM_WORLD.rank == 1:\n    MPI.COMM_WORLD.Abort(7)\nMPI.COMM_WORLD.Barrier()\n"
+    done = project.dtrain("run", "-n", "2", "--python", python, project.script(calls))
+    assert done.returncode == 7, done.stderr
+    assert f"first to fail was rank 1 on {os.uname().nodename}: called MPI_Abort(7)" in done.stderr
+
+
 @pytest.mark.needs("mpi")
 def test_failure_while_the_other_waits_in_a_collective(project: Project) -> None:
     """mpi4py calls MPI_Finalize at exit, which would wait for the rank that waits in the barrier."""
@@ -291,6 +303,15 @@ def test_what_a_killed_mpirun_left_behind_keeps_nobody_from_starting(project: Pr
         (("--json", "train.py"), 2, "--json goes with --dry-run"),
         (("-m", "no such"), 2, "not a module's name"),
         (("ignored.py",), 2, "is not in the copy"),
+        (("--nprocs", "2", "train.py"), 2, "No such option: --nprocs; use -n N, which counts all ranks"),
+        (("--nproc_per_node=2", "train.py"), 2, "-H node1:N,node2:N starts N ranks on each host"),
+        (("--nnodes", "2", "train.py"), 2, "say how many (--nodes)"),
+        (("--hosts", "a,b", "train.py"), 2, "No such option: --hosts; use -H node1:2,node2:2"),
+        (("--hots", "a,b", "train.py"), 2, "Did you mean"),
+        (("python", "train.py"), 2, "leave python out: dtrain starts Python itself (dtrain run train.py)"),
+        ((sys.executable, "-m", "train"), 2, "(dtrain run -m train), which --python PATH chooses"),
+        (("/bin/ls", "-l"), 126, "/bin/ls is no Python script but a program; start it from a script"),
+        (("-H", "localhost:2", "--network", "203.0.113.0/24", "train.py"), 127, "this host has no address in it; it is in "),
     ],
 )
 def test_what_cannot_be_run_is_said_at_once(project: Project, args: tuple[str, ...], code: int, words: str) -> None:
@@ -302,6 +323,12 @@ def test_what_cannot_be_run_is_said_at_once(project: Project, args: tuple[str, .
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(project.folder.glob("workspace/runs/*"))
+
+
+@pytest.mark.needs("mpi")
+def test_the_number_of_ranks_may_be_said_as_mpirun_does(project: Project) -> None:
+    done = project.dtrain("run", "-np", "2", "--dry-run", "--json", project.script(""), "-np", "3")
+    assert orjson.loads(done.stdout)["size"] == 2, done.stderr
 
 
 @pytest.mark.needs("mpi")
@@ -436,6 +463,19 @@ def test_script_sees_siblings_and_processes_it_spawns(project: Project) -> None:
     assert "[43]" in done.stdout
 
 
+FILLS = """
+import os, time
+with open("outputs/full", "wb", 0) as file:
+    try:
+        while True:
+            file.write(b"x" * 4096)
+    except OSError:
+        pass
+time.sleep(8)
+os.unlink("outputs/full")
+"""
+
+
 @pytest.fixture
 def small(project: Project) -> Iterator[Path]:
     """A folder of its own file system, of 1 MB."""
@@ -457,19 +497,17 @@ def test_disk_full_is_named(project: Project, small: Path) -> None:
     assert done.returncode == 1
     assert "metrics cannot be written" in done.stderr
     assert "space" in done.stderr
+    (listed,) = project.json("runs", "--workspace", str(small))
+    assert (listed["state"], "metrics cannot be written" in listed["cause"]) == ("failed", True)
 
 
-FILLS = """
-import os, time
-with open("outputs/full", "wb", 0) as file:
-    try:
-        while True:
-            file.write(b"x" * 4096)
-    except OSError:
-        pass
-time.sleep(8)
-os.unlink("outputs/full")
-"""
+def test_a_disk_that_is_full_at_the_end_is_recorded(project: Project, small: Path) -> None:
+    """Though the ranks have used up all that there was."""
+    done = project.dtrain("run", "--workspace", str(small), project.script(FILLS.split("time.sleep")[0]))
+    assert done.returncode == 1
+    (listed,) = project.json("runs", "--workspace", str(small))
+    assert "its completion record cannot be written: No space left on device" in listed["cause"]
+    assert not list(small.rglob("room"))
 
 
 def test_a_rank_on_a_disk_that_is_full_for_a_while_is_not_lost(project: Project, small: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import orjson
 import pytest
 
 from dtrain.binding import Bind, HostTopology, format_cpus, parse_cpus, plan_binding
@@ -38,6 +39,12 @@ def test_shares(bind: Bind, ranks: int, topology: HostTopology, processors: list
     bindings = plan_binding(bind, ranks, topology)
     assert [format_cpus(binding.cpus) for binding in bindings] == processors
     assert {binding.threads for binding in bindings} <= {threads}
+
+
+def test_how_a_binding_is_told() -> None:
+    assert str(plan_binding("numa", 1, host(8, 2))[0]) == "processors 0-7 (NUMA nodes 0-1), 8 threads"
+    assert str(plan_binding("core", 3, host(8, 2, gpus=4))[2]) == "processors 4-5 (NUMA node 1), 2 threads, GPU 2"
+    assert str(plan_binding("core", 2, host(2, 1))[1]) == "processors 1 (NUMA node 0), 1 thread"
 
 
 def test_more_ranks_than_processors() -> None:
@@ -80,6 +87,12 @@ def test_what_sys_says_of_a_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (found.nodes, found.gpus) == ((0, 0, 1, 1), 2)
     bare = HostTopology.read(tmp_path / "nothing")
     assert (len(bare.cores), set(bare.nodes), bare.gpus) == (7, {0}, 0)
+
+
+def test_a_host_says_what_it_has() -> None:
+    there = host(4, 2, threads=2, gpus=3)
+    assert HostTopology.from_json(orjson.loads(orjson.dumps(there.to_json()))) == there
+    assert there.processors == 8
 
 
 def test_lists_of_the_kernel() -> None:

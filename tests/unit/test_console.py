@@ -54,6 +54,28 @@ def test_a_file_that_another_host_writes_is_read_on_when_it_is_opened_anew(tmp_p
     assert reader.read() == b"three\n"
 
 
+@pytest.mark.parametrize(
+    "bar",
+    [
+        " 50%|#####     | 1/2 [00:00<00:00,  1.00it/s]",
+        "epoch 1:  50%|#####     | 1/2 [1:00:00<1:00:00,  1.00s/it, loss=0.5, top=[1, 5]]",
+        "7img [00:00, 12.3img/s]",
+    ],
+)
+def test_what_is_printed_after_a_bar_is_a_line_of_its_own(tmp_path: Path, bar: str) -> None:
+    reader = LineReader(tmp_path / "output.log")
+    assert reader.lines(f"\r{bar}\r{bar}step 1\n\r{bar}".encode()) == [bar, "step 1"]
+    assert reader.bar() == bar
+    assert reader.lines(b"  \n") == [f"{bar}  "]
+    assert reader.lines(f"{bar}step 2\n".encode()) == [f"{bar}step 2"]  # what is not drawn over is no bar
+
+
+def test_no_colour_outlasts_its_line(tmp_path: Path) -> None:
+    reader, red, off = LineReader(tmp_path / "output.log"), "\x1b[1;31m", "\x1b[0m"
+    shown = reader.lines(f"{red}on\nnext\n{red}on{off}\n{red}on\x1b[m\n{off}{red}\n".encode())
+    assert shown == [f"{red}on{off}", "next", f"{red}on{off}", f"{red}on\x1b[m", f"{off}{red}{off}"]
+
+
 def test_bars_stand_below_all_else_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")

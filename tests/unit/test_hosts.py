@@ -50,7 +50,9 @@ def test_what_is_no_host_is_refused(text: str, words: str) -> None:
 
 def test_hostfiles_of_all_kinds(tmp_path: Path) -> None:
     file = tmp_path / "hosts"
-    file.write_text("# a cluster\n\nnode1 slots=2\nnode2:3   # MPICH\n  node3\nnode4 slots=1 max_slots=4\n[::1]:2\nnode1\n")
+    file.write_text(
+        "\ufeff# a cluster\r\n\nnode1 slots = 2\nnode2:3   # MPICH\n  node3\nnode4 slots=1 max_slots=4\n[::1]:2\nnode1\n"
+    )
     assert read_hostfile(file) == (Host("node1", 3), Host("node2", 3), Host("node3"), Host("node4"), Host("::1", 2))
 
 

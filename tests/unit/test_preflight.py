@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import socket
 from typing import Any
 
+import orjson
 import pytest
 
+from dtrain.binding import HostTopology
 from dtrain.launch import preflight
 from dtrain.launch.preflight import Answer, Question, Report, answer_to
 
-OWN = Answer(python="3.11.7", dtrain="1.0", cores=2, gpus=0, ports=[], shared=True, time=0.0, mpi="Open MPI 5.0.11")
+TWO_CORES = HostTopology(cores=(frozenset({0}), frozenset({1})), nodes=(0, 0))
+OWN = Answer(python="3.11.7", dtrain="1.0", topology=TWO_CORES, ports=[], shared=True, time=0.0, mpi="Open MPI 5.0.11")
 
 
 @pytest.mark.parametrize(
@@ -25,6 +29,8 @@ OWN = Answer(python="3.11.7", dtrain="1.0", cores=2, gpus=0, ports=[], shared=Tr
         ({"mpi": "", "mpi_problem": "MPI is not installed; do so"}, 0.0, "problem", "MPI is not installed; do so"),
         ({"back": "10.0.0.1:99: timed out"}, 0.0, "warning", "cannot connect to this host at 10.0.0.1:99: timed out"),
         ({}, -12.3, "warning", "its clock is 12.3 s behind"),
+        ({"interface": "eth0"}, 0.0, None, ""),
+        ({"network_problem": "--network 10.9.0.0/24: no"}, 0.0, "problem", "--network 10.9.0.0/24: no"),
     ],
 )
 def test_what_differs_is_told(other: dict[str, Any], ahead_s: float, level: str | None, said: str) -> None:
@@ -45,6 +51,53 @@ def test_a_connection_back_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
         port = server.getsockname()[1]
         assert answer_to(Question(back=port)).back == ""
     assert f"127.0.0.1:{port}: " in answer_to(Question(back=port)).back
+
+
+def test_hosts_connect_back_by_ipv4_and_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    with preflight._listen() as server:
+        port = server.getsockname()[1]
+        for address in ("127.0.0.1", "::1"):
+            monkeypatch.setenv("SSH_CONNECTION", f"{address} 5 {address} 22")
+            assert answer_to(Question(back=port)).back == ""
+
+
+def test_an_address_in_the_network_is_looked_for() -> None:
+    found = answer_to(Question(network="127.0.0.0/8"))
+    assert (found.interface, found.network_problem) == ("lo", "")
+    lacking = answer_to(Question(network="203.0.113.0/24"))
+    assert lacking.interface == ""
+    assert "--network 203.0.113.0/24: this host has no address in it; it is in " in lacking.network_problem
+
+
+def test_an_answer_comes_back_whole() -> None:
+    assert Answer.from_json(orjson.loads(orjson.dumps(OWN.to_json()))) == OWN
+
+
+@pytest.mark.parametrize(
+    ("hosts", "said"),
+    [
+        ({"a": (2, 2), "b": (2, 2)}, {}),
+        ({"a": (0, 2), "b": (0, 2)}, {}),
+        ({"a": (4, 1), "b": (1, 1)}, {}),
+        ({"a": (4, 4), "b": (2, 3)}, {"b": "has 2 GPUs for 3 ranks: every rank sees all of them, .* give it fewer \\(-H b:2\\)"}),
+        ({"a": (1, 2)}, {"a": "has 1 GPU for 2 ranks"}),
+        ({"a": (4, 4), "b": (0, 4)}, {"b": "has no GPU, and host a has 4; use hosts that are alike"}),
+        ({"a": (4, 0), "b": (0, 0)}, {}),  # the user says which GPUs ranks see
+    ],
+)
+def test_hosts_with_too_few_gpus_are_told(hosts: dict[str, tuple[int, int]], said: dict[str, str]) -> None:
+    """Number of GPUs and of ranks by host. No problem: a script may compute on the processors alone."""
+    asked = [
+        (Report(host=name, answer=dataclasses.replace(OWN, topology=dataclasses.replace(TWO_CORES, gpus=gpus))), ranks)
+        for name, (gpus, ranks) in hosts.items()
+    ]
+    preflight._compare_gpus([*asked, (Report(host="silent"), 2)])
+    warned = {report.host: report.of("warning") for report, _ in asked if report.of("warning")}
+    assert warned.keys() == said.keys()
+    assert all(re.search(said[name], warned[name][0]) for name in said)
+    assert [check.said for report, _ in asked for check in report.checks if check.level == "ok"] == [
+        str(gpus) for name, (gpus, _) in hosts.items() if name not in said
+    ]
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,12 @@ import pytest
 from dtrain.files import write_json
 from dtrain.launch.agents import lost
 from dtrain.launch.console import Console
+from dtrain.launch.crew import order
 from dtrain.launch.plan import LaunchPlan, PlannedHost, PlannedProcess
 from dtrain.launch.supervise import Limits, Signals, Supervisor
 from dtrain.layout import RunLayout
 from dtrain.processes import ProcessRecord
-from dtrain.status import VANISHED, write_record
+from dtrain.status import VANISHED, RankProcess, write_record
 
 _SIZE = 512
 
@@ -77,3 +78,13 @@ def test_who_left_early_is_named_beside_those_whom_mpi_killed_for_it(tmp_path: P
 def test_of_a_lost_host_not_every_rank_is_named() -> None:
     host = PlannedHost(name="node1", ranks=tuple(range(12)))
     assert lost(host, "does not answer", 0.0, []).message.endswith("ranks 0, 1, 2, 3, 4, 5, 6, 7 and 4 more")
+
+
+def test_orders_are_left_for_ranks_that_look_for_them(tmp_path: Path) -> None:
+    run, here = RunLayout(tmp_path / "run").begin_attempt(0, 4), vars(ProcessRecord.of(os.getpid()))
+    elsewhere = {**here, "host": "elsewhere"}
+    for rank, (record, ordered) in enumerate([(elsewhere, True), (elsewhere, False), (here, True)]):
+        write_record(run.rank(rank).process, RankProcess(**record, ordered=ordered), durable=False)
+    assert [order(run, rank, "stacks") for rank in range(4)] == [True, False, False, False]
+    assert [run.rank(rank).orders.exists() for rank in range(4)] == [True, False, False, False]
+    assert run.rank(0).orders.read_text() == "stacks\n"
