@@ -50,6 +50,9 @@ def test_a_node_without_the_ranks_python_is_named(apart: SlurmProject) -> None:
     done = apart.dtrain("run", "--workspace", "shared", "--python", str(python), apart.script(TELLS))
     assert done.returncode == 127, done.stderr
     assert f"there is no {python} on node2; ranks need their Python at the same path on all nodes" in done.stderr
+    done = apart.dtrain("run", "--skip-preflight", "--workspace", "shared", "--python", str(python), apart.script(TELLS))
+    assert done.returncode != 0, done.stderr
+    assert "first to fail was rank 1 on node2: ended before it began: Exited with exit code" in done.stderr
 
 
 def test_a_first_node_that_does_not_see_the_workspace_is_named(apart: SlurmProject) -> None:
