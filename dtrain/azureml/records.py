@@ -59,9 +59,10 @@ class AzureLayout:
         """What a rank logged by the SDK's names, as it was logged; numbers are in dtrain's own metrics file as well."""
         return self.root / f"metrics-{rank:05d}.jsonl"
 
-    def download(self, name: str) -> Path:
-        """Where a datastore's folder is copied to for ``as_download``."""
-        return self.root / "data" / name
+    @property
+    def data(self) -> Path:
+        """Copies of what lies in datastores, each in a folder of its reference's name."""
+        return self.root / "data"
 
     @property
     def uploads(self) -> Path:
@@ -86,25 +87,26 @@ class Submitted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mount:
-    """A copy of what is called ``name`` in the store of ``url``, at the path ``folder``: a file, or a folder."""
+class Copy:
+    """A copy of what is called ``name`` in the store of ``url``, to be made at ``path``: of a file, or of a folder (empty: all).
 
-    folder: str
+    Of a ``mount`` there need not be anything yet, and what the job changes is uploaded; a ``download`` is only read.
+    """
+
+    path: str
     url: str
     name: str
+    mode: Literal["mount", "download"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What a supervisor is to do: run ``spec``, from the ``folder`` of who submitted it, with ``packages`` installed.
-
-    What the job has then written to its ``mounts`` is uploaded.
-    """
+    """What a supervisor is to do: install ``packages``, make ``copies``, run ``spec`` from the ``folder`` of who submitted it."""
 
     spec: JobSpec
     folder: str
     packages: tuple[str, ...] = ()
-    mounts: tuple[Mount, ...] = ()
+    copies: tuple[Copy, ...] = ()
 
 
 def read_submitted(run: RunLayout) -> Submitted:

@@ -35,8 +35,8 @@ def status_of(run: RunLayout) -> RunStatus:
 
 
 def azure_status(run: RunLayout) -> str:
-    """Preparing (until its supervisor works, and its environment is there), Queued (until its first rank has begun), Running,
-    Finalizing (what is left to do when the ranks have ended), and Completed, Failed or Canceled."""
+    """Preparing (until its supervisor works, and its environment and copies of data are there), Queued (until its first rank has
+    begun), Running, Finalizing (what is left to do when the ranks have ended), and Completed, Failed or Canceled."""
     try:
         status = status_of(run)
     except WorkspaceError:
@@ -68,7 +68,7 @@ def _supervisor(run: RunLayout, status: RunStatus) -> ProcessRecord | None:
 
 
 def _has_begun(run: RunLayout) -> bool:
-    """Whether the supervisor has said its first word, and made the environment if it has to."""
+    """Whether the supervisor has said its first word, and made the environment and the copies if it has to."""
     if records.events(run, "preparing") and not records.events(run, "prepared"):
         return False
     try:

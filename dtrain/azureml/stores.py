@@ -9,13 +9,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from dtrain.azureml.errors import UserErrorException
+from dtrain.azureml.records import Copy
 from dtrain.errors import UsageError, did_you_mean
 from dtrain.files import read_json, write_json
 from dtrain.layout import Workspace as WorkspaceFolder
 from dtrain.layout import check_name
 
 DEFAULT = "workspaceblobstore"
-_SCHEME = "s3://"
+OWN = (DEFAULT, "workspacefilestore")
+"""The workspace's own datastores: what every one of Azure's has."""
+_SCHEMES = ("s3://", "az://", "abfss://")
+URLS = "s3://bucket/prefix, az://container/prefix, or the path of a folder"
+"""What may be given as a datastore's place."""
 
 
 class Store(Protocol):
@@ -74,16 +79,16 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def open_store(url: str) -> Store:
-    """The store of an object store's URL (``s3://bucket/prefix``), or of an absolute path.
+    """The store of an object store's URL, or of an absolute path.
 
     Raises UserErrorException for what is neither, MissingDependency without the package that reaches an object store.
     """
-    if url.startswith(_SCHEME):
+    if url.startswith(_SCHEMES):
         from dtrain.azureml.object_store import ObjectStore
 
         return ObjectStore(url)
     if not os.path.isabs(url):
-        raise UserErrorException(f"{url!r} is no place for files; give s3://bucket/prefix, or the path of a folder")
+        raise UserErrorException(f"{url!r} is no place for files; give {URLS}")
     return FolderStore(Path(url))
 
 
@@ -105,9 +110,9 @@ def _write(folder: WorkspaceFolder, default: str, urls: Mapping[str, str]) -> No
 
 
 def read_urls(folder: WorkspaceFolder) -> dict[str, str]:
-    """The datastores of a workspace by name: URLs of object stores, and paths of folders. Its own folder comes first."""
-    own = folder.azureml.absolute() / "datastores" / DEFAULT
-    return {DEFAULT: str(own), **_read(folder)["urls"]}
+    """The datastores of a workspace by name: URLs of object stores, and paths of folders. Its own folders come first."""
+    own = folder.azureml.absolute() / "datastores"
+    return {**{name: str(own / name) for name in OWN}, **_read(folder)["urls"]}
 
 
 def default_name(folder: WorkspaceFolder) -> str:
@@ -120,14 +125,14 @@ def add_store(folder: WorkspaceFolder, name: str, url: str) -> None:
 
     Raises UsageError for a name or a folder that cannot be, UserErrorException for an object store that does not answer.
     """
-    if check_name("datastore", name) == DEFAULT:
+    if check_name("datastore", name) in OWN:
         raise UsageError(
-            f"datastore {DEFAULT} is the workspace's own folder; use another name, and --default if it is to be the default"
+            f"datastore {name} is the workspace's own folder; use another name, and --default if it is to be the default"
         )
-    place = url if url.startswith(_SCHEME) or "://" in url else str(Path(url).absolute())
+    place = url if "://" in url else str(Path(url).absolute())
     store = open_store(place)
     if store.folder is not None and not store.folder.is_dir():
-        raise UsageError(f"{url} is not a folder (from {Path.cwd()}); make it first, or give s3://bucket/prefix")
+        raise UsageError(f"{url} is not a folder (from {Path.cwd()}); make it first, or give {URLS}")
     if store.folder is None:
         store.names()
     values = _read(folder)
@@ -153,12 +158,23 @@ def set_default(folder: WorkspaceFolder, name: str) -> None:
     _write(folder, name, _read(folder)["urls"])
 
 
-def copy_out(store: Store, name: str, target: Path) -> bool:
-    """Copy a file, or all in a folder, to ``target``. False where there is nothing of that name. Blocks."""
-    found = store.names(name)
-    start = PurePosixPath(name)
-    store.get_all((each, target / PurePosixPath(each).relative_to(start)) for each in found)
-    return bool(found)
+def make_copy(copy: Copy) -> int:
+    """Make a copy of a store's file, or of all files in a folder; returns how many. Blocks.
+
+    Raises UserErrorException where there is nothing to download, and for what cannot be read or written.
+    """
+    store, start, target = open_store(copy.url), PurePosixPath(copy.name), Path(copy.path)
+    found = store.names(copy.name)
+    is_folder = store.folder is not None and (store.folder / copy.name).is_dir()
+    if copy.mode == "download" and not found and not is_folder:
+        raise UserErrorException(f"{copy.url} has no {copy.name or 'file'!r} to download")
+    try:
+        store.get_all((each, target / PurePosixPath(each).relative_to(start)) for each in found)
+        if not found:
+            target.mkdir(parents=True)
+    except OSError as error:
+        raise UserErrorException(f"{copy.url} cannot be copied to {copy.path}: {error.strerror}") from error
+    return len(found)
 
 
 def list_files(folder: Path) -> dict[str, tuple[int, int]]:

@@ -175,7 +175,9 @@ def datastore() -> None:
 @click.argument("name")
 @click.argument("url")
 def add_datastore(workspace: Workspace, is_default: bool, name: str, url: str) -> None:
-    """Give s3://bucket/prefix or a folder's path a name, once it answers. Credentials are never kept: see docs/azureml.md.
+    """Give s3://bucket/prefix, az://container/prefix or a folder's path a name, once it answers.
+
+    Credentials are the environment's, and never kept: see docs/azureml.md.
 
     \b
     Example:
