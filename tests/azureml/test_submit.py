@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -299,6 +300,59 @@ for count in (1, 2, 3):
     )
     for line in ("rank 0 of 1", "rank 0 of 2", "rank 1 of 2", "process_count_per_node=3 exceeds the 2 of host localhost"):
         assert done.stdout.count(line) == 1
+
+
+SBATCH = """#!/bin/sh
+test -e "${0%/*}/answer" || while kill -0 $PPID; do sleep 0.1; done
+echo 7
+"""
+UNFOLLOWED = """
+import signal, time
+def folder(run):
+    return run.get_details()["runFolder"]
+def lose(run):
+    pid = json.load(open(os.path.join(folder(run), "azureml", "supervisor.json")))["pid"]
+    os.kill(pid, signal.SIGKILL)
+def until(run, wanted):
+    while run.get_status() != wanted:
+        time.sleep(0.05)
+early = experiment.submit(ScriptRunConfig("src", "train.py", compute_target="queue"))
+until(early, "Queued")
+lose(early)
+until(early, "Failed")
+open("bin/answer", "w").close()
+late = experiment.submit(ScriptRunConfig("src", "train.py", compute_target="queue"))
+while not os.path.exists(os.path.join(folder(late), "slurm.json")):
+    time.sleep(0.05)
+lose(late)
+told = {"waits": late.get_status()}
+open("bin/state", "w").write("NODE_FAIL|None")
+until(late, "Failed")
+for name, run in (("early", early), ("late", late)):
+    told[name] = run.get_details()["error"]["error"]["message"]
+print(json.dumps({**told, "log": open(os.path.join(folder(late), "azureml", "console.log")).read()}))
+"""
+
+
+def test_a_queued_run_that_nobody_follows_any_more(azure: AzureProject) -> None:
+    """Its supervisor is killed before Slurm has answered, and after: what Slurm says then is what became of it."""
+    for name, text in {
+        "sbatch": SBATCH,
+        "squeue": '#!/bin/sh\ncat "${0%/*}/state"\n',
+        "sinfo": "#!/bin/sh\necho 'debug|3|4'\n",
+    }.items():
+        (azure.folder / "bin").mkdir(exist_ok=True)
+        (azure.folder / "bin" / name).write_text(text)
+        (azure.folder / "bin" / name).chmod(0o755)
+    azure.env["PATH"] = f"{azure.folder / 'bin'}:{os.environ['PATH']}"
+    (azure.folder / "bin" / "state").write_text("PENDING|None")
+    assert azure.dtrain("compute", "add", "queue", "--slurm-partition", "debug").returncode == 0
+    azure.train("print('x')")
+    found = told(azure.control(UNFOLLOWED))
+    assert found["waits"] == "Queued"
+    assert str(found["early"]).startswith("what submitted it to Slurm was killed, or its host ")
+    assert found["late"] == "Slurm ended job 7: one of its nodes failed"
+    assert str(found["log"]).endswith("dtrain: Slurm ended job 7: one of its nodes failed\n")
 
 
 @pytest.mark.parametrize(("where", "nodes"), [("cluster", 2), ("hosts", 1)])
