@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -220,20 +221,31 @@ class DataReference(Named):
         path_on_compute: str | None = None,
         overwrite: bool = False,
     ) -> None:  # long because the SDK's signature is this
+        """Without a name it has one that no other place or mode has. Raises UserErrorException for a bad name or mode."""
         _check_mode(mode)
-        self.datastore, self.path_on_datastore = datastore, path_on_datastore
-        self._relative = _inside(path_on_datastore)
-        plain = re.sub(r"\W", "_", str(self._relative) if path_on_datastore else datastore.name)
-        self.data_reference_name = data_reference_name or plain
-        self.mode = mode
+        if data_reference_name and not re.fullmatch(r"\w+", data_reference_name):
+            raise UserErrorException(
+                f"data_reference_name={data_reference_name!r} is not allowed; use letters, digits and '_': it becomes part of a "
+                "variable's name"
+            )
+        self.datastore, self.path_on_datastore, self.mode = datastore, path_on_datastore, mode
+        self._relative, self._given_name = _inside(path_on_datastore), data_reference_name or None
+        self._what = (datastore._url, str(self._relative), mode)
+        self.data_reference_name = self._given_name or self._own_name()
+
+    def _own_name(self) -> str:
+        plain = re.sub(r"\W", "_", str(self._relative) if self.path_on_datastore else self.datastore.name)
+        if plain == self.datastore.name and self.mode == "mount" and not self.path_on_datastore:
+            return plain  # as the SDK's documents show a whole datastore
+        return f"{plain}_{hashlib.sha256(repr(self._what).encode()).hexdigest()[:8]}"
 
     def as_mount(self) -> DataReference:
         """The same as a path to the datastore's own folder; of an object store to a copy, whose changes are uploaded."""
-        return DataReference(self.datastore, self.data_reference_name, self.path_on_datastore)
+        return DataReference(self.datastore, self._given_name, self.path_on_datastore)
 
     def as_download(self, path_on_compute: str | None = None, overwrite: bool = False) -> DataReference:
         """The same as a path to a copy in the run's folder."""
-        return DataReference(self.datastore, self.data_reference_name, self.path_on_datastore, "download")
+        return DataReference(self.datastore, self._given_name, self.path_on_datastore, "download")
 
     def path(self, path: str | None = None, data_reference_name: str | None = None) -> DataReference:
         """A reference to what lies below this one."""
@@ -257,6 +269,13 @@ class DataReference(Named):
             return path
         target = data / self.data_reference_name / self._relative.name
         return Copy(path=str(target), url=self.datastore._url, name=name, mode="mount" if self.mode == "mount" else "download")
+
+    def _check_same(self, name: str, known: DataReference) -> None:
+        """Raises UserErrorException where ``known``, of the same name, is another place or mode."""
+        if known._what != self._what:
+            raise UserErrorException(
+                f"two references to datastores are called {name!r}; give one of them a data_reference_name of its own"
+            )
 
     def __str__(self) -> str:
         return f"{VARIABLE}{self.data_reference_name}"

@@ -117,7 +117,7 @@ class _Data:
         self.paths: dict[str, str] = {}
         self.copies: list[Copy] = []
         self._folder, self._workspace = folder, workspace
-        self._places: dict[str, Path | Copy] = {}
+        self._known: dict[str, DataReference] = {}
 
     def path_of(self, value: Any, name: str = "") -> str:
         """The path of a reference by its ``name``. Raises UserErrorException for what is none, and for a name used twice."""
@@ -127,12 +127,9 @@ class _Data:
         if not isinstance(reference, DataReference):
             raise UserErrorException(f"data_references has {reference!r:.80}; give references: datastore.path('...').as_mount()")
         name = name or reference.data_reference_name
-        place = reference._place(self._folder)
-        if self._places.setdefault(name, place) != place:
-            raise UserErrorException(
-                f"two references to datastores are called {name!r}; give one of them a data_reference_name of its own"
-            )
+        reference._check_same(name, self._known.setdefault(name, reference))
         if name not in self.paths:
+            place = reference._place(self._folder)
             self.paths[name] = place.path if isinstance(place, Copy) else str(place)
             self.copies += [place] if isinstance(place, Copy) else []
         return self.paths[name]

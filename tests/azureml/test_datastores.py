@@ -298,8 +298,9 @@ canceled.cancel()
 canceled.wait_for_completion()
 os.kill(int(os.environ["SERVER"]), signal.SIGCONT)
 run.wait_for_completion()
+named = store.path("set", "set")
 try:
-    experiment.submit(ScriptRunConfig("src", "train.py", [store.path("set").as_download(), store.path("set").as_mount()]))
+    experiment.submit(ScriptRunConfig("src", "train.py", [named.as_download(), named.as_mount()]))
 except Exception as error:
     refused = str(error)
 print(json.dumps({"states": [*states, run.get_status(), canceled.get_status()], "lines": lines, "refused": refused}))
@@ -317,6 +318,45 @@ def test_submit_waits_for_no_object_store(bucket: AzureProject, server: Server) 
     assert found["states"] == ["Preparing", "Completed", "Canceled"]
     assert found["lines"] == f"dtrain: copying set of s3://data/{bucket.folder.name}\n"
     assert "two references to datastores are called 'set'" in str(found["refused"])
+
+
+PLACES = """
+from azureml.core import Datastore
+os.makedirs("there")
+for name in ("train-a", "train_a"):
+    for store, text in ((ws.get_default_datastore(), "mine"), (Datastore.get(ws, "shared"), "shared")):
+        open("there/x", "w").write(f"{text} {name}")
+        store.upload("there", name, show_progress=False)
+mine, shared = ws.get_default_datastore(), Datastore.get(ws, "shared")
+places = [mine.path("train-a").as_mount(), mine.path("train_a").as_mount(), shared.path("train-a").as_mount(),
+          mine.path("train-a").as_download(), mine.as_download(), mine]
+params = {f"--{number}": place for number, place in enumerate(places)}
+run = experiment.submit(Estimator("src", entry_script="train.py", script_params=params))
+run.wait_for_completion(show_output=True)
+for make in (lambda: mine.path("train-a", "../../../esc").as_download(),
+             lambda: Estimator("src", entry_script="train.py", inputs=[mine.path("train-a", "x"), mine.path("train_a", "x")])):
+    try:
+        make()
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+
+
+def test_references_without_names_are_their_own_places(azure: AzureProject, tmp_path: Path) -> None:
+    """Of two stores, of paths that differ in a sign, and of two modes; a copy is none of the mounted folder."""
+    (tmp_path / "shared").mkdir()
+    assert azure.dtrain("datastore", "add", "shared", "shared").returncode == 0
+    azure.train(
+        "import os, sys\nplaces = sys.argv[2::2]\nprint('read', [open(f'{place}/x').read() for place in places[:4]])\n"
+        "print('whole', [sorted(os.listdir(place)) for place in places[4:]], len(set(places)))\n"
+        "open(f'{places[3]}/new', 'w')"
+    )
+    done = azure.control(PLACES)
+    assert "read ['mine train-a', 'mine train_a', 'shared train-a', 'mine train-a']" in done.stdout
+    assert "whole [['train-a', 'train_a'], ['train-a', 'train_a']] 6" in done.stdout
+    assert not list((azure.folder / "workspace" / "azureml").rglob("new"))
+    assert "data_reference_name='../../../esc' is not allowed; use letters, digits and '_'" in done.stdout
+    assert "two references to datastores are called 'x'" in done.stdout
 
 
 def test_a_folder_is_a_datastore_and_names_are_kept(azure: AzureProject, tmp_path: Path) -> None:
