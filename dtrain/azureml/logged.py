@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -32,13 +33,9 @@ class Logged(Named):
 
     def _record(self) -> Recorder:
         if self._recorder is None:
-            rank, task = 0, ""
-            rank_env = RankEnv.read()
-            if rank_env.layout is not None and rank_env.layout.root == self._layout.root:
-                rank, task, layout = rank_env.rank, str(rank_env.task or ""), rank_env.layout
-            else:
-                layout = self._layout
-            self._recorder = Recorder(layout, rank, task)
+            layout = RankEnv.read().layout
+            is_own = layout is not None and layout.root == self._layout.root
+            self._recorder = _own_recorder() if is_own else Recorder(self._layout, 0)
         return self._recorder
 
     @property
@@ -196,6 +193,14 @@ class Logged(Named):
 
     def flush(self, timeout_seconds: int = 300) -> None:
         """Nothing waits to be written: what is logged is in its file already."""
+
+
+@functools.cache
+def _own_recorder() -> Recorder:
+    """That of the rank that this process is: one, for scripts that ask ``Run.get_context()`` anew for each metric."""
+    rank_env = RankEnv.read()
+    assert rank_env.layout is not None
+    return Recorder(rank_env.layout, rank_env.rank, str(rank_env.task or ""))
 
 
 def _refuse_store(name: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ class Recorder:
         run.metrics.mkdir(parents=True, exist_ok=True)
         self._writer = MetricWriter(run.metrics_file(rank, task))
         self._counts: dict[str, int] = {}
+        weakref.finalize(self, self._writer.close).atexit = False  # what a script's own atexit logs is still to be written
 
     def scalar(self, name: str, value: Any, step: int | None = None) -> None:
         self._append("scalar", name, _plain(name, value), step)

@@ -143,6 +143,43 @@ print(json.dumps({
     assert azure.json("models", "new")[0]["run_state"] == "running"
 
 
+MANY = """
+import os
+from azureml.core import Run
+def count():
+    return len(os.listdir("/proc/self/fd"))
+Run.get_context().log("loss", 0)
+before = count()
+for number in range(1, 50):
+    Run.get_context().log("loss", number)
+print("opened", count() - before, Run.get_context().get_metrics()["loss"] == list(range(50)))
+"""
+
+
+def test_a_run_that_is_asked_for_anew_for_each_metric(azure: AzureProject) -> None:
+    """One file is open, and steps count on; so do runs of the control script's own close theirs when they are gone."""
+    azure.train(MANY)
+    done = azure.control(
+        """
+run = experiment.submit(ScriptRunConfig("src", "train.py"))
+run.wait_for_completion(show_output=True)
+def log_in_child():
+    child = run.child_run()
+    child.log("x", 1)
+    child.complete()
+log_in_child()
+before = len(os.listdir("/proc/self/fd"))
+for _ in range(5):
+    log_in_child()
+print(json.dumps({"id": run.id, "opened": len(os.listdir("/proc/self/fd")) - before}))
+"""
+    )
+    assert "opened 0 True" in done.stdout
+    found = told(done)
+    assert found["opened"] == 0
+    assert [row["step"] for row in azure.json("metrics", str(found["id"]), "--by-rank")] == list(range(50))
+
+
 def test_an_offline_run_records_and_tells_how_its_script_ended(azure: AzureProject) -> None:
     azure.script(
         "from azureml.core.run import Run, _OfflineRun\nrun = Run.get_context()\nassert isinstance(run, _OfflineRun)\n"
