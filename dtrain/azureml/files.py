@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+import re
+import secrets
 import shutil
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from dtrain.azureml.errors import UserErrorException
 from dtrain.azureml.records import AzureLayout
@@ -86,12 +91,39 @@ def upload(run: RunLayout, name: str, source: Path) -> None:
     if not source.is_file():
         raise UserErrorException(f"there is no file {str(source)!r} to upload (from {Path.cwd()})")
     target = target_of(run, name)
-    if target.exists():
-        if target.samefile(source):
-            return  # the script wrote it there itself
-        raise UserErrorException(f"run {run.id} has a file {name!r} already; files of a run are not replaced, use another name")
+    if target.exists() and target.samefile(source):
+        return  # the script wrote it there itself
+    with open(source, "rb") as data:
+        keep(run, name, data)
+
+
+def keep(run: RunLayout, name: str, data: IO[bytes]) -> None:
+    """Copy what a stream holds into the run as ``name``, whole. UserErrorException when it is taken, by another rank now, say."""
+    target = target_of(run, name)
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as copy:
+            shutil.copyfileobj(data, copy)
+        os.link(temporary, target)
+    except FileExistsError:
+        raise UserErrorException(
+            f"run {run.id} has a file {name!r} already; files of a run are not replaced, use another name"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def new_file(run: RunLayout, name: str, suffix: str) -> Path:
+    """An empty file of the run whose name begins with ``name``, as a file's can; no other rank has it."""
+    plain = re.sub(r"[^\w.-]", "_", name)
+    for number in itertools.count():
+        target = target_of(run, f"{plain}_{number}{suffix}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            target.touch(exist_ok=False)
+            return target
+    raise AssertionError
 
 
 def list_code(run: RunLayout) -> dict[str, tuple[int, int]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
-import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -65,21 +66,14 @@ class Logged(Named):
         """
         if (path is None) == (plot is None):
             raise UserErrorException(f"log_image({name!r}) takes path= or plot=, and one of them")
-        target = self._new_file(name, Path(path).suffix if path is not None else ".png")
+        if path is not None and not Path(path).is_file():
+            raise UserErrorException(f"there is no file {path!r} to log (from {os.getcwd()})")
+        target = files.new_file(self._layout, name, Path(path).suffix if path is not None else ".png")
         if path is not None:
-            files.upload(self._layout, target.name, Path(path))
+            shutil.copyfile(path, target)
         else:
             plot.savefig(target)
         self._record().artifact(name, target.name)
-
-    def _new_file(self, name: str, suffix: str) -> Path:
-        """Where a file of what is logged under ``name`` is kept; each in one of its own."""
-        plain = re.sub(r"[^\w.-]", "_", name)
-        number = 0
-        while (target := files.target_of(self._layout, f"{plain}_{number}{suffix}")).exists():
-            number += 1
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return target
 
     def log_accuracy_table(self, name: str, value: Any, description: str = "") -> None:
         """Keep an accuracy table: a dict or JSON text of schema_type, schema_version and data. UserErrorException for others."""
@@ -107,7 +101,7 @@ class Logged(Named):
             raise UserErrorException(
                 f"metric {name!r} is {value!r:.80}; log a dict, or JSON text, of {', '.join(sorted(_CHART))}"
             )
-        target = self._new_file(name, ".json")
+        target = files.new_file(self._layout, name, ".json")
         target.write_bytes(text)
         self._record().artifact(name, target.name)
 
@@ -165,12 +159,8 @@ class Logged(Named):
         if not hasattr(path_or_stream, "read"):
             files.upload(self._layout, name, Path(path_or_stream))
             return
-        target = files.target_of(self._layout, name)
-        if target.exists():
-            raise UserErrorException(f"run {self.id} has a file {name!r} already; use another name")
         data = path_or_stream.read()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data.encode() if isinstance(data, str) else data)
+        files.keep(self._layout, name, io.BytesIO(data.encode() if isinstance(data, str) else data))
 
     def upload_files(
         self, names: Sequence[str], paths: Sequence[str], return_artifacts: bool = False, timeout_seconds: Any = None

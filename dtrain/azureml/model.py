@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import filecmp
 import json
+import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -194,20 +198,28 @@ class Model(Named):
     def download(self, target_dir: str = ".", exist_ok: bool = False, exists_ok: bool | None = None) -> str:
         """Copy the model to ``target_dir``, verified, and return the path of its file or folder there. Blocks.
 
-        Raises UserErrorException when it is there already, unless ``exist_ok``.
+        Raises UserErrorException when it is there already, unless ``exist_ok``. All ranks may do so at once.
         """
-        folder = Path(target_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        name = self._entry
-        target = folder / name
-        if target.exists() and not (exist_ok or exists_ok):
+        target, replace = Path(target_dir) / self._entry, exist_ok or bool(exists_ok)
+        if (target.exists() and not replace) or not self._fetch(target, replace=replace):
             raise UserErrorException(f"{target} is there already; exist_ok=True replaces it")
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".dtrain-download-") as temporary:
-            pulled = _registry(self.workspace).pull(self.id, Path(temporary) / "model")
-            if target.is_dir():
-                shutil.rmtree(target)
-            shutil.move(pulled if self._is_folder else pulled / name, target)
         return str(target)
+
+    def _fetch(self, target: Path, *, replace: bool) -> bool:
+        """Copy the model's file or folder, verified, and let it appear at ``target`` whole. Blocks. False where something is.
+
+        With ``replace`` it takes that one's place, unless that is the same: others may be reading it.
+        """
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".dtrain-download-") as temporary:
+            pulled = _registry(self.workspace).pull(self.id, Path(temporary) / "model")
+            source = pulled if self._is_folder else pulled / self._entry
+            while not _rename_to_absent(source, target):
+                if not replace or _is_same(source, target):
+                    return replace
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(target, Path(temporary) / secrets.token_hex(8))
+        return True
 
     @property
     def _is_folder(self) -> bool:
@@ -235,7 +247,9 @@ class Model(Named):
         model = Model(workspace or Workspace.from_config(), model_name, version=version)
         folder = Path("azureml-models") / model.name / str(model.version)
         path = folder / model._entry
-        return str(path) if path.exists() else model.download(str(folder))
+        if not path.exists():
+            model._fetch(path, replace=False)
+        return str(path)
 
     def delete(self) -> None:
         """Remove this version for good, with those of its files that no other has. Raises UserErrorException where it is gone."""
@@ -252,6 +266,28 @@ class Model(Named):
 
     def __repr__(self) -> str:
         return f"Model(name={self.name!r}, version={self.version}, workspace={self.workspace.name!r})"
+
+
+def _rename_to_absent(source: Path, target: Path) -> bool:
+    """Move a file or folder to ``target``; False where there is something."""
+    if os.path.lexists(target):
+        return False
+    try:
+        os.rename(source, target)
+    except OSError:
+        if os.path.lexists(target):  # somebody else's, by now
+            return False
+        raise
+    return True
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Whether two files, or all files of two folders, hold the same."""
+    try:
+        names = [{path.relative_to(root) for path in [root, *root.rglob("*")] if path.is_file()} for root in (one, other)]
+        return names[0] == names[1] and all(filecmp.cmp(one / name, other / name, shallow=False) for name in names[0])
+    except FileNotFoundError:  # somebody replaces it
+        return False
 
 
 def _registry(workspace: Workspace) -> Registry:

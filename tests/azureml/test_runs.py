@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.azureml.conftest import AzureProject
 from tests.azureml.test_submit import told
 
@@ -84,6 +86,53 @@ print(json.dumps({
     assert str(found["absent"]).startswith("ModelNotFoundException: ModelNotFound: no model 'nets'")
     assert "is there already; exist_ok=True replaces it" in str(found["taken"])
     assert [model["id"] for model in azure.json("models", "net")] == ["net:1", "net:2"]
+
+
+TOGETHER = """
+import os
+from azureml.core import Model, Run
+run = Run.get_context()
+ws = run.experiment.workspace
+for number in range(5):
+    found = [Model.get_model_path("net"), Model(ws, "net").download("copies", exist_ok=True), Model.get_model_path("one")]
+    print("read", sum(len(open(os.path.join(path, name)).read()) for path in found[:2] for name in os.listdir(path)))
+    assert open(found[2]).read() == "1"
+    run.log_image("a plot", path="train.py")
+    run.log_residuals("residuals", {"schema_type": "residuals", "schema_version": "1", "data": {}})
+try:
+    run.upload_file("one.txt", "train.py")
+    print("uploaded")
+except Exception as error:
+    print("taken", error)
+"""
+
+
+@pytest.mark.needs("mpi")
+def test_ranks_download_and_log_files_at_once(azure: AzureProject) -> None:
+    """A model to one folder, which all read: none finds what another one is replacing. Of a file's name one rank is the first."""
+    azure.train(TOGETHER)
+    done = azure.control(
+        """
+os.makedirs("net")
+for number in range(100):
+    open(f"net/{number}", "w").write("7")
+Model.register(ws, "net", "net")
+Model.register(ws, "net/1", "one", tags={"a": 1})
+open("net/1", "w").write("1")
+Model.register(ws, "net/1", "one")
+src = ScriptRunConfig("src", "train.py", compute_target=cluster, distributed_job_config=MpiConfiguration(2, 2))
+run = experiment.submit(src)
+run.wait_for_completion(show_output=True)
+print(sorted(name for values in run.get_metrics(ranks="all").values() for name in values["a plot"] + values["residuals"]))
+paths = [Model(ws, "one", version=1).download("here"), Model(ws, "one").download("here", exist_ok=True)]
+print(paths, open(paths[0]).read(), os.listdir("here"))
+"""
+    )
+    assert done.stdout.count("read 200\n") == 4 * 5
+    files = [f"{name}_{number}{suffix}" for name, suffix in (("a_plot", ".py"), ("residuals", ".json")) for number in range(20)]
+    assert done.stdout.splitlines()[-2] == str(sorted(files))
+    assert (done.stdout.count("uploaded\n"), done.stdout.count("taken run tests-")) == (1, 3)
+    assert done.stdout.splitlines()[-1] == "['here/1', 'here/1'] 1 ['1']"
 
 
 JOB = """
