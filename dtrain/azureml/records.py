@@ -6,6 +6,7 @@ each in one write: control script and ranks may do so at once, and the later lin
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass, field
@@ -145,6 +146,25 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return [orjson.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
     except FileNotFoundError:
         return []
+
+
+def read_entries(folder: Path) -> dict[str, Any]:
+    """Entries of a workspace of one kind, by name: each a file of its own, and none is lost where several are written at once."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            found[path.stem] = read_json(path)
+    return found
+
+
+def write_entry(folder: Path, name: str, entry: Any | None) -> None:
+    """Set an entry, or with None remove it. Raises OSError."""
+    path = folder / f"{name}.json"
+    if entry is None:
+        path.unlink(missing_ok=True)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, entry)
 
 
 def note(run: RunLayout, kind: EventKind, **values: Any) -> None:

@@ -6,8 +6,9 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Protocol
 
+from dtrain.azureml import records
 from dtrain.azureml.errors import UserErrorException
 from dtrain.azureml.records import Copy
 from dtrain.errors import UsageError, did_you_mean
@@ -92,32 +93,31 @@ def open_store(url: str) -> Store:
     return FolderStore(Path(url))
 
 
-def _path(folder: WorkspaceFolder) -> Path:
-    return folder.azureml / "datastores.json"
+def _entries(folder: WorkspaceFolder) -> Path:
+    return folder.azureml / "datastore-urls"
 
 
-def _read(folder: WorkspaceFolder) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = read_json(_path(folder))
-    except FileNotFoundError:
-        return {"default": DEFAULT, "urls": {}}
-    return values
+def _added(folder: WorkspaceFolder) -> dict[str, str]:
+    return {name: entry["url"] for name, entry in records.read_entries(_entries(folder)).items()}
 
 
-def _write(folder: WorkspaceFolder, default: str, urls: Mapping[str, str]) -> None:
-    folder.azureml.mkdir(parents=True, exist_ok=True)
-    write_json(_path(folder), {"default": default, "urls": dict(urls)})
+def _default(folder: WorkspaceFolder) -> Path:
+    return folder.azureml / "default-datastore.json"
 
 
 def read_urls(folder: WorkspaceFolder) -> dict[str, str]:
     """The datastores of a workspace by name: URLs of object stores, and paths of folders. Its own folders come first."""
     own = folder.azureml.absolute() / "datastores"
-    return {**{name: str(own / name) for name in OWN}, **_read(folder)["urls"]}
+    return {**{name: str(own / name) for name in OWN}, **_added(folder)}
 
 
 def default_name(folder: WorkspaceFolder) -> str:
     """The name of the default datastore."""
-    return str(_read(folder)["default"])
+    try:
+        name: str = read_json(_default(folder))["name"]
+    except FileNotFoundError:
+        return DEFAULT
+    return name if name in read_urls(folder) else DEFAULT
 
 
 def add_store(folder: WorkspaceFolder, name: str, url: str) -> None:
@@ -135,19 +135,17 @@ def add_store(folder: WorkspaceFolder, name: str, url: str) -> None:
         raise UsageError(f"{url} is not a folder (from {Path.cwd()}); make it first, or give {URLS}")
     if store.folder is None:
         store.names()
-    values = _read(folder)
-    _write(folder, values["default"], {**values["urls"], name: place})
+    records.write_entry(_entries(folder), name, {"url": place})
 
 
 def remove_store(folder: WorkspaceFolder, name: str) -> None:
     """Take a name away; its files are left alone. Raises UsageError when there is none of that name."""
-    values = _read(folder)
-    if name not in values["urls"]:
-        raise UsageError(
-            f"no datastore {name!r} was added{did_you_mean(name, values['urls'])}; `dtrain datastore list` shows all"
-        )
-    urls = {each: url for each, url in values["urls"].items() if each != name}
-    _write(folder, DEFAULT if values["default"] == name else values["default"], urls)
+    urls = _added(folder)
+    if name not in urls:
+        raise UsageError(f"no datastore {name!r} was added{did_you_mean(name, urls)}; `dtrain datastore list` shows all")
+    if default_name(folder) == name:
+        set_default(folder, DEFAULT)
+    records.write_entry(_entries(folder), name, None)
 
 
 def set_default(folder: WorkspaceFolder, name: str) -> None:
@@ -155,7 +153,8 @@ def set_default(folder: WorkspaceFolder, name: str) -> None:
     urls = read_urls(folder)
     if name not in urls:
         raise UserErrorException(f"no datastore {name!r}{did_you_mean(name, urls)}; there are {', '.join(urls)}")
-    _write(folder, name, _read(folder)["urls"])
+    folder.azureml.mkdir(parents=True, exist_ok=True)
+    write_json(_default(folder), {"name": name})
 
 
 def make_copy(copy: Copy) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dtrain import switches
-from dtrain.azureml.compute import check_nodes
+from dtrain.azureml.compute import check_nodes, find_entry
 from dtrain.azureml.environment import Environment
 from dtrain.azureml.errors import AzureMLException, UserErrorException
 from dtrain.azureml.estimator import Estimator
@@ -37,10 +37,10 @@ def submit(workspace: Workspace, experiment: str, config: Any, *, parent: str = 
     script_run = _script_run(config)
     run_config: RunConfiguration = script_run.run_config
     distribution = run_config._distribution()
-    named = str(getattr(run_config.target, "name", run_config.target))
-    hosts, partition = hosts_of(workspace._folder, named), partition_of(workspace._folder, named)
+    target, entry = find_entry(workspace, run_config.target)
+    hosts, partition = hosts_of(entry), partition_of(entry)
     nodes = _count_nodes(run_config, distribution, len(hosts))
-    target = check_nodes(workspace, run_config.target, nodes)
+    check_nodes(target, entry, nodes)
     wanted, notes = _check_environment(run_config)
     old, old_names = find_old_names(Path(script_run.source_directory).absolute(), str(script_run.script))
     notes += old_names

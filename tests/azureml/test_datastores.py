@@ -262,7 +262,7 @@ print(store.download("down", prefix="registered", show_progress=False), Datastor
     assert "AZURE_STORAGE_ACCOUNT_KEY has another value already" in other
     assert last == "1 Datastore(name='images', url='abfss://data@devstoreaccount1.dfs.core.windows.net')"
     assert "AZURE_STORAGE_ACCOUNT_KEY is set for this process and its jobs, and kept nowhere" in done.stderr
-    assert KEY not in done.stderr + (azure.folder / "workspace" / "azureml" / "datastores.json").read_text()
+    assert KEY not in done.stderr + (azure.folder / "workspace" / "azureml" / "datastore-urls" / "images.json").read_text()
 
 
 @pytest.mark.needs("s3")
