@@ -74,7 +74,7 @@ class Run(Logged):
             raise UserErrorException("outputs= has no effect here; ./outputs of the script is the run's")
         self.experiment = experiment
         layout = RunLayout(experiment.workspace._folder.runs / run_id)
-        if not layout.spec.is_file():
+        if Path(run_id).name != run_id or not layout.spec.is_file():
             raise UserErrorException(f"no run {run_id!r} in workspace {experiment.workspace.name!r} ({layout.root.parent})")
         self._layout = layout
 
@@ -243,8 +243,8 @@ class Run(Logged):
         """Copy one file to ``output_file_path`` (a file or folder; None: here). Raises UserErrorException for an unknown name."""
         take_options("download_file", given, {"_validate_checksum": False}, {})
         source = files.find_file(self._layout, name)
-        target = Path(output_file_path or source.name if output_file_path is None else output_file_path)
-        if target.is_dir() or (output_file_path or "").endswith("/"):
+        target = Path(output_file_path or ".")
+        if target.is_dir() or str(output_file_path).endswith("/"):
             target = target / Path(name).name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
@@ -340,7 +340,7 @@ class Run(Logged):
                 if status in (None, child.get_status()):
                     yield child
                 if recursive:
-                    yield from child.get_children(recursive=True)
+                    yield from child.get_children(recursive=True, status=status)
 
     def register_model(self, model_name: str, model_path: str | None = None, **given: Any) -> Model:
         """Register a file or folder of the run (None: all its outputs) as the next version of ``model_name``.

@@ -28,6 +28,14 @@ children = run.child_runs(2)
 children[0].log("y", 1)
 children[0].complete()
 children[1].fail("no good")
+grandchild = children[1].child_run()
+grandchild.complete()
+failed = [child.id for child in run.get_children(recursive=True, status="Failed")]
+for wrong in (f"../runs/{run.id}", run._layout.root.as_posix(), "latest"):
+    try:
+        Run(experiment, wrong)
+    except Exception as error:
+        print(error)
 told = {"before": run.get_status(), "metrics": run.get_metrics(), "files": run.get_file_names()}
 model = run.register_model("early", "notes/one.txt")
 run.complete()
@@ -36,6 +44,7 @@ with experiment.start_logging() as other:
 print(json.dumps({
     **told, "after": run.get_status(), "children": [[c.get_status(), c.parent.id == run.id] for c in run.get_children()],
     "runs": len(list(experiment.get_runs())), "number": [run.number, other.number], "model": [model.id, model.run.id == run.id],
+    "failed": failed == [children[1].id],
     "restored": sorted(os.listdir(run.restore_snapshot(path="restored"))), "other": other.get_status(),
 }))
 """
@@ -43,9 +52,10 @@ print(json.dumps({
     found = told(done)
     assert str(found["metrics"]) == "{'x': nan, 'l': [1, 2.5], 'a plot': 'a_plot_0.png'}"
     assert found["files"] == ["a_plot_0.png", "notes/one.txt", "outputs/two.txt"]
+    assert (found["failed"], done.stdout.count("no run '")) == (True, 3)
     assert (found["before"], found["after"], found["other"]) == ("Running", "Completed", "Completed")
     assert found["children"] == [["Failed", True], ["Completed", True]]
-    assert (found["runs"], found["number"], found["model"]) == (2, [1, 4], ["early:1", True])
+    assert (found["runs"], found["number"], found["model"]) == (2, [1, 5], ["early:1", True])
     assert found["restored"] == [".azureml", "notes.txt", "submit.py"]
     assert {run["state"] for run in azure.json("runs")} == {"completed", "failed"}
 

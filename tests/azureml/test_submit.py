@@ -69,11 +69,14 @@ model = run.register_model("weights", "outputs/model.txt", tags={"stage": "test"
 path = model.download("copy")
 run.add_properties({"fixed": "1"})
 run.download_files(prefix="outputs", output_directory="down")
+run.download_file("azureml-logs/70_driver_log.txt")
+run.download_file("user_logs/std_log_process_01.txt", "down/")
 print(json.dumps({
     "metrics": run.get_metrics(), "all": run.get_metrics(ranks="all"), "files": run.get_file_names(), "id": run.id,
     "details": details, "model": [model.id, model.tags, model.properties, open(path).read(), list(ws.models)],
     "tags": run.get_tags(), "runs": [each.id for each in experiment.get_runs(tags="who")], "properties": run.get_properties(),
-    "down": open("down/outputs/model.txt").read(),
+    "down": open("down/outputs/model.txt").read(), "logs": [os.path.isfile(f) for f in
+        ("70_driver_log.txt", "down/std_log_process_01.txt")],
 }))
 """
     )
@@ -84,7 +87,7 @@ print(json.dumps({
     assert {"outputs/model.txt", "azureml-logs/70_driver_log.txt", "user_logs/std_log_process_01.txt"} <= set(found["files"])  # type: ignore[call-overload]
     assert found["model"] == ["weights:1", {"stage": "test"}, {"kind": "toy"}, "weights", ["weights"]]
     assert (found["tags"], found["properties"], found["down"]) == ({"who": "me"}, {"fixed": "1"}, "weights")
-    assert found["runs"] == [found["id"]]
+    assert (found["runs"], found["logs"]) == ([found["id"]], [True, True])
     details = found["details"]
     arguments = details["runDefinition"]["arguments"]  # type: ignore[index]
     assert arguments[:4] == ["--lr", "0.1", "--nesterov", "--data"]
