@@ -22,12 +22,11 @@ _SHOWN = 12
 
 
 def run_files(run: RunLayout) -> dict[str, Path]:
-    """Every file of the run by its name, sorted; of outputs/ not the metrics, which get_metrics() reads."""
-    uploads = AzureLayout(run).uploads
+    """Every file of the run by its name, sorted; of outputs/ not dtrain's own metrics, which get_metrics() reads."""
     found = {
-        **{str(PurePosixPath("outputs") / name): path for name, path in _below(run.outputs, (run.metrics, uploads)).items()},
+        **{str(PurePosixPath("outputs") / name): path for name, path in _outputs(run).items()},
         **{str(PurePosixPath("logs") / name): path for name, path in _below(run.logs).items()},
-        **_below(uploads),
+        **_below(AzureLayout(run).uploads),
         **log_files(run),
     }
     return dict(sorted(found.items()))
@@ -58,13 +57,17 @@ def log_files(run: RunLayout) -> dict[str, Path]:
     return found
 
 
-def _below(folder: Path, leave_out: tuple[Path, ...] = ()) -> dict[str, Path]:
-    found = {}
-    for name, folders, files in os.walk(folder, followlinks=False):
-        parent = Path(name)
-        folders[:] = [child for child in folders if parent / child not in leave_out and not child.startswith(".attempt-")]
-        found.update({(parent / child).relative_to(folder).as_posix(): parent / child for child in files})
-    return found
+def _outputs(run: RunLayout) -> dict[str, Path]:
+    """What the script itself left in outputs/, also where dtrain keeps its own."""
+    own = {path for paths in run.metrics_files().values() for path in paths}
+    folders = (AzureLayout(run).uploads, *run.checkpoints.glob(".attempt-*"))
+    found = _below(run.outputs).items()
+    return {name: path for name, path in found if path not in own and not any(folder in path.parents for folder in folders)}
+
+
+def _below(folder: Path) -> dict[str, Path]:
+    paths = (Path(parent, name) for parent, _, names in os.walk(folder, followlinks=False) for name in names)
+    return {path.relative_to(folder).as_posix(): path for path in paths}
 
 
 def find_file(run: RunLayout, name: str) -> Path:

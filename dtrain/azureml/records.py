@@ -68,7 +68,7 @@ class AzureLayout:
     @property
     def uploads(self) -> Path:
         """Files of names outside of outputs/ and logs/; in outputs, where the registry takes models from."""
-        return self.run.outputs / "uploads"
+        return self.run.outputs / ".azureml-uploads"
 
 
 @dataclass(frozen=True, kw_only=True)

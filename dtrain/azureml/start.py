@@ -177,6 +177,8 @@ def _tell(process: subprocess.Popen[bytes], order: Order, run: RunLayout) -> Non
         with process.stdin:
             process.stdin.write(pickle.dumps(order))
     except BrokenPipeError:
+        said = AzureLayout(run).console.read_text(errors="replace").strip() or "nothing"
+        shutil.rmtree(run.root, ignore_errors=True)
         raise ExperimentExecutionException(
-            f"the supervisor of run {run.id} did not start; what it said is in {AzureLayout(run).console}"
+            f"the supervisor of the run, {sys.executable}, did not start; it said: {said}"
         ) from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
+import shutil
 import signal
 import sys
 import time
@@ -32,7 +33,11 @@ def main() -> NoReturn:
     # Imported by its name, as it is pickled: this module is also __main__.
 
     run = RunLayout(Path(sys.argv[1]))
-    order: Order = pickle.load(sys.stdin.buffer)
+    try:
+        order: Order = pickle.load(sys.stdin.buffer)
+    except (EOFError, pickle.UnpicklingError):
+        shutil.rmtree(run.root)  # who submits was killed before all was there, and this is what is left of the run
+        sys.exit(f"run {run.id} was not submitted: its control script ended meanwhile")
     os.chdir(order.folder)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)  # the ranks inherit it

@@ -24,6 +24,8 @@ class Plot:
 run.log_image("a plot", plot=Plot())
 run.upload_file("notes/one.txt", "notes.txt")
 run.upload_file("outputs/two.txt", "notes.txt")
+run.upload_file("outputs/metrics/report.json", "notes.txt")
+run.upload_file("outputs/uploads/.attempt-1/a", "notes.txt")
 children = run.child_runs(2)
 children[0].log("y", 1)
 children[0].complete()
@@ -51,7 +53,8 @@ print(json.dumps({
     )
     found = told(done)
     assert str(found["metrics"]) == "{'x': nan, 'l': [1, 2.5], 'a plot': 'a_plot_0.png'}"
-    assert found["files"] == ["a_plot_0.png", "notes/one.txt", "outputs/two.txt"]
+    own = ["outputs/metrics/report.json", "outputs/two.txt", "outputs/uploads/.attempt-1/a"]
+    assert found["files"] == ["a_plot_0.png", "notes/one.txt", *own]
     assert (found["failed"], done.stdout.count("no run '")) == (True, 3)
     assert (found["before"], found["after"], found["other"]) == ("Running", "Completed", "Completed")
     assert found["children"] == [["Failed", True], ["Completed", True]]

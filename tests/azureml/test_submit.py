@@ -305,10 +305,48 @@ for count in (1, 2, 3):
         assert done.stdout.count(line) == 1
 
 
+def test_a_supervisor_that_does_not_start_leaves_no_run(azure: AzureProject) -> None:
+    azure.train("print('x')")
+    done = azure.control(
+        """
+import dtrain.azureml.start as start
+def lose(*_):
+    start._supervisors[-1].kill()
+    start._supervisors[-1].wait()
+start.fill_run = lose
+try:
+    experiment.submit(ScriptRunConfig("src", "train.py"))
+except Exception as error:
+    print(type(error).__name__, error, os.listdir("workspace/runs"))
+"""
+    )
+    assert done.stdout.splitlines()[-1].startswith("ExperimentExecutionException the supervisor of the run, ")
+    assert done.stdout.splitlines()[-1].endswith(" did not start; it said: nothing []")
+
+
 SBATCH = """#!/bin/sh
 test -e "${0%/*}/answer" || while kill -0 $PPID; do sleep 0.1; done
 echo 7
 """
+KILLED = """
+import dtrain.azureml.start as start
+def kill(*_):
+    os.kill(os.getpid(), 9)
+setattr(start, sys.argv[1], kill)
+experiment.submit(ScriptRunConfig("src", "train.py"))
+"""
+
+
+@pytest.mark.parametrize("where", ["fill_run", "_tell"])
+def test_a_control_script_that_is_killed_in_a_submit_leaves_no_run(
+    azure: AzureProject, wait_until: Callable[..., None], where: str
+) -> None:
+    azure.train("print('x')")
+    done = azure.try_control(KILLED.replace("sys.argv[1]", repr(where)))
+    assert done.returncode == -signal.SIGKILL
+    wait_until(lambda: not list((azure.folder / "workspace" / "runs").iterdir()), timeout=30)
+
+
 UNFOLLOWED = """
 import signal, time
 def folder(run):
