@@ -63,6 +63,29 @@ print(json.dumps({
     assert {run["state"] for run in azure.json("runs")} == {"completed", "failed"}
 
 
+def test_runs_that_are_left_open(azure: AzureProject) -> None:
+    """By a control script and by a rank of a job: they ended with their processes, and that is what is told."""
+    azure.train("from azureml.core import Run\nRun.get_context().child_run().log('x', 1)")
+    azure.control(
+        """
+experiment.start_logging().log("x", 1)
+experiment.submit(ScriptRunConfig("src", "train.py")).wait_for_completion()
+"""
+    )
+    done = azure.control(
+        """
+for run in experiment.get_runs(include_children=True):
+    details = run.get_details()
+    print(details["status"], details["endTimeUtc"] is not None, details.get("error", {}).get("error", {}).get("message", ""))
+"""
+    )
+    child, job, own = done.stdout.splitlines()[-3:]
+    assert job == "Completed True "
+    for line in (child, own):
+        assert line.startswith("Failed True ")
+        assert line.endswith(": its process ended without complete()")
+
+
 def test_models(azure: AzureProject) -> None:
     done = azure.control(
         """
