@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
+from dtrain import switches
 from dtrain.azureml.console import say, warn
 from dtrain.azureml.errors import Named, Settings, UserErrorException, take_options
 from dtrain.azureml.records import Copy
@@ -119,6 +120,7 @@ class Datastore(Named):
         except DtrainError as error:
             for variable in new:
                 del os.environ[variable]
+            os.environ.update(switches.azureml_secrets(set(switches.secret_names()) - new))
             raise UserErrorException(str(error)) from error
         for variable in secrets:
             warn(
@@ -315,6 +317,7 @@ def _set_secrets(secrets: Mapping[str, str]) -> set[str]:
             )
     new = secrets.keys() - os.environ.keys()
     os.environ.update(secrets)
+    os.environ.update(switches.azureml_secrets([*switches.secret_names(), *secrets]))
     return new
 
 

@@ -11,6 +11,7 @@ from dtrain.azureml import files, records, state
 from dtrain.azureml.errors import UserErrorException, take_options
 from dtrain.azureml.interactive import new_run
 from dtrain.azureml.logged import Logged
+from dtrain.azureml.names import SECRETS
 from dtrain.azureml.streaming import wait
 from dtrain.errors import DtrainError, WorkspaceError
 from dtrain.files import read_json
@@ -44,8 +45,7 @@ class Run(Logged):
         "get_detailed_status": "use get_details()",
         "get_docs_url": "see docs/azureml.md",
         "get_environment": "get_details()['runDefinition']['environment'] shows it",
-        "get_secret": "give secrets to jobs as environment variables",
-        "get_secrets": "give secrets to jobs as environment variables",
+        **dict.fromkeys(("get_secret", "get_secrets"), SECRETS),
         "input_datasets": _NO_DATASET,
         "output_datasets": _NO_DATASET,
         "remove_tags": "tags are kept; set another value with tag(key, value)",

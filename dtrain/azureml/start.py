@@ -24,6 +24,7 @@ from dtrain.azureml.runconfig import RunConfiguration, ScriptRunConfig
 from dtrain.azureml.workspace import Workspace
 from dtrain.launch.job import fill_run
 from dtrain.layout import RunLayout
+from dtrain.masking import Masker
 from dtrain.processes import ProcessRecord
 from dtrain.spec import JobSpec
 from dtrain.status import RunStatus, write_record
@@ -61,9 +62,10 @@ def start(run: RunLayout, job: Job, workspace: Workspace) -> None:
         AzureLayout(run).root.mkdir()
         process = _start_supervisor(run)
         arguments, variables, copies = _resolve(job.script_run, run, workspace)
-        job.submitted.definition["arguments"] = arguments
         spec = dataclasses.replace(job.spec, args=tuple(arguments), environment={**job.spec.environment, **variables})
-        records.write_submitted(run, job.submitted)
+        masker = Masker(spec.secret_values().values())
+        definition = masker.value({**job.submitted.definition, "arguments": arguments})
+        records.write_submitted(run, dataclasses.replace(job.submitted, definition=definition))
         for text in job.notes:
             records.note(run, "warning", text=text)
         if job.packages or copies:

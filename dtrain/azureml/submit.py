@@ -162,6 +162,7 @@ def _job_spec(
         slurm=partition.options(nodes, workers // nodes) if partition is not None else None,
         experiment=experiment,
         environment={**{name: str(value) for name, value in variables.items()}, **switch()},
+        secrets=tuple(switches.secret_names()),
         timeout_s=config.max_run_duration_seconds,
         python=_own_python(config.environment),
     )

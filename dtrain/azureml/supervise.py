@@ -25,6 +25,7 @@ from dtrain.launch.console import Console
 from dtrain.launch.follow import follow_job, submit_run
 from dtrain.launch.job import announce, planner, supervise_run
 from dtrain.layout import RunLayout
+from dtrain.masking import Masker
 from dtrain.spec import JobSpec
 from dtrain.status import RunStatus, read_status, write_record
 
@@ -41,7 +42,7 @@ def main() -> NoReturn:
     os.chdir(order.folder)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)  # the ranks inherit it
-    console = Console()
+    console = Console(masker=Masker(order.spec.secret_values().values()))
     before = list_code(run)
     try:
         spec = _with_packages(run, order, console) if order.packages else order.spec

@@ -27,9 +27,12 @@ class _ScriptOrVerb(click.Group):
 @click.option("--force", is_flag=True, help="Use dtrain's azureml although the real one is installed.")
 @click.option("--any-version", is_flag=True, help="Packages of another version than a job asks for only warn.")
 @click.option("--no-install", is_flag=True, help="Packages that are missing are an error, and nothing is installed for a job.")
+@click.option(
+    "--secret", "secrets", metavar="NAME", multiple=True, help="Variable whose value no output, log or record of a job may show."
+)
 @click.option("-m", "is_module", is_flag=True, help="SCRIPT is a module, as in `python -m`.")
 @click.pass_context
-def azureml(context: click.Context, /, **given: bool) -> None:
+def azureml(context: click.Context, /, **given: Any) -> None:
     """Run a control script written for Azure ML's SDK v1: `import azureml.core` and the rest are dtrain's.
 
     Its jobs run on this machine, and go on when the script ends. docs/azureml.md lists the names that there are.
