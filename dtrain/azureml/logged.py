@@ -18,6 +18,8 @@ from dtrain.azureml.recording import Recorder, logged_ranks, read_rank
 from dtrain.env import RankEnv
 from dtrain.layout import RunLayout
 
+RUN_TYPE = "azureml.scriptrun"
+"""The type of all runs here."""
 _CHART = {"schema_type", "schema_version", "data"}
 
 
@@ -110,16 +112,29 @@ class Logged(Named):
     ) -> dict[Any, Any]:
         """Rank 0's metrics: of a name that was logged once its value, else the list of all; of rows a dict of columns.
 
+        ``recursive``: a dict of them by run id, of this run and all below it that have some, those of a ``run_type`` alone;
+        ``populate``: of what was logged as a JSON file, its content instead of its name.
         Beyond the SDK: ``ranks="all"`` gives a dict of them by rank.
         """
         if ranks not in ("0", "all"):
             raise UserErrorException(f"ranks={ranks!r}: there are '0' and 'all'")
-        if recursive or run_type is not None:
-            raise UserErrorException("recursive= and run_type= are not there; ask each of run.get_children() for its metrics")
+        if run_type not in (None, RUN_TYPE):
+            return {}
+        if recursive:
+            runs = [self, *self._below()]
+            return {run.id: found for run in runs if (found := run.get_metrics(name, populate=populate, ranks=ranks))}
         if ranks == "all":
-            return {rank: read_rank(self._layout, rank) for rank in logged_ranks(self._layout)}
-        found = read_rank(self._layout, 0)
+            logged = {rank: self._metrics_of(rank, name, populate) for rank in logged_ranks(self._layout)}
+            return {rank: found for rank, found in logged.items() if found or name is None}
+        return self._metrics_of(0, name, populate)
+
+    def _metrics_of(self, rank: int, name: str | None, populate: bool) -> dict[str, Any]:
+        found = read_rank(self._layout, rank, populate=populate)
         return found if name is None else {name: found[name]} if name in found else {}
+
+    def _below(self) -> Sequence[Logged]:
+        """The runs below this one, at any depth."""
+        return []
 
     def tag(self, key: str, value: str | None = None) -> None:
         """Set a tag; a later value takes its place."""

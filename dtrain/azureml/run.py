@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dtrain.azureml import files, records, state
 from dtrain.azureml.errors import UserErrorException, take_options
 from dtrain.azureml.interactive import new_run
-from dtrain.azureml.logged import Logged
+from dtrain.azureml.logged import RUN_TYPE, Logged
 from dtrain.azureml.names import SECRETS
 from dtrain.azureml.streaming import wait
 from dtrain.errors import DtrainError, WorkspaceError
@@ -66,6 +66,8 @@ class Run(Logged):
         "get_snapshot_id": "the run's id",
         "get_portal_url": "there is no portal: the run's folder, as a file:// URL",
     }
+
+    RUN_TYPE = RUN_TYPE
 
     def __init__(self, experiment: Experiment, run_id: str, outputs: str | None = None, **given: Any) -> None:
         for name in given:
@@ -129,7 +131,7 @@ class Run(Logged):
 
     @property
     def type(self) -> str:
-        return "azureml.scriptrun"
+        return RUN_TYPE
 
     @property
     def status(self) -> str:
@@ -342,6 +344,9 @@ class Run(Logged):
                 if recursive:
                     yield from child.get_children(recursive=True, status=status)
 
+    def _below(self) -> Sequence[Run]:
+        return [*self.get_children(recursive=True)]
+
     def register_model(self, model_name: str, model_path: str | None = None, **given: Any) -> Model:
         """Register a file or folder of the run (None: all its outputs) as the next version of ``model_name``.
 
@@ -356,6 +361,15 @@ class Run(Logged):
             raise
         except DtrainError as error:
             raise UserErrorException(str(error)) from error
+
+    @staticmethod
+    def list(
+        experiment: Experiment, type: str | None = None, tags: Any = None, properties: Any = None, **given: Any
+    ) -> Iterator[Run]:
+        """The runs of an experiment, as its :meth:`get_runs` gives them."""
+        options = take_options("Run.list", given, {"status": None, "include_children": False, "_rehydrate_runs": True}, {})
+        del options["_rehydrate_runs"]
+        return experiment.get_runs(type, tags, properties, **options)
 
     def __repr__(self) -> str:
         return f"Run(experiment={self.experiment.name!r}, id={self.id!r}, status={self.get_status()!r})"

@@ -1,12 +1,10 @@
-"""Runs, models and datastores by the SDK's names, in control scripts and in jobs."""
+"""Runs by the SDK's names, with their files, metrics and records, in control scripts and in jobs."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-
-import pytest
 
 from tests.azureml.conftest import AzureProject
 from tests.azureml.test_submit import told
@@ -63,6 +61,43 @@ print(json.dumps({
     assert {run["state"] for run in azure.json("runs")} == {"completed", "failed"}
 
 
+METRICS = """
+from azureml.core import ScriptRun
+parent = experiment.start_logging()
+parent.log("a", 1)
+job = parent.submit_child(ScriptRunConfig("src", "train.py"))
+job.wait_for_completion(show_output=True)
+child = job.child_run()
+child.log("a", 3)
+child.log("b", 4)
+child.complete()
+parent.child_run().complete()
+parent.complete()
+names = {parent.id: "parent", job.id: "job", child.id: "child"}
+def named(metrics):
+    return {names[key]: value for key, value in metrics.items()}
+def count(**filters):
+    return len(list(Run.list(experiment, **filters)))
+print(json.dumps({
+    "all": named(parent.get_metrics(recursive=True)), "b": named(parent.get_metrics("b", recursive=True)),
+    "job": named(job.get_metrics(recursive=True, run_type=ScriptRun.RUN_TYPE)),
+    "other": job.get_metrics(run_type="azureml.other"),
+    "runs": [count(), count(include_children=True), count(include_children=True, status="Failed"), count(type="azureml.other")],
+    "experiments": [each.name for each in Experiment.list(ws)], "archived": Experiment.list(ws, view_type="ArchivedOnly"),
+}))
+"""
+
+
+def test_metrics_of_runs_below_and_lists_of_runs(azure: AzureProject) -> None:
+    azure.train("from azureml.core import Run\nrun = Run.get_context()\nrun.log('a', 2)\nprint('has', run.get_metrics())")
+    done = azure.control(METRICS)
+    assert "has {'a': 2}" in done.stdout
+    found = told(done)
+    assert found["all"] == {"parent": {"a": 1}, "job": {"a": 2}, "child": {"a": 3, "b": 4}}
+    assert (found["b"], found["job"], found["other"]) == ({"child": {"b": 4}}, {"job": {"a": 2}, "child": {"a": 3, "b": 4}}, {})
+    assert (found["runs"], found["experiments"], found["archived"]) == ([1, 4, 0, 0], ["tests"], [])
+
+
 def test_runs_that_are_left_open(azure: AzureProject) -> None:
     """By a control script and by a rank of a job: they ended with their processes, and that is what is told."""
     azure.train("from azureml.core import Run\nRun.get_context().child_run().log('x', 1)")
@@ -84,91 +119,6 @@ for run in experiment.get_runs(include_children=True):
     for line in (child, own):
         assert line.startswith("Failed True ")
         assert line.endswith(": its process ended without complete()")
-
-
-def test_models(azure: AzureProject) -> None:
-    done = azure.control(
-        """
-os.makedirs("net/layers")
-open("net/layers/1.txt", "w").write("one")
-open("net/2.txt", "w").write("two")
-for number in (1, 2, 3):
-    options = {"properties": {"p": "q"}, "model_framework": Model.Framework.CUSTOM}
-    Model.register(ws, "net", "net", tags={"number": number}, **options)
-Model.register(ws, "submit.py", "script")
-path = Model(ws, "net", version=2).download("copies")
-Model(ws, id="net:3").delete()
-found = Model(ws, "net")
-found.add_tags({"stage": "production"})
-try:
-    Model(ws, "nets")
-except Exception as error:
-    absent = f"{type(error).__name__}: {error}"
-try:
-    found.download("copies")
-except Exception as error:
-    taken = str(error)
-print(json.dumps({
-    "path": path, "files": sorted(os.listdir(path)), "id": found.id, "tags": found.tags, "framework": found.model_framework,
-    "list": [m.id for m in Model.list(ws, "net")], "tagged": [m.id for m in Model.list(ws, tags=[["number", "1"]])],
-    "latest": sorted(ws.models), "absent": absent, "taken": taken, "path again": Model.get_model_path("net", 1, _workspace=ws),
-}))
-"""
-    )
-    found = told(done)
-    assert (found["path"], found["files"], found["path again"]) == ("copies/net", ["2.txt", "layers"], "azureml-models/net/1/net")
-    assert (found["id"], found["tags"], found["framework"]) == ("net:2", {"number": "2", "stage": "production"}, "Custom")
-    assert (found["list"], found["tagged"], found["latest"]) == (["net:2", "net:1"], ["net:1"], ["net", "script"])
-    assert str(found["absent"]).startswith("ModelNotFoundException: ModelNotFound: no model 'nets'")
-    assert "is there already; exist_ok=True replaces it" in str(found["taken"])
-    assert [model["id"] for model in azure.json("models", "net")] == ["net:1", "net:2"]
-
-
-TOGETHER = """
-import os
-from azureml.core import Model, Run
-run = Run.get_context()
-ws = run.experiment.workspace
-for number in range(5):
-    found = [Model.get_model_path("net"), Model(ws, "net").download("copies", exist_ok=True), Model.get_model_path("one")]
-    print("read", sum(len(open(os.path.join(path, name)).read()) for path in found[:2] for name in os.listdir(path)))
-    assert open(found[2]).read() == "1"
-    run.log_image("a plot", path="train.py")
-    run.log_residuals("residuals", {"schema_type": "residuals", "schema_version": "1", "data": {}})
-try:
-    run.upload_file("one.txt", "train.py")
-    print("uploaded")
-except Exception as error:
-    print("taken", error)
-"""
-
-
-@pytest.mark.needs("mpi")
-def test_ranks_download_and_log_files_at_once(azure: AzureProject) -> None:
-    """A model to one folder, which all read: none finds what another one is replacing. Of a file's name one rank is the first."""
-    azure.train(TOGETHER)
-    done = azure.control(
-        """
-os.makedirs("net")
-for number in range(100):
-    open(f"net/{number}", "w").write("7")
-Model.register(ws, "net", "net")
-Model.register(ws, "net/1", "one", tags={"a": 1})
-open("net/1", "w").write("1")
-Model.register(ws, "net/1", "one")
-src = ScriptRunConfig("src", "train.py", compute_target=cluster, distributed_job_config=MpiConfiguration(2, 2))
-run = experiment.submit(src)
-run.wait_for_completion(show_output=True)
-print(sorted(name for values in run.get_metrics(ranks="all").values() for name in values["a plot"] + values["residuals"]))
-paths = [Model(ws, "one", version=1).download("here"), Model(ws, "one").download("here", exist_ok=True)]
-print(paths, open(paths[0]).read(), os.listdir("here"))
-"""
-    )
-    assert done.stdout.count("read 200\n") == 4 * 5
-    files = [f"{name}_{number}{suffix}" for name, suffix in (("a_plot", ".py"), ("residuals", ".json")) for number in range(20)]
-    assert done.stdout.splitlines()[-2] == str(sorted(files))
-    assert (done.stdout.count("uploaded\n"), done.stdout.count("taken run tests-")) == (1, 3)
-    assert done.stdout.splitlines()[-1] == "['here/1', 'here/1'] 1 ['1']"
 
 
 JOB = """
@@ -366,9 +316,11 @@ except Exception as error:
     bad = str(error)
 run.tag("plain")
 run.complete()
+populated = run.get_metrics("confusion", populate=True)
 run.download_file("confusion_0.json", "confusion.json")
 print(json.dumps({
-    "metrics": run.get_metrics(), "same": json.load(open("confusion.json")) == matrix, "bad": bad, "tags": run.get_tags(),
+    "metrics": run.get_metrics(), "populated": populated == {"confusion": matrix},
+    "same": json.load(open("confusion.json")) == matrix, "bad": bad, "tags": run.get_tags(),
     "with tag": len(list(experiment.get_runs(tags="plain"))),
 }))
 """
@@ -377,7 +329,7 @@ print(json.dumps({
 def test_charts_and_tags_without_a_value(azure: AzureProject) -> None:
     found = told(azure.control(CHARTS))
     assert found["metrics"] == {name: f"{name}_0.json" for name in ("confusion", "predictions", "residuals", "accuracy")}
-    assert (found["same"], found["tags"], found["with tag"]) == (True, {"plain": None}, 1)
+    assert (found["same"], found["populated"], found["tags"], found["with tag"]) == (True, True, {"plain": None}, 1)
     assert "of data, schema_type, schema_version" in str(found["bad"])
     assert azure.json("show", "latest")["tags"] == {"plain": ""}
 
