@@ -82,20 +82,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"layout", "status", "metrics"},
     # Everything but the command line; chainer: for what it mends in Chainer, where a script of that age imports it.
     "azureml": {
-        *(
-            "_ending",
-            "binding",
-            "chainer",
-            "comm",
-            "env",
-            "hosts",
-            "job_options",
-            "launch",
-            "layout",
-            "legacy",
-            "masking",
-            "metrics",
-        ),
+        *("_ending", "binding", "chainer", "comm", "env", "hosts", "job_options", "launch", "layout", "legacy", "masking"),
         *("metrics", "processes", "progress", "registry", "snapshot", "spec", "status", "switches"),
     },
     "machine": {"job_options", "layout", "launch"},
