@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 from dtrain.azureml import records
 from dtrain.azureml.errors import Named, UserErrorException
+from dtrain.azureml.family import runs_of
 from dtrain.azureml.interactive import new_run, watch_folders
 from dtrain.azureml.logged import RUN_TYPE
-from dtrain.azureml.run import Run, runs_of
+from dtrain.azureml.run import Run
 from dtrain.azureml.submit import submit
 from dtrain.azureml.workspace import Workspace
 from dtrain.errors import UsageError

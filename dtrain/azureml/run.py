@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dtrain.azureml import files, records, state
 from dtrain.azureml.details import details_of
 from dtrain.azureml.errors import UserErrorException, take_options
-from dtrain.azureml.interactive import keep_files, keep_source, new_run
+from dtrain.azureml.family import Family, runs_of
+from dtrain.azureml.interactive import keep_files, keep_source
 from dtrain.azureml.logged import RUN_TYPE, Logged
 from dtrain.azureml.names import SECRETS
 from dtrain.azureml.streaming import wait
 from dtrain.errors import DtrainError, WorkspaceError
 from dtrain.files import read_json
 from dtrain.layout import RunLayout
-from dtrain.layout import Workspace as WorkspaceFolder
 
 if TYPE_CHECKING:
     from dtrain.azureml.datapath import DataPath
@@ -35,7 +35,7 @@ _REGISTER: Mapping[str, Any] = {
 _NO_DEPLOY = "models are registered and downloaded here, not deployed"
 
 
-class Run(Logged):
+class Run(Family):
     """A run by its experiment and id. Raises UserErrorException when there is none.
 
     Only :meth:`wait_for_completion` blocks for long; the others read the run's folder, or write to it.
@@ -311,58 +311,6 @@ class Run(Logged):
         """The run's id, by which :meth:`restore_snapshot` knows its source."""
         return self.id
 
-    def child_run(self, name: str | None = None, run_id: str | None = None, outputs: str | None = None) -> Run:
-        """A run of this process below this one, in a folder of its own; ``complete()`` ends it."""
-        if run_id is not None or outputs is not None:
-            raise UserErrorException("child_run() takes a name alone: run ids are made by dtrain, ./outputs is the script's")
-        folder = self.experiment.workspace._folder
-        return Run(self.experiment, new_run(folder, self.experiment.name, display_name=name or "", parent=self.id).id)
-
-    def child_runs(self, count: int = 1) -> list[Run]:
-        """Several runs as :meth:`child_run` makes one."""
-        return [self.child_run() for _ in range(count)]
-
-    def create_children(
-        self, count: int | None = None, tag_key: Any = None, tag_values: Sequence[Any] | None = None
-    ) -> list[Run]:
-        """Several runs as :meth:`child_run` makes one; with ``tag_key``, one for each of ``tag_values``, tagged with it."""
-        if (count is None) == (tag_values is None) or (tag_key is None) != (tag_values is None):
-            raise UserErrorException("create_children() takes count=, or tag_key= and tag_values=")
-        children = self.child_runs(len(tag_values) if tag_values is not None else count or 0)
-        for child, value in zip(children, tag_values or (), strict=False):
-            child.tag(tag_key, value)
-        return children
-
-    def submit_child(self, config: Any, tags: Mapping[str, str] | None = None) -> Run:
-        """Start a job as ``Experiment.submit`` does, below this run."""
-        from dtrain.azureml.submit import submit
-
-        child = Run(self.experiment, submit(self.experiment.workspace, self.experiment.name, config, parent=self.id).id)
-        child.set_tags(dict(tags or {}))
-        return child
-
-    @property
-    def parent(self) -> Run | None:
-        parent = self._submitted.parent
-        return Run(self.experiment, parent) if parent else None
-
-    def get_children(
-        self, recursive: bool = False, tags: Any = None, properties: Any = None, type: Any = None, status: str | None = None
-    ) -> Iterator[Run]:
-        """The runs below this one, newest first."""
-        if tags is not None or properties is not None or type is not None:
-            raise UserErrorException("get_children() takes recursive= and status=; look at each child's get_tags()")
-        for layout in reversed(runs_of(self.experiment.workspace._folder, self.experiment.name)):
-            if records.read_submitted(layout).parent == self.id:
-                child = Run(self.experiment, layout.id)
-                if status in (None, child.get_status()):
-                    yield child
-                if recursive:
-                    yield from child.get_children(recursive=True, status=status)
-
-    def _below(self) -> Sequence[Run]:
-        return [*self.get_children(recursive=True)]
-
     def register_model(self, model_name: str, model_path: str | None = None, **given: Any) -> Model:
         """Register a file or folder of the run (None: all its outputs) as the next version of ``model_name``.
 
@@ -399,8 +347,3 @@ class Run(Logged):
 
 _DEPLOYED = ("sample_input_dataset", "sample_output_dataset", "resource_configuration")
 _SETS = {"datasets": "name them in tags= or properties="}
-
-
-def runs_of(folder: WorkspaceFolder, experiment: str) -> list[RunLayout]:
-    """The run folders of an experiment, oldest first."""
-    return [run for run in folder.list_runs() if read_json(run.spec)["experiment"] == experiment]
