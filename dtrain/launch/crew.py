@@ -82,6 +82,7 @@ class Crew:
         self._run, self._output, self._start_timeout_s, self._say = run, output, start_timeout_s, say
         self._secrets = env.secret_variables(plan.secrets)
         self._members = [Member(planned) for planned in plan.processes]
+        self._of_rank = {member.planned.task.rank: member for member in self._members if member.planned.task is not None}
         self._ordered = plan.ordered
         self._failed = False
         """Nothing is started any more."""
@@ -139,8 +140,8 @@ class Crew:
 
     def _elsewhere(self, rank: int) -> Member | None:
         """The task of that rank, where it was started over a connection to another host."""
-        tasks = ((member, member.planned.task) for member in self._members if member.connection is not None)
-        return next((member for member, task in tasks if task is not None and task.rank == rank), None)
+        member = self._of_rank.get(rank)
+        return member if member is not None and member.connection is not None else None
 
     def tell_all_to_end(self) -> None:
         """Tell what was started to end, with its ranks."""

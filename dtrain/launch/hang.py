@@ -7,22 +7,22 @@ import time
 from collections.abc import Callable
 
 from dtrain.job_options import Hangs
+from dtrain.launch.beats import Beats
 from dtrain.launch.crew import Crew
 from dtrain.launch.plan import LaunchPlan
-from dtrain.launch.stacks import collect_stacks, place, read_beat
+from dtrain.launch.stacks import Beat, collect_stacks, place, read_beat
 from dtrain.layout import RunLayout
 from dtrain.progress import SCRIPT_OVER
-from dtrain.status import listed, read_process
+from dtrain.status import listed
 
 HANG = 123
 """The exit code of a job that was ended for it: beside 124, that of the time limit."""
-_LOOK_S = 1.0
 _PLACE = re.compile(r":\d+ in ")
 """In what :func:`~dtrain.launch.stacks.place` says of a rank that answered; of another it says why it did not."""
 
 
 class HangWatch:
-    """Watches the ranks of one attempt. Used by its supervisor, which asks :meth:`look` again and again.
+    """Watches the ranks of one attempt. Used by its supervisor.
 
     Progress is what the rank's guard counts (metrics, collectives, checkpoints; see dtrain.progress) and what the rank prints.
     Only the supervisor's own clock is used: hosts' clocks differ.
@@ -35,32 +35,32 @@ class HangWatch:
         hangs: Hangs,
         say: Callable[[str], None],
         crew: Crew,
+        beats: Beats,
     ) -> None:
         """``say`` shows words; ``crew`` reaches ranks on other hosts."""
-        self._plan, self._run, self._hangs, self._say, self._crew = plan, run, hangs, say, crew
+        self._plan, self._run, self._hangs, self._say, self._crew, self._beats = plan, run, hangs, say, crew, beats
         # Servers, and workers that serve a chief, do nothing of their own; an evaluator waits for checkpoints.
         self._idlers = {rank for rank, planned in plan.tasks.items() if planned.task.role in ("ps", "evaluator")}
         self._ranks: list[int] = []
         self._counts: dict[int, int] = {}
         self._since: dict[int, float] = {}
         self._reported: set[int] = set()
-        self._next_look = 0.0
 
     def printed(self, rank: int) -> None:
         """The rank wrote something."""
         self._progressed(rank)
 
     def look(self) -> str | None:
-        """Why the job has to be ended, or None. Blocks for the moment in which stacks are collected, when a rank hangs."""
+        """After a reading of the beats, why the job has to be ended, or None. Blocks where a rank hangs, for the moment in which
+        stacks are collected."""
         limit = self._hangs.hang_timeout_s
-        if limit is None or time.monotonic() < self._next_look:
+        if limit is None:
             return None
-        self._next_look = time.monotonic() + _LOOK_S
         self._ranks = [rank for rank in self._plan.deciding_ranks(self._run) if rank not in self._idlers]
         if self._plan.elastic and any(self._run.rank(rank).error.is_file() for rank in self._ranks):
             for rank in self._ranks:  # they wait for a host to take its place, which has a limit of its own (--elastic-timeout)
                 self._progressed(rank)
-        hung = [rank for rank in self._ranks if self._idle_s(rank) > limit and rank not in self._reported]
+        hung = [rank for rank in self._ranks if self._hangs_for(rank, limit) and rank not in self._reported]
         if not hung or self._wait_at_the_end(hung):
             return None
         self._reported.update(hung)
@@ -83,16 +83,18 @@ class HangWatch:
         self._since[rank] = time.monotonic()
         self._reported.discard(rank)
 
-    def _idle_s(self, rank: int) -> float:
-        """Seconds since the rank's last progress; 0 of one that has not begun, or has ended."""
-        files = self._run.rank(rank)
-        if files.done.is_file() or files.error.is_file() or read_process(self._run, rank) is None:
-            return 0.0
-        count = read_beat(self._run, rank).count
+    def _hangs_for(self, rank: int, limit_s: float) -> bool:
+        """Whether the rank's last progress is so many seconds ago; not of one that has not begun, or has ended."""
+        if rank not in self._beats.last:
+            return False
+        count = Beat.parse(self._beats.last[rank]).count
         if rank not in self._since or count != self._counts.get(rank, 0):
             self._counts[rank] = count
             self._progressed(rank)
-        return time.monotonic() - self._since[rank]
+        if time.monotonic() - self._since[rank] <= limit_s:
+            return False
+        files = self._run.rank(rank)
+        return not (files.done.is_file() or files.error.is_file())
 
     def _tell(self, hung: list[int]) -> str:
         """Show what every rank does, those that do the same in a line, and return the cause in a sentence."""

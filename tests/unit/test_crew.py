@@ -43,14 +43,27 @@ def silent() -> Iterator[tuple[str, int]]:
         yield address
 
 
+class SlowHost:
+    """Another host, on which nothing begins until it may (tests/fakes/bin/ssh)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.connected = folder / "connected"
+        self.connected.touch()
+
+    @property
+    def clients(self) -> int:
+        return len(self.connected.read_text().splitlines())
+
+    def begin(self) -> None:
+        self.connected.with_suffix(".go").touch()
+
+
 @pytest.fixture
-def beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int]]:
-    """Hosts are slow to begin (tests/fakes/bin/ssh); how many connections had been about to begin, at each start."""
-    folder = tmp_path / "beginning"
-    folder.mkdir()
-    monkeypatch.setenv("BEGINNING", str(folder))
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SlowHost:
+    host = SlowHost(tmp_path)
+    monkeypatch.setenv("CONNECTED", str(host.connected))
     monkeypatch.setenv("PATH", f"{Path(__file__).parents[1] / 'fakes' / 'bin'}:{os.environ['PATH']}")
-    return lambda: [int(line) for line in (folder / "seen").read_text().split()]
+    return host
 
 
 class Steps:
@@ -114,16 +127,20 @@ def test_a_killed_task_is_started_again_when_its_port_is_free(tmp_path: Path) ->
     steps.end()
 
 
-def test_few_connections_to_a_host_begin_at_a_time(tmp_path: Path, beginning: Callable[[], list[int]]) -> None:
+def test_few_connections_to_a_host_begin_at_a_time(tmp_path: Path, host: SlowHost) -> None:
     """sshd refuses some of more than ten. That a task listens is waited for by the next stage, not by the rest of its own."""
     steps = Steps(tmp_path, [_worker(rank, ("127.0.0.1", port)) for rank, port in enumerate(free_ports(20))], host="node2")
+    steps.until(lambda _: host.clients == ssh.MOST_BEGINNING)
+    until = time.monotonic() + 0.5
+    assert steps.until(lambda _: time.monotonic() > until) == []
+    assert len(steps.crew.processes) == ssh.MOST_BEGINNING
+    host.begin()
     assert steps.until(lambda _: len(steps.crew.processes) == 20) == []
     steps.end()
-    assert max(beginning()) == ssh.MOST_BEGINNING
 
 
 @pytest.mark.needs("horovod")
-def test_few_workers_of_gloo_begin_at_a_time(tmp_path: Path, beginning: Callable[[], list[int]]) -> None:
+def test_few_workers_of_gloo_begin_at_a_time(tmp_path: Path, host: SlowHost) -> None:
     from horovod.runner.common.util.hosts import HostInfo, get_host_assignments
 
     from dtrain.launch.gloo_driver import Workers
@@ -132,11 +149,15 @@ def test_few_workers_of_gloo_begin_at_a_time(tmp_path: Path, beginning: Callable
     slots = get_host_assignments([HostInfo("no-such-host.invalid", 20)], 20, 20)
     with ThreadPoolExecutor(max_workers=20) as pool:
         codes = [pool.submit(workers.run, slot.rank, slot) for slot in slots]
-        while os.listdir(tmp_path / "beginning") != ["seen"] or len(beginning()) < 20:
+        while host.clients < ssh.MOST_BEGINNING:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        assert host.clients == ssh.MOST_BEGINNING
+        host.begin()
+        while host.clients < 20:
             time.sleep(0.05)
         workers.stop.set()
         assert {code.result() for code in codes} == {0}
-    assert max(beginning()) == ssh.MOST_BEGINNING
 
 
 def test_a_name_is_asked_for_all_its_addresses() -> None:
