@@ -90,12 +90,13 @@ class Agents:
         return True
 
     def has_left(self, rank: int) -> bool:
-        """True when the agent of that rank's host has said so, when it was last :meth:`heard`, or is gone itself, and with it the
-        rank."""
+        """True when the agent of that rank's host has said so, as far as it was :meth:`heard`, or is gone itself."""
+        return rank in self._gone or self.is_gone(rank)
+
+    def is_gone(self, rank: int) -> bool:
+        """True when the agent of that rank's host has ended, and with it the rank; False where there was none."""
         connection = self._connections.get(self._host_of.get(rank, ""))
-        if connection is None:
-            return False
-        return rank in self._gone or connection.process.poll() is not None
+        return connection is not None and connection.process.poll() is not None
 
     def look(self) -> list[RankFailure]:
         """The hosts whose agents ended since the last look, each as the failure of its first rank."""

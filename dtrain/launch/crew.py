@@ -136,7 +136,9 @@ class Crew:
     def has_left(self, rank: int) -> bool:
         """True when there is no connection any more to a rank on another host."""
         member = self._elsewhere(rank)
-        return self.agents.has_left(rank) or (member is not None and not member.alive)
+        if member is None:
+            return self.agents.has_left(rank)
+        return not member.alive or self.agents.is_gone(rank)  # what an agent says may be about the one before, that was killed
 
     def _elsewhere(self, rank: int) -> Member | None:
         """The task of that rank, where it was started over a connection to another host."""

@@ -16,7 +16,7 @@ import pytest
 from dtrain.launch import ssh
 from dtrain.launch.agents import Agents
 from dtrain.launch.crew import Crew
-from dtrain.launch.plan import LaunchPlan, PlannedProcess, PlannedTask
+from dtrain.launch.plan import LaunchPlan, PlannedHost, PlannedProcess, PlannedTask
 from dtrain.launch.ports import PortProbe, free_ports
 from dtrain.layout import RunLayout
 from dtrain.roles import Task
@@ -69,14 +69,17 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SlowHost:
 class Steps:
     """A crew of tasks that sleep, which is asked for step after step until something is so."""
 
-    def __init__(self, folder: Path, tasks: list[PlannedTask], *, start_timeout_s: float = 60.0, host: str = "") -> None:
-        """``host`` is another one that all are on."""
+    def __init__(
+        self, folder: Path, tasks: list[PlannedTask], *, start_timeout_s: float = 60.0, host: str = "", agent: bool = False
+    ) -> None:
+        """``host`` is another one that all are on, with an ``agent``."""
         self.run = RunLayout(folder / "run").begin_attempt(0, len(tasks))
         planned = functools.partial(
             PlannedProcess, host=host or "here", over_ssh=bool(host), argv=("sleep", "60"), environment={}
         )
         processes = tuple(planned(name=str(each.task), cwd=folder, task=each) for each in tasks)
-        plan = LaunchPlan(launcher="multi_worker", size=len(tasks), processes=processes)
+        others = (PlannedHost(name=host, ranks=(0,)),) if agent else ()
+        plan = LaunchPlan(launcher="multi_worker", size=len(tasks), processes=processes, other_hosts=others)
         self.said: list[str] = []
         agents = Agents(plan, self.run, 6.0, self.said.append)
         self.crew = Crew(plan, self.run, agents, output=1, start_timeout_s=start_timeout_s, say=self.said.append)
@@ -98,7 +101,7 @@ class Steps:
         self.crew.release()
 
 
-def _worker(rank: int, address: tuple[str, int], **how: int) -> PlannedTask:
+def _worker(rank: int, address: tuple[str, int] | None, **how: int) -> PlannedTask:
     return PlannedTask(rank=rank, task=Task("worker", rank), address=address, **how)
 
 
@@ -136,6 +139,23 @@ def test_few_connections_to_a_host_begin_at_a_time(tmp_path: Path, host: SlowHos
     assert len(steps.crew.processes) == ssh.MOST_BEGINNING
     host.begin()
     assert steps.until(lambda _: len(steps.crew.processes) == 20) == []
+    steps.end()
+
+
+def test_a_task_that_was_started_again_has_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent of its host says once that a rank is no longer, and that was the one before."""
+    client = tmp_path / "ssh"
+    client.write_text('#!/bin/sh\ncase "$*" in *launch.agent*) echo gone 0 ;; esac\nexec cat\n')
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    steps = Steps(tmp_path, [_worker(0, None)], host="node2", agent=True)
+    crew = steps.crew
+    steps.until(lambda _: crew.agents.heard() and crew.agents.has_left(0))
+    (process,) = crew.processes
+    assert not crew.has_left(0)
+    process.kill()
+    process.wait()
+    assert crew.has_left(0)
     steps.end()
 
 
