@@ -65,7 +65,8 @@ class Agents:
         return self._heard
 
     def has_all(self, rank: int) -> bool:
-        """Whether all is here that a rank had written when this was asked first; ask again until it is.
+        """Whether all is here, as far as it was :meth:`heard`, that a rank had written when this was asked first; ask again until
+        it is.
 
         True at once where its host sees the run folder, and when nothing will come any more.
         """
@@ -74,7 +75,6 @@ class Agents:
         if rank not in self._asked:
             self._asked.add(rank)
             self.tell(rank, "all")
-        self.heard()
         if rank not in self._all_here:
             return False
         self._asked.discard(rank)
@@ -90,12 +90,13 @@ class Agents:
         return True
 
     def has_left(self, rank: int) -> bool:
-        """True when the agent of that rank's host says so, or is gone itself, and with it the rank."""
+        """True when the agent of that rank's host has said so, as far as it was :meth:`heard`, or is gone itself."""
+        return rank in self._gone or self.is_gone(rank)
+
+    def is_gone(self, rank: int) -> bool:
+        """True when the agent of that rank's host has ended, and with it the rank; False where there was none."""
         connection = self._connections.get(self._host_of.get(rank, ""))
-        if connection is None:
-            return False
-        self.heard()
-        return rank in self._gone or connection.process.poll() is not None
+        return connection is not None and connection.process.poll() is not None
 
     def look(self) -> list[RankFailure]:
         """The hosts whose agents ended since the last look, each as the failure of its first rank."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 
@@ -14,12 +15,43 @@ from dtrain.status import RankFailure, read_process
 _LOOK_S = 1.0
 # Where a host has been silent for so long, it is not yet said that a rank of it alone is lost: their beats may come by its agent.
 _DOUBT_S = 2.5
-# A supervisor that did not look for so long was itself stopped, and so perhaps was everything else.
+# A supervisor that did not look for so long was itself stopped, or its file system was, and so perhaps was everything else.
 _STOPPED_S = 5.0
 
 
+class Beats:
+    """What the guards of one attempt have said last. Its supervisor reads it, once for all who watch."""
+
+    def __init__(self, plan: LaunchPlan, run: RunLayout) -> None:
+        self._plan, self._run = plan, run
+        self._looked = time.monotonic()
+        self.last: dict[int, bytes] = {}
+        """Of each rank that has begun, its heartbeat file."""
+        self.stopped_s = 0.0
+        """How long this process did not look, until the last reading: not how long that took, for of many ranks it takes long."""
+
+    @property
+    def due(self) -> bool:
+        """Whether the last reading is long enough ago."""
+        return time.monotonic() - self._looked >= _LOOK_S
+
+    def read(self) -> None:
+        """Read them all; blocks where the file system does."""
+        pauses, self.last = [self._pause()], {}
+        for rank in self._plan.ranks(self._run):
+            with contextlib.suppress(OSError):  # it has not begun
+                self.last[rank] = self._run.rank(rank).heartbeat.read_bytes()
+            pauses.append(self._pause())
+        self.stopped_s = sum(pause for pause in pauses if pause > _STOPPED_S)
+
+    def _pause(self) -> float:
+        """Seconds since this was last asked."""
+        before, self._looked = self._looked, time.monotonic()
+        return self._looked - before
+
+
 class BeatWatch:
-    """Watches the beats of the guards and agents of one attempt. Used by its supervisor, which asks :meth:`look` again and again.
+    """Watches the beats of the guards and agents of one attempt. Used by its supervisor.
 
     A beat counts by its change, seen on the supervisor's own clock: hosts' clocks differ.
     """
@@ -29,24 +61,24 @@ class BeatWatch:
         plan: LaunchPlan,
         run: RunLayout,
         timeout_s: float | None,
+        beats: Beats,
         agents: Agents,
         host_of: Callable[[int], str],
     ) -> None:
         """``host_of`` names the host of a rank."""
-        self._plan, self._run, self._timeout_s, self._agents, self._host_of = plan, run, timeout_s, agents, host_of
+        self._plan, self._run, self._timeout_s, self._beats = plan, run, timeout_s, beats
+        self._agents, self._host_of = agents, host_of
         self._last: dict[int | str, bytes | int] = {}
         self._seen: dict[int | str, float] = {}
-        self._looked = time.monotonic()
         self._reported: set[int | str] = set()
 
     def look(self) -> list[RankFailure]:
-        """What was lost since the last look: a host as the failure of its first rank, else the rank's own."""
+        """After a reading of the beats, what was lost since the one before: a host as the failure of its first rank, else the
+        rank's own."""
         now, limit = time.monotonic(), self._timeout_s
-        if limit is None or now - self._looked < _LOOK_S:
+        if limit is None:
             return []
-        gap, self._looked = now - self._looked, now
-        if gap > _STOPPED_S:
-            self._seen = {key: seen + gap for key, seen in self._seen.items()}
+        self._seen = {key: seen + self._beats.stopped_s for key, seen in self._seen.items()}
         for name, count in self._agents.heard().items():
             if count:  # else it is about to begin
                 self._note(name, count, now)
@@ -76,14 +108,13 @@ class BeatWatch:
 
     def _silent_s(self, rank: int, now: float) -> float:
         """Seconds since the rank's last beat; 0 of one that has not begun, or has ended."""
-        files = self._run.rank(rank)
-        try:
-            self._note(rank, files.heartbeat.read_bytes(), now)
-        except OSError:  # it has not begun
+        if rank not in self._beats.last:
             return 0.0
+        self._note(rank, self._beats.last[rank], now)
         silent_s = now - self._seen[rank]
         if silent_s <= (self._timeout_s or 0.0):
             return 0.0
+        files = self._run.rank(rank)
         files.look_again()
         if files.done.is_file() or files.error.is_file():
             self._seen.pop(rank)

@@ -82,6 +82,7 @@ class Crew:
         self._run, self._output, self._start_timeout_s, self._say = run, output, start_timeout_s, say
         self._secrets = env.secret_variables(plan.secrets)
         self._members = [Member(planned) for planned in plan.processes]
+        self._of_rank = {member.planned.task.rank: member for member in self._members if member.planned.task is not None}
         self._failed = False
         """Nothing is started any more."""
 
@@ -134,12 +135,14 @@ class Crew:
     def has_left(self, rank: int) -> bool:
         """True when there is no connection any more to a rank on another host."""
         member = self._elsewhere(rank)
-        return self.agents.has_left(rank) or (member is not None and not member.alive)
+        if member is None:
+            return self.agents.has_left(rank)
+        return not member.alive or self.agents.is_gone(rank)  # what an agent says may be about the one before, that was killed
 
     def _elsewhere(self, rank: int) -> Member | None:
         """The task of that rank, where it was started over a connection to another host."""
-        tasks = ((member, member.planned.task) for member in self._members if member.connection is not None)
-        return next((member for member, task in tasks if task is not None and task.rank == rank), None)
+        member = self._of_rank.get(rank)
+        return member if member is not None and member.connection is not None else None
 
     def tell_all_to_end(self) -> None:
         """Tell what was started to end, with its ranks."""

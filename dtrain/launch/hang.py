@@ -7,22 +7,22 @@ import time
 from collections.abc import Callable
 
 from dtrain.job_options import Hangs
+from dtrain.launch.beats import Beats
 from dtrain.launch.crew import Crew
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.stacks import Beat, collect_stacks, place, read_beat
 from dtrain.layout import RunLayout
 from dtrain.progress import SCRIPT_OVER
-from dtrain.status import listed, read_process
+from dtrain.status import listed
 
 HANG = 123
 """The exit code of a job that was ended for it: beside 124, that of the time limit."""
-_LOOK_S = 1.0
 _PLACE = re.compile(r":\d+ in ")
 """In what :func:`~dtrain.launch.stacks.place` says of a rank that answered; of another it says why it did not."""
 
 
 class HangWatch:
-    """Watches the ranks of one attempt. Used by its supervisor, which asks :meth:`look` again and again.
+    """Watches the ranks of one attempt. Used by its supervisor.
 
     Progress is what the rank's guard counts (metrics, collectives, calls of MPI, checkpoints; see dtrain.progress) and what the
     rank prints.
@@ -36,32 +36,32 @@ class HangWatch:
         hangs: Hangs,
         say: Callable[[str], None],
         crew: Crew,
+        beats: Beats,
     ) -> None:
         """``say`` shows words; ``crew`` reaches ranks on other hosts."""
-        self._plan, self._run, self._hangs, self._say, self._crew = plan, run, hangs, say, crew
+        self._plan, self._run, self._hangs, self._say, self._crew, self._beats = plan, run, hangs, say, crew, beats
         # Servers, and workers that serve a chief, do nothing of their own; an evaluator waits for checkpoints.
         self._idlers = {rank for rank, planned in plan.tasks.items() if planned.task.role in ("ps", "evaluator")}
         self._ranks: list[int] = []
-        self._beats: dict[int, Beat] = {}
+        self._last: dict[int, Beat] = {}
         self._since: dict[int, float] = {}
         self._reported: set[int] = set()
-        self._next_look = 0.0
 
     def printed(self, rank: int) -> None:
         """The rank wrote something."""
         self._progressed(rank)
 
     def look(self) -> str | None:
-        """Why the job has to be ended, or None. Blocks for the moment in which stacks are collected, when a rank hangs."""
+        """After a reading of the beats, why the job has to be ended, or None. Blocks where a rank hangs, for the moment in which
+        stacks are collected."""
         limit = self._hangs.hang_timeout_s
-        if limit is None or time.monotonic() < self._next_look:
+        if limit is None:
             return None
-        self._next_look = time.monotonic() + _LOOK_S
         self._ranks = [rank for rank in self._plan.deciding_ranks(self._run) if rank not in self._idlers]
         if self._plan.elastic and any(self._run.rank(rank).error.is_file() for rank in self._ranks):
             for rank in self._ranks:  # they wait for a host to take its place, which has a limit of its own (--elastic-timeout)
                 self._progressed(rank)
-        idle = [rank for rank in self._ranks if self._idle_s(rank) > limit]
+        idle = [rank for rank in self._ranks if self._is_idle(rank, limit)]
         hung = [rank for rank in idle if rank not in self._reported]
         # Nobody is left who could send what these wait for.
         stuck = self._hangs.on_hang == "auto" and bool(idle) and self._all_wait(limit)
@@ -71,7 +71,7 @@ class HangWatch:
         cause = self._tell(hung or idle)
         # Who never told anything through dtrain may be hard at work in silence, as may a chief that waits for its workers: they
         # are shown, not ended.
-        known = not self._plan.tasks and any(self._beats[rank].count for rank in hung)
+        known = not self._plan.tasks and any(self._last[rank].count for rank in hung)
         ends = self._hangs.on_hang == "end" or (self._hangs.on_hang == "auto" and (known or stuck))
         if not ends:
             self._say("dtrain: the job goes on (--on-hang end would end it)")
@@ -86,23 +86,25 @@ class HangWatch:
     def _all_wait(self, limit: float) -> bool:
         """Whether every rank that is left has waited for others longer than that, in a collective or a call of MPI's."""
         left = [rank for rank in self._ranks if not self._run.rank(rank).done.is_file()]
-        beats = (self._beats.get(rank, Beat()) for rank in left)
+        beats = (self._last.get(rank, Beat()) for rank in left)
         return all(beat.collective and beat.since_s > limit for beat in beats)
 
     def _progressed(self, rank: int) -> None:
         self._since[rank] = time.monotonic()
         self._reported.discard(rank)
 
-    def _idle_s(self, rank: int) -> float:
-        """Seconds since the rank's last progress; 0 of one that has not begun, or has ended."""
-        files = self._run.rank(rank)
-        if files.done.is_file() or files.error.is_file() or read_process(self._run, rank) is None:
-            return 0.0
-        beat, before = read_beat(self._run, rank), self._beats.get(rank, Beat())
-        self._beats[rank] = beat
+    def _is_idle(self, rank: int, limit_s: float) -> bool:
+        """Whether the rank's last progress is so many seconds ago; not of one that has not begun, or has ended."""
+        if rank not in self._beats.last:
+            return False
+        beat, before = Beat.parse(self._beats.last[rank]), self._last.get(rank, Beat())
+        self._last[rank] = beat
         if rank not in self._since or (beat.count, beat.calls) != (before.count, before.calls):
             self._progressed(rank)
-        return time.monotonic() - self._since[rank]
+        if time.monotonic() - self._since[rank] <= limit_s:
+            return False
+        files = self._run.rank(rank)
+        return not (files.done.is_file() or files.error.is_file())
 
     def _tell(self, hung: list[int]) -> str:
         """Show what every rank does, those that do the same in a line, and return the cause in a sentence."""

@@ -60,7 +60,7 @@ def find_places(spec: JobSpec, workspace: Workspace | None, say: Callable[[str],
         here, cores = socket.gethostname(), available_cores()
         return [Place(host=here, name=_LOOPBACK, port=port, cores=cores) for port in free_ports(count)]
     placed = place(count, spec.hosts)
-    local = {host: ssh.is_here(host) for host in placed}
+    local = {host: ssh.is_here(host) for host in dict.fromkeys(placed)}
     check_loopback(placed)
     reports = ask(spec, placed, workspace, say) if spec.preflight else {}
     answers = {host: report.answer for host, report in reports.items() if report.answer is not None}

@@ -32,14 +32,22 @@ class Beat:
     collective: str = ""
     since_s: float = 0.0
 
+    @classmethod
+    def parse(cls, data: bytes) -> Beat:
+        """The beat in a file's bytes; an empty one when there is none yet."""
+        try:
+            values = orjson.loads(data)
+        except orjson.JSONDecodeError:  # between the file's making and its first beat
+            return cls()
+        return cls(count=values["count"], calls=values["calls"], collective=values["collective"], since_s=values["since_s"])
+
 
 def read_beat(run: RunLayout, rank: int) -> Beat:
     """The rank's last beat; an empty one when there is none yet."""
     try:
-        values = orjson.loads(run.rank(rank).heartbeat.read_bytes())
-    except (FileNotFoundError, orjson.JSONDecodeError):  # between the file's making and its first beat
+        return Beat.parse(run.rank(rank).heartbeat.read_bytes())
+    except FileNotFoundError:
         return Beat()
-    return Beat(count=values["count"], calls=values["calls"], collective=values["collective"], since_s=values["since_s"])
 
 
 def collect_stacks(

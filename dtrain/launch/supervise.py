@@ -16,7 +16,7 @@ import psutil
 from dtrain.job_options import Hangs
 from dtrain.launch.aborts import name_abort
 from dtrain.launch.agents import Agents
-from dtrain.launch.beats import BeatWatch
+from dtrain.launch.beats import Beats, BeatWatch
 from dtrain.launch.console import Console
 from dtrain.launch.crew import Crew
 from dtrain.launch.elastic import Survivals
@@ -107,10 +107,11 @@ class Supervisor:
         for host in plan.other_hosts:
             self._on_other_hosts.update(host.ranks)
             self._planned_hosts.update(dict.fromkeys(host.ranks, host.name))
-        self._beats = BeatWatch(plan, run, limits.hangs.heartbeat_timeout_s, agents, self._host)
+        self._beats = Beats(plan, run)
+        self._losses = BeatWatch(plan, run, limits.hangs.heartbeat_timeout_s, self._beats, agents, self._host)
         self._failures: dict[int, RankFailure] = {}
         self._survivals = Survivals(run, console.say) if plan.elastic else None
-        self._hang = HangWatch(plan, run, limits.hangs, console.say, self._crew)
+        self._hang = HangWatch(plan, run, limits.hangs, console.say, self._crew, self._beats)
         self._output.printed = self._hang.printed
         self._hung: str | None = None
         self._signals, self._to_pass_on = signals.to_end, signals.to_pass_on
@@ -155,13 +156,14 @@ class Supervisor:
             if limit is not None and now - (self._limits.began or self._started) > limit:
                 self._timed_out = True
                 return
-            if failed_at is None and (hung := self._hang.look()) is not None:
-                self._hung = hung
-                return
             if self._failures and failed_at is None and not self._plan.elastic:
                 failed_at = now
-            if failed_at is None:
-                self._note(self._beats.look())
+            if failed_at is None and self._beats.due:
+                self._beats.read()
+                self._hung = self._hang.look()
+                if self._hung is not None:
+                    return
+                self._note(self._losses.look())
             if failed_at is not None and now - failed_at > _LAUNCHER_REACTION_S:
                 return
             self._note(self._crew.step())

@@ -16,7 +16,7 @@ import pytest
 from dtrain.launch import ssh
 from dtrain.launch.agents import Agents
 from dtrain.launch.crew import Crew
-from dtrain.launch.plan import LaunchPlan, PlannedProcess, PlannedTask
+from dtrain.launch.plan import LaunchPlan, PlannedHost, PlannedProcess, PlannedTask
 from dtrain.launch.ports import PortProbe, free_ports
 from dtrain.layout import RunLayout
 from dtrain.roles import Task
@@ -43,27 +43,43 @@ def silent() -> Iterator[tuple[str, int]]:
         yield address
 
 
+class SlowHost:
+    """Another host, on which nothing begins until it may (tests/fakes/bin/ssh)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.connected = folder / "connected"
+        self.connected.touch()
+
+    @property
+    def clients(self) -> int:
+        return len(self.connected.read_text().splitlines())
+
+    def begin(self) -> None:
+        self.connected.with_suffix(".go").touch()
+
+
 @pytest.fixture
-def beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int]]:
-    """Hosts are slow to begin (tests/fakes/bin/ssh); how many connections had been about to begin, at each start."""
-    folder = tmp_path / "beginning"
-    folder.mkdir()
-    monkeypatch.setenv("BEGINNING", str(folder))
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SlowHost:
+    host = SlowHost(tmp_path)
+    monkeypatch.setenv("CONNECTED", str(host.connected))
     monkeypatch.setenv("PATH", f"{Path(__file__).parents[1] / 'fakes' / 'bin'}:{os.environ['PATH']}")
-    return lambda: [int(line) for line in (folder / "seen").read_text().split()]
+    return host
 
 
 class Steps:
     """A crew of tasks that sleep, which is asked for step after step until something is so."""
 
-    def __init__(self, folder: Path, tasks: list[PlannedTask], *, start_timeout_s: float = 60.0, host: str = "") -> None:
-        """``host`` is another one that all are on."""
+    def __init__(
+        self, folder: Path, tasks: list[PlannedTask], *, start_timeout_s: float = 60.0, host: str = "", agent: bool = False
+    ) -> None:
+        """``host`` is another one that all are on, with an ``agent``."""
         self.run = RunLayout(folder / "run").begin_attempt(0, len(tasks))
         planned = functools.partial(
             PlannedProcess, host=host or "here", over_ssh=bool(host), argv=("sleep", "60"), environment={}
         )
         processes = tuple(planned(name=str(each.task), cwd=folder, task=each) for each in tasks)
-        plan = LaunchPlan(launcher="multi_worker", size=len(tasks), processes=processes)
+        others = (PlannedHost(name=host, ranks=(0,)),) if agent else ()
+        plan = LaunchPlan(launcher="multi_worker", size=len(tasks), processes=processes, other_hosts=others)
         self.said: list[str] = []
         agents = Agents(plan, self.run, 6.0, self.said.append)
         self.crew = Crew(plan, self.run, agents, output=1, start_timeout_s=start_timeout_s, say=self.said.append)
@@ -85,7 +101,7 @@ class Steps:
         self.crew.release()
 
 
-def _worker(rank: int, address: tuple[str, int], **how: int) -> PlannedTask:
+def _worker(rank: int, address: tuple[str, int] | None, **how: int) -> PlannedTask:
     return PlannedTask(rank=rank, task=Task("worker", rank), address=address, **how)
 
 
@@ -114,16 +130,37 @@ def test_a_killed_task_is_started_again_when_its_port_is_free(tmp_path: Path) ->
     steps.end()
 
 
-def test_few_connections_to_a_host_begin_at_a_time(tmp_path: Path, beginning: Callable[[], list[int]]) -> None:
+def test_few_connections_to_a_host_begin_at_a_time(tmp_path: Path, host: SlowHost) -> None:
     """sshd refuses some of more than ten. That a task listens is waited for by the next stage, not by the rest of its own."""
     steps = Steps(tmp_path, [_worker(rank, ("127.0.0.1", port)) for rank, port in enumerate(free_ports(20))], host="node2")
+    steps.until(lambda _: host.clients == ssh.MOST_BEGINNING)
+    until = time.monotonic() + 0.5
+    assert steps.until(lambda _: time.monotonic() > until) == []
+    assert len(steps.crew.processes) == ssh.MOST_BEGINNING
+    host.begin()
     assert steps.until(lambda _: len(steps.crew.processes) == 20) == []
     steps.end()
-    assert max(beginning()) == ssh.MOST_BEGINNING
+
+
+def test_a_task_that_was_started_again_has_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent of its host says once that a rank is no longer, and that was the one before."""
+    client = tmp_path / "ssh"
+    client.write_text('#!/bin/sh\ncase "$*" in *launch.agent*) echo gone 0 ;; esac\nexec cat\n')
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    steps = Steps(tmp_path, [_worker(0, None)], host="node2", agent=True)
+    crew = steps.crew
+    steps.until(lambda _: crew.agents.heard() and crew.agents.has_left(0))
+    (process,) = crew.processes
+    assert not crew.has_left(0)
+    process.kill()
+    process.wait()
+    assert crew.has_left(0)
+    steps.end()
 
 
 @pytest.mark.needs("horovod")
-def test_few_workers_of_gloo_begin_at_a_time(tmp_path: Path, beginning: Callable[[], list[int]]) -> None:
+def test_few_workers_of_gloo_begin_at_a_time(tmp_path: Path, host: SlowHost) -> None:
     from horovod.runner.common.util.hosts import HostInfo, get_host_assignments
 
     from dtrain.launch.gloo_driver import Workers
@@ -132,11 +169,15 @@ def test_few_workers_of_gloo_begin_at_a_time(tmp_path: Path, beginning: Callable
     slots = get_host_assignments([HostInfo("no-such-host.invalid", 20)], 20, 20)
     with ThreadPoolExecutor(max_workers=20) as pool:
         codes = [pool.submit(workers.run, slot.rank, slot) for slot in slots]
-        while os.listdir(tmp_path / "beginning") != ["seen"] or len(beginning()) < 20:
+        while host.clients < ssh.MOST_BEGINNING:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        assert host.clients == ssh.MOST_BEGINNING
+        host.begin()
+        while host.clients < 20:
             time.sleep(0.05)
         workers.stop.set()
         assert {code.result() for code in codes} == {0}
-    assert max(beginning()) == ssh.MOST_BEGINNING
 
 
 def test_a_name_is_asked_for_all_its_addresses() -> None:
