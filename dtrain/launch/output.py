@@ -79,6 +79,15 @@ class Output:
         """Of the last lines of the launcher's own, at most ``count``, those that are not blank."""
         return [line for _, line in self._launcher_lines[-count:] if line.strip()]
 
+    def first_to_end(self, *, before: re.Pattern[str]) -> set[int]:
+        """The ranks of which the launcher said first that they had ended, where it did so before a line like ``before``."""
+        for _, line in self._launcher_lines:
+            if before.search(line):
+                break
+            if self._plan.ended and (said := re.search(self._plan.ended, line)) is not None:
+                return parse_cpus(said["ranks"])
+        return set()
+
     def _show_ranks(self, final: bool) -> None:
         bars = {}
         for rank, reader in self._readers.items():

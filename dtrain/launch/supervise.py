@@ -363,13 +363,16 @@ class Supervisor:
     def _vanished(self, missing: list[int], launcher_code: int) -> list[RankFailure]:
         """Ranks that began and left no record: they were killed, each with its guard, since any other end leaves one.
 
-        Of several nobody can say which was the first: MPICH kills the others before they can leave a record, and names any.
+        Of several srun may say which was the first; else nobody can: MPICH kills the others before they can leave a record, and
+        names any.
         """
         silent = [rank for rank in missing if rank not in self._failures and self._run.rank(rank).process.is_file()]
         if launcher_code == 0 or (launcher_code < 0 and self._plan.launcher != "local"):
             return []  # one that was itself killed took its ranks with it; a single rank is started by nobody else
-        message = VANISHED
-        if any(_STEP_CANCELED.search(line) for line in self._output.last_words(_CAUSE_LINES)):
+        message, first = VANISHED, self._output.first_to_end(before=_STEP_CANCELED).intersection(silent)
+        if first:
+            silent = sorted(first)
+        elif any(_STEP_CANCELED.search(line) for line in self._output.last_words(_CAUSE_LINES)):
             message += "; Slurm canceled the step, as it does when MPI has lost a rank"
         killed = [RankFailure.now(rank, "signal", 128 + signal.SIGKILL, message) for rank in silent]
         killed = [dataclasses.replace(each, host=self._host(each.rank), task=self._names[each.rank]) for each in killed]
