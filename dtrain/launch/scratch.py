@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,6 +15,7 @@ class Scratch:
 
     def __init__(self, folder: Path) -> None:
         """Start the shell that waits for the end of its standard input: of this process, as nobody else has the other end."""
+        self._folder = folder
         self._waiting = subprocess.Popen(
             ["sh", "-c", _REMOVE, "sh", str(folder)],
             cwd="/",
@@ -27,4 +29,5 @@ class Scratch:
         """Remove the folder now. Blocks until it is gone."""
         assert self._waiting.stdin is not None
         self._waiting.stdin.close()
-        self._waiting.wait()
+        if self._waiting.wait() != 0:  # somebody has killed it
+            shutil.rmtree(self._folder, ignore_errors=True)

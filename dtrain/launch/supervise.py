@@ -117,7 +117,7 @@ class Supervisor:
         self._signals, self._to_pass_on = signals.to_end, signals.to_pass_on
         self._timed_out = self._canceled = False
         self._started = time.time()
-        self._scratch = None if plan.scratch is None else Scratch(plan.scratch)
+        self._scratch: Scratch | None = None
         self._next_check = self._next_look = 0.0
         self._meet_ranks()
 
@@ -142,6 +142,8 @@ class Supervisor:
             self._canceled = True
             return
         self._note(self._crew.step())
+        if self._plan.scratch is not None:
+            self._scratch = Scratch(self._plan.scratch)
         self._run.settle()
         while self._crew.at_work:
             time.sleep(_POLL_S)

@@ -249,6 +249,7 @@ def test_killed_dtrain_leaves_no_rank_nor_what_ranks_started(project: Project, w
     job.kill()
     job.communicate()
     wait_until(lambda: not project.processes())
+    wait_until(lambda: not list(Path(os.environ["TMPDIR"]).glob(f"dtrain-{project.latest.id}*")))
     data = project.json("show", "latest")
     assert data["state"] == "failed"
     assert "supervisor" in data["cause"]
