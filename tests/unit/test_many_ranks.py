@@ -77,7 +77,7 @@ def run(tmp_path: Path) -> RunLayout:
         write_record(path, me, durable=False)
     for rank in range(RANKS):
         run.rank(rank).output_log.touch()
-        run.rank(rank).heartbeat.write_text('{"count": 1, "collective": "", "since_s": 0}')
+        run.rank(rank).heartbeat.write_text('{"count": 1, "calls": 0, "collective": "", "since_s": 0}')
     write_record(run.status, RunStatus(state="running", size=RANKS, started=1.0, supervisor=me))
     return run
 
