@@ -58,7 +58,7 @@ def find_site(spec: JobSpec, workspace: Workspace | None, say: Callable[[str], N
     if options.elastic and hosts:
         check_loopback(list(hosts))
         if spec.preflight and not all(ssh.is_here(host) for host in hosts):
-            ask(spec, list(hosts), workspace, say)
+            ask(spec, [host for host in hosts for _ in range(host.slots)], workspace, say)
     interface = interface_in(spec.network) if spec.network else _interface(hosts or (Host("localhost"),))
     return Site(hosts=hosts, places=tuple(places), interface=interface)
 

@@ -136,7 +136,7 @@ def _say_copied(spec: JobSpec, copied: list[str], say: Callable[[str], None]) ->
 
 
 def ask(spec: JobSpec, placed: list[Host], workspace: Workspace | None, say: Callable[[str], None] | None) -> dict[Host, Report]:
-    """Ask the hosts of the ranks, one each; as :func:`find_places`."""
+    """Ask the hosts, each once, of which ``placed`` holds one for each rank; as :func:`find_places`."""
     ranks, gloo = spec.launcher_name in MPI_LAUNCHERS, spec.horovod_options.gloo
     wanted = Wanted(
         ports=not ranks,
