@@ -196,6 +196,12 @@ class Driver(ElasticDriver):  # type: ignore[misc]
             )
             raise
 
+    def _notify_workers_host_changes(self, current_hosts: Any, update_res: Any) -> None:
+        # Rank 0 is told, over a connection that Horovod waits for while it holds the lock without which nobody goes on: a minute
+        # and more where rank 0's host is cut off.
+        tell = functools.partial(super()._notify_workers_host_changes, current_hosts, update_res)
+        threading.Thread(target=tell, daemon=True).start()
+
     def stop(self, error_message: str | None = None) -> None:
         states = self._worker_registry
         if not self.reason and states.count("SUCCESS") == 0:
