@@ -154,7 +154,7 @@ class Run(Logged):
         asked = self._submitted.definition.get("environment")
         if asked is None:
             raise UserErrorException(f"run {self.id} is of this process, and has no environment of its own")
-        return Environment._of(asked["name"], asked["environmentVariables"], asked["python"]["pip"], asked["python"]["conda"])
+        return Environment._of(asked["name"], {**asked["python"], "environment_variables": asked["environmentVariables"]})
 
     def get_portal_url(self) -> str:
         """The run's folder, as a URL."""
