@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dtrain.azureml import files, records, state
-from dtrain.azureml.details import details_of
+from dtrain.azureml.details import details_of, environment_of, inputs_of
 from dtrain.azureml.errors import UserErrorException, take_options
 from dtrain.azureml.interactive import keep_files, keep_source, new_run
 from dtrain.azureml.logged import Logged
@@ -149,12 +149,7 @@ class Run(Logged):
 
     def get_environment(self) -> Environment:
         """The environment that the job was submitted with. Raises UserErrorException for a run that is no job."""
-        from dtrain.azureml.environment import Environment
-
-        asked = self._submitted.definition.get("environment")
-        if asked is None:
-            raise UserErrorException(f"run {self.id} is of this process, and has no environment of its own")
-        return Environment._of(asked["name"], {**asked["python"], "environment_variables": asked["environmentVariables"]})
+        return environment_of(self._layout)
 
     def get_portal_url(self) -> str:
         """The run's folder, as a URL."""
@@ -288,22 +283,13 @@ class Run(Logged):
         """
         if self._submitted.kind == "script":
             raise UserErrorException(f"run {self.id} is a job: its source was kept when it was submitted")
-        if not (source := Path(file_or_folder_path)).exists():
-            raise UserErrorException(f"there is no file or folder {file_or_folder_path!r} to keep (from {Path.cwd()})")
-        try:
-            keep_source(self._layout, source)
-        except DtrainError as error:
-            raise UserErrorException(str(error)) from error
+        keep_source(self._layout, Path(file_or_folder_path))
         return self.get_snapshot_id()
 
     @property
     def input_datasets(self) -> dict[str, str]:
         """The paths that the job was given of datasets and datastores, by the names of those inputs."""
-        from dtrain.azureml.datastore import VARIABLE
-
-        prefix = VARIABLE.removeprefix("$")
-        variables: dict[str, str] = read_json(self._layout.spec).get("environment") or {}
-        return {name.removeprefix(prefix): path for name, path in variables.items() if name.startswith(prefix)}
+        return inputs_of(self._layout)
 
     def get_snapshot_id(self) -> str:
         """The run's id, by which :meth:`restore_snapshot` knows its source."""
