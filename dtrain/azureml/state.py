@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
 import time
@@ -64,13 +65,15 @@ def _unfollowed(run: RunLayout, status: RunStatus) -> RunStatus:
             "`squeue --me` shows whether it has the job"
         )
         status = dataclasses.replace(status, state="failed", ended=time.time(), exit_code=1, cause=cause)
-        write_record(run.status, status)
+        with contextlib.suppress(PermissionError):
+            write_record(run.status, status)
         return status
     if time.monotonic() < _next_question.get(run.root, 0.0):
         return status
     _next_question[run.root] = time.monotonic() + _ASK_S
-    with open(records.AzureLayout(run).console, "a") as words:
+    with contextlib.suppress(PermissionError), open(records.AzureLayout(run).console, "a") as words:  # else another user's
         return settle_job(run, job, Console(words, words)) or status
+    return status
 
 
 def azure_status(run: RunLayout) -> str:
