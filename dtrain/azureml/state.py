@@ -72,8 +72,22 @@ def _unfollowed(run: RunLayout, status: RunStatus) -> RunStatus:
         return status
     _next_question[run.root] = time.monotonic() + _ASK_S
     with contextlib.suppress(PermissionError), open(records.AzureLayout(run).console, "a") as words:  # else another user's
-        return settle_job(run, job, Console(words, words)) or status
+        settled = settle_job(run, job, Console(words, words))
+        if settled is not None and supervisor.vanished():
+            _note_what_is_not_uploaded(run)
+        return settled or status
     return status
+
+
+def _note_what_is_not_uploaded(run: RunLayout) -> None:
+    mounted = records.events(run, "mounted")
+    if mounted and not records.events(run, "uploaded"):
+        records.note(
+            run,
+            "warning",
+            text="its supervisor was killed before it could upload what the job wrote to its copies of "
+            f"{', '.join(mounted[0]['urls'])}: that stays in {records.AzureLayout(run).data}",
+        )
 
 
 def azure_status(run: RunLayout) -> str:

@@ -382,9 +382,8 @@ print(json.dumps({**told, "log": open(os.path.join(folder(late), "azureml", "con
 """
 
 
-def test_a_queued_run_that_nobody_follows_any_more(azure: AzureProject) -> None:
-    """Its supervisor is killed before Slurm has answered, and after: what Slurm says then is what became of it. Of one on another
-    host, which may be as good as gone, it is believed for some minutes that it waits for Slurm's answer."""
+def make_slurm(azure: AzureProject) -> None:
+    """Commands of a Slurm whose sbatch answers where there is a file ``bin/answer``; its job's state is in ``bin/state``."""
     for name, text in {
         "sbatch": SBATCH,
         "squeue": '#!/bin/sh\ncat "${0%/*}/state"\n',
@@ -395,6 +394,12 @@ def test_a_queued_run_that_nobody_follows_any_more(azure: AzureProject) -> None:
         (azure.folder / "bin" / name).chmod(0o755)
     azure.env["PATH"] = f"{azure.folder / 'bin'}:{os.environ['PATH']}"
     (azure.folder / "bin" / "state").write_text("PENDING|None")
+
+
+def test_a_queued_run_that_nobody_follows_any_more(azure: AzureProject) -> None:
+    """Its supervisor is killed before Slurm has answered, and after: what Slurm says then is what became of it. Of one on another
+    host, which may be as good as gone, it is believed for some minutes that it waits for Slurm's answer."""
+    make_slurm(azure)
     assert azure.dtrain("compute", "add", "queue", "--slurm-partition", "debug").returncode == 0
     azure.train("print('x')")
     found = told(azure.control(UNFOLLOWED))
