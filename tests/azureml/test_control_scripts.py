@@ -70,14 +70,6 @@ print(json.dumps([told(again), told(other), versions, mine.register(ws).version]
     assert told(done) == [[*was, "1"], [*was, None], ["1", "1"], "2"]
 
 
-def test_a_target_that_was_named_by_hosts_stays_that_when_a_script_creates_it(azure: AzureProject) -> None:
-    done = azure.dtrain("compute", "add", "cluster", "--hosts", "localhost:2")
-    assert done.returncode == 0, done.stderr
-    done = azure.control("print(json.dumps([cluster.max_nodes, cluster.vm_size]))")  # it is created where the script begins
-    assert told(done) == [1, "hosts"]
-    assert "compute target cluster is hosts localhost:2, by `dtrain compute add`, and stays that" in done.stdout
-
-
 @pytest.mark.needs("sklearn")
 def test_an_estimator_of_scikit_learn(azure: AzureProject) -> None:
     azure.train(
