@@ -16,6 +16,7 @@ from dtrain.processes import ProcessRecord
 from dtrain.status import RankFailure, RunStatus, read_process, read_status, write_record
 
 ENDED = ("Completed", "Failed", "Canceled")
+_GONE_S = 2.0
 _WORDS = {"completed": "Completed", "failed": "Failed", "canceled": "Canceled"}
 
 
@@ -78,7 +79,7 @@ def _has_begun(run: RunLayout) -> bool:
 
 
 def cancel(run: RunLayout) -> None:
-    """Ask the run's supervisor, or Slurm, to end the job; returns at once.
+    """Ask the run's supervisor, or Slurm, to end the job; returns at once, or within 2 s where it has not begun.
 
     Raises UserErrorException for a supervisor on another host, and where Slurm does not take it.
     """
@@ -98,7 +99,13 @@ def cancel(run: RunLayout) -> None:
         return
     process = supervisor.find()
     if process is not None:
+        listens = _has_begun(run)
         process.send_signal(signal.SIGTERM)
+        until = time.monotonic() + _GONE_S
+        while not listens and supervisor.find() is not None and time.monotonic() < until:
+            time.sleep(0.01)
+        if not listens:
+            status_of(run)  # which records that it is canceled: nobody else does
     elif not supervisor.vanished():
         raise UserErrorException(f"run {run.id} is supervised on {supervisor.host}; call cancel() there")
 
