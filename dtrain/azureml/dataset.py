@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,7 @@ from dtrain.azureml.workspace import Workspace
 from dtrain.errors import did_you_mean
 from dtrain.files import read_json, write_json
 
+_WILD = re.compile(r"[*?]")
 _ONE_PLACE = "a dataset is one file or folder of a datastore"
 _NO_TABLE = "give the job the file by Dataset.File, and let it read that: pandas.read_csv(path)"
 _NO_SUBSET = "make a folder of the files that are wanted, and a dataset of it"
@@ -160,7 +162,8 @@ class FileDatasetFactory(Named):
     """``Dataset.File``."""
 
     _differs: ClassVar = {
-        "from_files": "one file or folder of a datastore; several places, patterns of names and web addresses are refused",
+        "from_files": "one file or folder of a datastore; a pattern (`folder/*.csv`) that all files of the folder fit is that "
+        "folder, and others, several places and web addresses are refused",
     }
 
     @staticmethod
@@ -249,11 +252,22 @@ def _place_of(path: Any) -> DataReference:
             f"a dataset of {path!r:.120} cannot be: {_ONE_PLACE}, as (ws.get_default_datastore(), 'folder'); upload() and "
             "upload_files() put files of this machine there, and those of web addresses have to be downloaded first"
         )
-    name = path.path_on_datastore or ""
-    folder = re.sub(r"(^|/)\*\*(/\*)?$", "", name)  # all that is below a folder
-    if "*" in folder or "?" in folder:
-        raise UserErrorException(f"path {name!r} is a pattern: {_ONE_PLACE}. {_NO_SUBSET}")
-    return path.datastore.path(folder)
+    name = (path.path_on_datastore or "").strip("/")
+    parts = PurePosixPath(name).parts
+    folder = PurePosixPath(*itertools.takewhile(lambda part: not _WILD.search(part), parts))
+    if len(folder.parts) < len(parts):
+        start = "" if folder == PurePosixPath() else folder.as_posix()
+        others = [each for each in path.datastore._store.names(start) if not _matches(each, name)]
+        if others:
+            raise UserErrorException(f"path {name!r} leaves {others[0]!r} of its folder out: {_ONE_PLACE}. {_NO_SUBSET}")
+        return path.datastore.path(start or None)
+    return path.datastore.path(name or None)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a file's name fits: '*' and '?' stand for what is in one folder, '**' for what is below, too."""
+    text = re.escape(pattern).replace(r"\*\*/", "(.*/)?").replace(r"\*\*", ".*").replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
+    return re.fullmatch(text, name) is not None
 
 
 def _path(workspace: Workspace) -> Path:

@@ -1,4 +1,4 @@
-"""What ``Run.get_details()`` tells of a run, put together from its records."""
+"""What a run tells of how it was submitted and how it goes, put together from its records."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from datetime import datetime, timezone
 from typing import Any
 
 from dtrain.azureml import files, records, state
+from dtrain.azureml.datastore import VARIABLE
+from dtrain.azureml.environment import Environment
+from dtrain.azureml.errors import UserErrorException
 from dtrain.files import read_json
 from dtrain.layout import RunLayout
 
@@ -32,6 +35,21 @@ def details_of(run: RunLayout) -> dict[str, Any]:
     if status.state == "failed":
         details["error"] = {"error": {"code": "UserError", "message": status.cause}}
     return details
+
+
+def environment_of(run: RunLayout) -> Environment:
+    """The environment that a job was submitted with. Raises UserErrorException for a run that is no job."""
+    asked = records.read_submitted(run).definition.get("environment")
+    if asked is None:
+        raise UserErrorException(f"run {run.id} is of this process, and has no environment of its own")
+    return Environment._of(asked["name"], {**asked["python"], "environment_variables": asked["environmentVariables"]})
+
+
+def inputs_of(run: RunLayout) -> dict[str, str]:
+    """The paths that a job was given of datasets and datastores, by their names."""
+    prefix = VARIABLE.removeprefix("$")
+    variables: dict[str, str] = read_json(run.spec).get("environment") or {}
+    return {name.removeprefix(prefix): path for name, path in variables.items() if name.startswith(prefix)}
 
 
 def _utc(seconds: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -175,23 +175,41 @@ class Environment(Settings):
         return made
 
     def register(self, workspace: Workspace) -> Environment:
-        """Keep it in the workspace, for :meth:`get`."""
+        """Keep it in the workspace, for :meth:`get`; the same again is the version that it was."""
         check_name("environment", self.name)
         path = _path(workspace, self.name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        number = 1 + (int(read_json(path)["version"]) if path.exists() else 0)
-        self.version = str(number)
-        dependencies = self.python.conda_dependencies
-        write_json(
-            path,
-            {
-                "version": self.version,
-                "pip": dependencies._pip,
-                "conda": dependencies._conda,
-                "environment_variables": self.environment_variables,
-            },
-        )
+        known = read_json(path) if path.exists() else {"version": "0"}
+        values = self._values()
+        self.version = known["version"]
+        if known != {"version": self.version, **values}:
+            self.version = str(1 + int(self.version))
+            write_json(path, {"version": self.version, **values})
         return self
+
+    def _values(self) -> dict[str, Any]:
+        """What it asks for, as JSON has it."""
+        packages = self.python.conda_dependencies
+        return {
+            "pip": list(packages._pip),
+            "conda": list(packages._conda),
+            "environment_variables": {name: str(value) for name, value in self.environment_variables.items()},
+            "user_managed_dependencies": self.python.user_managed_dependencies,
+            "interpreter_path": self.python.interpreter_path,
+            "docker": {name: getattr(self.docker, name) for name in DockerSection._fields},
+        }
+
+    @staticmethod
+    def _of(name: str, values: Mapping[str, Any]) -> Environment:
+        """The environment of :meth:`_values`; what is not among them is as in a new one."""
+        made = Environment(name)
+        made.environment_variables = dict(values["environment_variables"])
+        made.python.conda_dependencies._pip, made.python.conda_dependencies._conda = list(values["pip"]), list(values["conda"])
+        made.python.user_managed_dependencies = values.get("user_managed_dependencies", False)
+        made.python.interpreter_path = values.get("interpreter_path", "python")
+        for field, value in values.get("docker", {}).items():
+            setattr(made.docker, field, value)
+        return made
 
     @staticmethod
     def get(workspace: Workspace, name: str, version: str | None = None, label: str | None = None) -> Environment:
@@ -207,15 +225,8 @@ class Environment(Settings):
             ) from None
         if version not in (None, values["version"]):
             raise UserErrorException(f"environment {name!r} has version {values['version']} only; {version!r} was asked for")
-        made = Environment._of(name, values["environment_variables"], values["pip"], values["conda"])
+        made = Environment._of(name, values)
         made.version = values["version"]
-        return made
-
-    @staticmethod
-    def _of(name: str, variables: dict[str, str], pip: Sequence[str], conda: Sequence[str]) -> Environment:
-        made = Environment(name)
-        made.environment_variables = dict(variables)
-        made.python.conda_dependencies._pip, made.python.conda_dependencies._conda = [*pip], [*conda]
         return made
 
     def __repr__(self) -> str:
@@ -224,13 +235,7 @@ class Environment(Settings):
 
     def clone(self, new_name: str) -> Environment:
         """The same under another name."""
-        made = Environment(new_name)
-        made.environment_variables = dict(self.environment_variables)
-        for name in DockerSection._fields:
-            setattr(made.docker, name, getattr(self.docker, name))
-        made.python.conda_dependencies._pip = list(self.python.conda_dependencies._pip)
-        made.python.conda_dependencies._conda = list(self.python.conda_dependencies._conda)
-        return made
+        return Environment._of(new_name, self._values())
 
     @staticmethod
     def list(workspace: Workspace) -> dict[str, Environment]:

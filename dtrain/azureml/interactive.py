@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Literal
 
 from dtrain.azureml import files
+from dtrain.azureml.errors import UserErrorException
 from dtrain.azureml.records import Submitted, write_submitted
 from dtrain.azureml.state import end_by_hand
-from dtrain.errors import WorkspaceError
+from dtrain.errors import UsageError, WorkspaceError
 from dtrain.files import write_json
 from dtrain.layout import RunLayout, Workspace
 from dtrain.processes import ProcessRecord
@@ -58,6 +59,13 @@ def new_run(
     if kind == "interactive":
         atexit.register(_end_if_open, run, os.getpid())
     return run
+
+
+def _end_if_open(run: RunLayout, pid: int) -> None:
+    with contextlib.suppress(WorkspaceError):  # somebody removed it
+        if os.getpid() == pid and read_status(run).state == "running":
+            keep_files(run)
+            end_by_hand(run, "its process ended without complete()", exit_code=1)
 
 
 @dataclass(frozen=True)
@@ -107,8 +115,10 @@ def keep_files(run: RunLayout) -> None:
 def keep_source(run: RunLayout, source: Path) -> None:
     """Copy a source file or folder into the run, in place of one that was copied before. Blocks.
 
-    Raises UsageError for a folder that is too big, or cannot be read.
+    Raises UserErrorException for what is not there, too big, or cannot be read.
     """
+    if not source.exists():
+        raise UserErrorException(f"there is no file or folder {str(source)!r} to keep (from {Path.cwd()})")
     for child in run.code.iterdir():
         if child.name in ("outputs", "logs"):
             continue
@@ -116,13 +126,10 @@ def keep_source(run: RunLayout, source: Path) -> None:
             shutil.rmtree(child)
         else:
             child.unlink()
-    if source.is_dir():
-        take_snapshot(source.absolute(), run.code, excluded=run.workspace.root)
-    else:
+    if not source.is_dir():
         shutil.copy(source, run.code)
-
-
-def _end_if_open(run: RunLayout, pid: int) -> None:
-    with contextlib.suppress(WorkspaceError):  # somebody removed it
-        if os.getpid() == pid and read_status(run).state == "running":
-            end_by_hand(run, "its process ended without complete()", exit_code=1)
+        return
+    try:
+        take_snapshot(source.absolute(), run.code, excluded=run.workspace.root)
+    except UsageError as error:
+        raise UserErrorException(str(error)) from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dtrain.azureml import files, records, state
-from dtrain.azureml.details import details_of
+from dtrain.azureml.details import details_of, environment_of, inputs_of
 from dtrain.azureml.errors import UserErrorException, take_options
 from dtrain.azureml.family import Family, runs_of
 from dtrain.azureml.interactive import keep_files, keep_source
@@ -16,7 +16,6 @@ from dtrain.azureml.logged import RUN_TYPE, Logged
 from dtrain.azureml.names import SECRETS
 from dtrain.azureml.streaming import wait
 from dtrain.errors import DtrainError, WorkspaceError
-from dtrain.files import read_json
 from dtrain.layout import RunLayout
 
 if TYPE_CHECKING:
@@ -151,12 +150,7 @@ class Run(Family):
 
     def get_environment(self) -> Environment:
         """The environment that the job was submitted with. Raises UserErrorException for a run that is no job."""
-        from dtrain.azureml.environment import Environment
-
-        asked = self._submitted.definition.get("environment")
-        if asked is None:
-            raise UserErrorException(f"run {self.id} is of this process, and has no environment of its own")
-        return Environment._of(asked["name"], asked["environmentVariables"], asked["python"]["pip"], asked["python"]["conda"])
+        return environment_of(self._layout)
 
     def get_portal_url(self) -> str:
         """The run's folder, as a URL."""
@@ -182,7 +176,7 @@ class Run(Family):
         return self.get_details()
 
     def cancel(self) -> None:
-        """Ask the job to end; returns at once."""
+        """Ask the job to end; returns at once, or within 2 s where it has not begun."""
         keep_files(self._layout)
         state.cancel(self._layout)
 
@@ -290,22 +284,13 @@ class Run(Family):
         """
         if self._submitted.kind == "script":
             raise UserErrorException(f"run {self.id} is a job: its source was kept when it was submitted")
-        if not (source := Path(file_or_folder_path)).exists():
-            raise UserErrorException(f"there is no file or folder {file_or_folder_path!r} to keep (from {Path.cwd()})")
-        try:
-            keep_source(self._layout, source)
-        except DtrainError as error:
-            raise UserErrorException(str(error)) from error
+        keep_source(self._layout, Path(file_or_folder_path))
         return self.get_snapshot_id()
 
     @property
     def input_datasets(self) -> dict[str, str]:
         """The paths that the job was given of datasets and datastores, by the names of those inputs."""
-        from dtrain.azureml.datastore import VARIABLE
-
-        prefix = VARIABLE.removeprefix("$")
-        variables: dict[str, str] = read_json(self._layout.spec).get("environment") or {}
-        return {name.removeprefix(prefix): path for name, path in variables.items() if name.startswith(prefix)}
+        return inputs_of(self._layout)
 
     def get_snapshot_id(self) -> str:
         """The run's id, by which :meth:`restore_snapshot` knows its source."""

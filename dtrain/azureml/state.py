@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
 import time
@@ -23,6 +24,7 @@ ENDED = ("Completed", "Failed", "Canceled")
 _ASK_S = 3.0
 _SUBMITTED_S = 300.0  # sbatch is given up after a minute; hosts' clocks differ
 _next_question: dict[Path, float] = {}
+_GONE_S = 2.0
 _WORDS = {"completed": "Completed", "failed": "Failed", "canceled": "Canceled"}
 
 
@@ -65,13 +67,29 @@ def _unfollowed(run: RunLayout, status: RunStatus) -> RunStatus:
             "`squeue --me` shows whether it has the job"
         )
         status = dataclasses.replace(status, state="failed", ended=time.time(), exit_code=1, cause=cause)
-        write_record(run.status, status)
+        with contextlib.suppress(PermissionError):
+            write_record(run.status, status)
         return status
     if time.monotonic() < _next_question.get(run.root, 0.0):
         return status
     _next_question[run.root] = time.monotonic() + _ASK_S
-    with open(records.AzureLayout(run).console, "a") as words:
-        return settle_job(run, job, Console(words, words)) or status
+    with contextlib.suppress(PermissionError), open(records.AzureLayout(run).console, "a") as words:  # else another user's
+        settled = settle_job(run, job, Console(words, words))
+        if settled is not None and supervisor.vanished():
+            _note_what_is_not_uploaded(run)
+        return settled or status
+    return status
+
+
+def _note_what_is_not_uploaded(run: RunLayout) -> None:
+    mounted = records.events(run, "mounted")
+    if mounted and not records.events(run, "uploaded"):
+        records.note(
+            run,
+            "warning",
+            text="its supervisor was killed before it could upload what the job wrote to its copies of "
+            f"{', '.join(mounted[0]['urls'])}: that stays in {records.AzureLayout(run).data}",
+        )
 
 
 def azure_status(run: RunLayout) -> str:
@@ -118,7 +136,7 @@ def _has_begun(run: RunLayout) -> bool:
 
 
 def cancel(run: RunLayout) -> None:
-    """Ask the run's supervisor, or Slurm, to end the job; returns at once.
+    """Ask the run's supervisor, or Slurm, to end the job; returns at once, or within 2 s where it has not begun.
 
     Raises UserErrorException for a supervisor on another host, and where Slurm does not take it.
     """
@@ -138,7 +156,13 @@ def cancel(run: RunLayout) -> None:
         return
     process = supervisor.find()
     if process is not None:
+        listens = _has_begun(run)
         process.send_signal(signal.SIGTERM)
+        until = time.monotonic() + _GONE_S
+        while not listens and supervisor.find() is not None and time.monotonic() < until:
+            time.sleep(0.01)
+        if not listens:
+            status_of(run)  # which records that it is canceled: nobody else does
     elif not supervisor.vanished():
         raise UserErrorException(f"run {run.id} is supervised on {supervisor.host}; call cancel() there")
 

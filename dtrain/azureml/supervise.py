@@ -49,6 +49,8 @@ def main() -> NoReturn:
         for copy in order.copies:
             _make(copy, console)
         mounted = {copy: list_files(Path(copy.path)) for copy in order.copies if copy.mode == "mount"}
+        if mounted:
+            records.note(run, "mounted", urls=[copy.url for copy in mounted])
         if order.packages or order.copies:
             records.note(run, "prepared")
         status = _run_by_slurm(run, spec, console) if spec.launcher_name == "slurm" else _run_here(run, spec, console)
@@ -58,6 +60,8 @@ def main() -> NoReturn:
         sys.exit(error.exit_code)
     for copy, files in mounted.items():
         _upload(run, copy, files, console)
+    if mounted:
+        records.note(run, "uploaded")
     if (elsewhere := files_elsewhere(run, before)) and status.state == "completed":
         text = (
             f"written outside of ./outputs and ./logs, and so not among the run's files: {', '.join(elsewhere)}; they are in "

@@ -48,12 +48,26 @@ def test_environments_are_written_and_told(azure: AzureProject) -> None:
     assert "there is no file or folder" in config
 
 
-def test_a_target_that_was_named_by_hosts_stays_that_when_a_script_creates_it(azure: AzureProject) -> None:
-    done = azure.dtrain("compute", "add", "cluster", "--hosts", "localhost:2")
-    assert done.returncode == 0, done.stderr
-    done = azure.control("print(json.dumps([cluster.max_nodes, cluster.vm_size]))")  # it is created where the script begins
-    assert told(done) == [1, "hosts"]
-    assert "compute target cluster is hosts localhost:2, by `dtrain compute add`, and stays that" in done.stdout
+def test_a_registered_environment_comes_back_as_it_was(azure: AzureProject) -> None:
+    """With the Python that it names, too: else what it has would be looked for in another one, and installed."""
+    done = azure.control(
+        """
+mine = Environment("mine")
+mine.python.user_managed_dependencies = True
+mine.python.interpreter_path = sys.executable
+mine.docker.base_image = "image:1"
+mine.environment_variables = {"A": "b"}
+def told(each):
+    return [each.python.user_managed_dependencies, each.python.interpreter_path == sys.executable, each.docker.base_image,
+        each.environment_variables, each.version]
+versions = [mine.register(ws).version, mine.register(ws).version]
+again, other = Environment.get(ws, "mine", version="1"), mine.clone("other")
+mine.environment_variables["A"] = "c"
+print(json.dumps([told(again), told(other), versions, mine.register(ws).version]))
+"""
+    )
+    was = [True, True, "image:1", {"A": "b"}]
+    assert told(done) == [[*was, "1"], [*was, None], ["1", "1"], "2"]
 
 
 @pytest.mark.needs("sklearn")

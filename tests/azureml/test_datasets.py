@@ -65,6 +65,9 @@ from azureml.core.dataset import Dataset
 store = ws.get_default_datastore()
 open("a.csv", "w").write("a")
 store.upload_files(["a.csv"])
+os.makedirs("b/deep")
+for name in ("b/b.csv", "b/deep/c.csv"): open(name, "w").close()
+store.upload("b", "b")
 dataset = Dataset.File.from_files((store, "a.csv"))
 dataset.register(ws, "one")
 def refused(call):
@@ -74,24 +77,25 @@ def refused(call):
         return f"{type(error).__name__}: {error}"
 print(json.dumps([
     refused(lambda: Dataset.File.from_files(path=["https://example.com/a.gz"])),
-    refused(lambda: Dataset.File.from_files((store, "images/*.jpg"))),
+    refused(lambda: Dataset.File.from_files((store, "b/?.csv"))),
     refused(lambda: Dataset.File.from_files((store, "absent"))),
     refused(lambda: Dataset.Tabular.from_delimited_files(path=(store, "a.csv"))),
     refused(lambda: Dataset.get_by_name(ws, "on")),
     refused(lambda: Dataset.File.from_files(store).register(ws, "one")),
     refused(lambda: experiment.submit(ScriptRunConfig("src", "train.py", [dataset.as_named_input("x")]))),
     refused(lambda: Estimator("src", entry_script="train.py", inputs=[dataset.as_named_input("x")])),
-    dataset.to_path(),
+    [Dataset.File.from_files((store, path)).to_path() for path in ("b/**/*.csv", "b/deep/*.csv", "b/**")], dataset.to_path(),
 ]))
 """
     )
-    *found, paths = told(done)
+    *found, of_patterns, paths = told(done)
+    assert of_patterns == [["/b.csv", "/deep/c.csv"], ["/c.csv"], ["/b.csv", "/deep/c.csv"]]
     assert paths == ["/a.csv"]
     for text, words in zip(
         found,
         (
             "those of web addresses have to be downloaded first",
-            "path 'images/*.jpg' is a pattern",
+            "path 'b/?.csv' leaves 'b/deep/c.csv' of its folder out",
             "datastore 'workspaceblobstore' has no file in 'absent'",
             "Dataset.Tabular is not available without Azure: give the job the file by Dataset.File",
             "no dataset 'on' (did you mean one?)",

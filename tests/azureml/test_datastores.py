@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from tests.azureml.conftest import AzureProject
-from tests.azureml.test_submit import told
+from tests.azureml.test_submit import make_slurm, told
 
 
 @dataclass(frozen=True)
@@ -318,6 +318,31 @@ def test_submit_waits_for_no_object_store(bucket: AzureProject, server: Server) 
     assert found["states"] == ["Preparing", "Completed", "Canceled"]
     assert found["lines"] == f"dtrain: copying set of s3://data/{bucket.folder.name}\n"
     assert "two references to datastores are called 'set'" in str(found["refused"])
+
+
+LOST = """
+import signal, time
+store = ws.get_default_datastore()
+open("bin/answer", "w").close()
+run = experiment.submit(ScriptRunConfig("src", "train.py", [store.path("set").as_mount()], compute_target="queue"))
+folder = run.get_details()["runFolder"]
+while not os.path.exists(os.path.join(folder, "slurm.json")):
+    time.sleep(0.05)
+os.kill(json.load(open(os.path.join(folder, "azureml", "supervisor.json")))["pid"], signal.SIGKILL)
+open("bin/state", "w").write("COMPLETED|None")
+while run.get_status() == "Queued":
+    time.sleep(0.05)
+print(run.get_status(), run.get_details()["warnings"])
+"""
+
+
+def test_results_that_nobody_uploads_any_more_are_named(bucket: AzureProject) -> None:
+    """The job goes on under Slurm when the process that was to upload them is killed."""
+    make_slurm(bucket)
+    assert bucket.dtrain("compute", "add", "queue", "--slurm-partition", "debug").returncode == 0
+    bucket.train("print('x')")
+    last = bucket.control(LOST).stdout.splitlines()[-1]
+    assert last.startswith("Failed [{'message': 'its supervisor was killed before it could upload what the job wrote to its ")
 
 
 PLACES = """

@@ -143,6 +143,7 @@ def test_runs_that_are_left_open(azure: AzureProject) -> None:
     azure.control(
         """
 experiment.start_logging().log("x", 1)
+open("outputs/kept.txt", "w").close()
 experiment.submit(ScriptRunConfig("src", "train.py")).wait_for_completion()
 """
     )
@@ -154,6 +155,7 @@ for run in experiment.get_runs(include_children=True):
 """
     )
     child, job, own = done.stdout.splitlines()[-3:]
+    assert len(list((azure.folder / "workspace" / "runs").glob("*/outputs/kept.txt"))) == 1
     assert job == "Completed True "
     for line in (child, own):
         assert line.startswith("Failed True ")
