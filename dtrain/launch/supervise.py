@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import re
 import signal
 import socket
 import time
@@ -14,38 +12,28 @@ from dataclasses import dataclass, field
 import psutil
 
 from dtrain.job_options import Hangs
-from dtrain.launch.aborts import name_abort
 from dtrain.launch.agents import Agents
 from dtrain.launch.beats import Beats, BeatWatch
 from dtrain.launch.console import Console
 from dtrain.launch.crew import Crew
 from dtrain.launch.elastic import Survivals
 from dtrain.launch.hang import HANG, HangWatch
+from dtrain.launch.judge import Judge
 from dtrain.launch.output import Output
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.run_processes import processes_of, signal_guard
 from dtrain.launch.scratch import Scratch
-from dtrain.launch.ssh import FAILED
 from dtrain.layout import RunLayout
 from dtrain.processes import END_SCRIPT, signal_name
 from dtrain.status import (
-    ORPHANED,
-    VANISHED,
     RankFailure,
     RunStatus,
-    first_failure,
-    listed,
-    name_who_left,
     read_failure,
     read_process,
-    who_left,
     write_record,
 )
 
 TIME_LIMIT = 124  # the exit code of timeout(1)
-_CAUSE_LINES = 20
-# Slurm's words when it kills the ranks of srun, guards and all.
-_STEP_CANCELED = re.compile(r"STEP \S+ ON \S+ CANCELLED")
 _POLL_S = 0.03
 _CHECK_S = 0.1
 # How often the folders and outputs of ranks on other hosts are opened anew, which costs a network file system some of its time.
@@ -316,39 +304,17 @@ class Supervisor:
             self._scratch.remove()
 
     def _verdict(self) -> RunStatus:
-        deciding = self._plan.deciding_ranks(self._run)
-        missing = [rank for rank in deciding if not self._run.rank(rank).done.is_file()]
-        launcher_code = self._crew.exit_code()
-        vanished = self._vanished(missing, launcher_code)
-        failure, orphan = first_failure(list(self._fatal().values())), self._orphaned(launcher_code)
-        if orphan is not None and (failure is None or orphan.time < failure.time):
-            failure = orphan
-        if len(vanished) == 1 and (failure is None or failure.kind == "consequence"):
-            failure = vanished[0]
+        failure = None
         if self._canceled:
             state, code, cause = "canceled", 128 + self._signals[0], f"canceled by {signal_name(self._signals[0])}"
-            failure = None
         elif self._timed_out:
             state, code, cause = "failed", TIME_LIMIT, f"time limit of {self._limits.timeout_s:g} s reached"
-            failure = None
         elif self._hung is not None:
             state, code, cause = "failed", HANG, self._hung
-            failure = None
-        elif failure is not None:
-            failure = self._named(name_who_left(self._run, failure, self._plan.size))
-            said = self._output.last_words(1) if self._plan.elastic else []  # why the others did not go on
-            state, code, cause = "failed", failure.exit_code, "; ".join([failure.describe(), *said])
-        elif vanished:
-            left = who_left(self._run, self._plan.size, time.time())
-            how = vanished[0].message + (f"; {left}" if left else "")  # the same for all
-            state, code, cause = "failed", vanished[0].exit_code, f"{listed(each.who for each in vanished)}: each {how}"
-        elif launcher_code != 0:
-            state, code, cause = "failed", _exit_code(launcher_code), self._launcher_cause(launcher_code)
-        elif missing:
-            ranks = listed(self._names[rank] or f"rank {rank}" for rank in missing)
-            state, code, cause = "failed", 1, f"the launcher ended with 0, but {ranks} left no completion record"
         else:
-            state, code, cause = "completed", 0, ""
+            judge = Judge(self._plan, self._run, self._output, self._names, self._host)
+            code, cause, failure = judge.outcome(self._fatal(), self._failures, self._on_other_hosts, self._crew.exit_code())
+            state = "failed" if cause else "completed"
         return RunStatus(
             state=state,  # type: ignore[arg-type]
             size=len(self._names),
@@ -361,45 +327,3 @@ class Supervisor:
             failure=failure,
             restarts=self._crew.restarts,
         )
-
-    def _vanished(self, missing: list[int], launcher_code: int) -> list[RankFailure]:
-        """Ranks that began and left no record: they were killed, each with its guard, since any other end leaves one.
-
-        Of several srun may say which was the first; else nobody can: MPICH kills the others before they can leave a record, and
-        names any.
-        """
-        silent = [rank for rank in missing if rank not in self._failures and self._run.rank(rank).process.is_file()]
-        if launcher_code == 0 or (launcher_code < 0 and self._plan.launcher != "local"):
-            return []  # one that was itself killed took its ranks with it; a single rank is started by nobody else
-        message, first = VANISHED, self._output.first_to_end(before=_STEP_CANCELED).intersection(silent)
-        if first:
-            silent = sorted(first)
-        elif any(_STEP_CANCELED.search(line) for line in self._output.last_words(_CAUSE_LINES)):
-            message += "; Slurm canceled the step, as it does when MPI has lost a rank"
-        killed = [RankFailure.now(rank, "signal", 128 + signal.SIGKILL, message) for rank in silent]
-        killed = [dataclasses.replace(each, host=self._host(each.rank), task=self._names[each.rank]) for each in killed]
-        return [named for each in killed if (named := self._named(each)) is not each] or killed
-
-    def _named(self, failure: RankFailure) -> RankFailure:
-        return name_abort(failure, self._run, self._output.last_words(_CAUSE_LINES))
-
-    def _orphaned(self, launcher_code: int) -> RankFailure | None:
-        """The first rank on another host whose launcher there has died; None where mpirun itself was killed."""
-        gone = [self._failures[rank] for rank in sorted(self._on_other_hosts & self._failures.keys())]
-        gone = [failure for failure in gone if failure.message == ORPHANED]
-        if launcher_code < 0 or not gone:
-            return None
-        message = f"lost: the daemon of {self._plan.processes[0].name} on this host, by which it was started, has died"
-        return dataclasses.replace(min(gone, key=lambda each: each.time), kind="signal", exit_code=FAILED, message=message)
-
-    def _launcher_cause(self, code: int) -> str:
-        name = self._plan.processes[0].name
-        how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with code {code}"
-        said = "".join(f"\n  {line}" for line in self._output.last_words(_CAUSE_LINES))
-        left = [rank for rank in range(self._plan.size) if self._run.rank(rank).done.is_file()]
-        after = f", after rank {listed(left)} had left with exit code 0, and others had not" if left else ""
-        return f"{name} {how} without any rank failing by itself{after}{'; it said:' + said if said else ''}"
-
-
-def _exit_code(returncode: int) -> int:
-    return 128 - returncode if returncode < 0 else returncode

@@ -1,0 +1,96 @@
+"""How an attempt ended: which rank failed first, or what else went wrong, from what is known when nobody is left."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import signal
+import time
+from collections.abc import Callable, Mapping, Set
+
+from dtrain.launch.aborts import name_abort
+from dtrain.launch.output import Output
+from dtrain.launch.plan import LaunchPlan
+from dtrain.launch.ssh import FAILED
+from dtrain.layout import RunLayout
+from dtrain.processes import signal_name
+from dtrain.status import ORPHANED, VANISHED, RankFailure, first_failure, listed, name_who_left, who_left
+
+_CAUSE_LINES = 20
+# Slurm's words when it kills the ranks of srun, guards and all.
+_STEP_CANCELED = re.compile(r"STEP \S+ ON \S+ CANCELLED")
+
+
+class Judge:
+    """Judges one attempt when it is over. Made by its supervisor, whose ``names`` of ranks (empty words where they have none) and
+    ``host_of`` a rank it takes over."""
+
+    def __init__(
+        self, plan: LaunchPlan, run: RunLayout, output: Output, names: Mapping[int, str], host_of: Callable[[int], str]
+    ) -> None:
+        self._plan, self._run, self._output, self._names, self._host_of = plan, run, output, names, host_of
+
+    def outcome(
+        self, fatal: Mapping[int, RankFailure], failures: Mapping[int, RankFailure], on_other_hosts: Set[int], launcher_code: int
+    ) -> tuple[int, str, RankFailure | None]:
+        """The exit code, the cause in words (empty: all went well), and the first failure of a rank, where it was one.
+
+        ``fatal`` are those of ``failures`` that ended the job; ``launcher_code`` is negative where the launcher was killed.
+        """
+        missing = [rank for rank in self._plan.deciding_ranks(self._run) if not self._run.rank(rank).done.is_file()]
+        vanished = self._vanished([rank for rank in missing if rank not in failures], launcher_code)
+        failure = first_failure(list(fatal.values()))
+        gone = [failures[rank] for rank in sorted(on_other_hosts & failures.keys()) if failures[rank].message == ORPHANED]
+        if gone and launcher_code >= 0:
+            orphan = self._orphaned(gone)
+            failure = orphan if failure is None or orphan.time < failure.time else failure
+        if len(vanished) == 1 and (failure is None or failure.kind == "consequence"):
+            failure = vanished[0]
+        if failure is not None:
+            failure = self._named(name_who_left(self._run, failure, self._plan.size))
+            said = self._output.last_words(1) if self._plan.elastic else []  # why the others did not go on
+            return failure.exit_code, "; ".join([failure.describe(), *said]), failure
+        if vanished:
+            left = who_left(self._run, self._plan.size, time.time())
+            how = vanished[0].message + (f"; {left}" if left else "")  # the same for all
+            return vanished[0].exit_code, f"{listed(each.who for each in vanished)}: each {how}", None
+        if launcher_code != 0:
+            return 128 - launcher_code if launcher_code < 0 else launcher_code, self._launcher_cause(launcher_code), None
+        if missing:
+            ranks = listed(self._names[rank] or f"rank {rank}" for rank in missing)
+            return 1, f"the launcher ended with 0, but {ranks} left no completion record", None
+        return 0, "", None
+
+    def _vanished(self, silent: list[int], launcher_code: int) -> list[RankFailure]:
+        """Ranks that began and left no record: they were killed, each with its guard, since any other end leaves one.
+
+        Of several srun may say which was the first; else nobody can: MPICH kills the others before they can leave a record, and
+        names any.
+        """
+        silent = [rank for rank in silent if self._run.rank(rank).process.is_file()]
+        if launcher_code == 0 or (launcher_code < 0 and self._plan.launcher != "local"):
+            return []  # one that was itself killed took its ranks with it; a single rank is started by nobody else
+        message, first = VANISHED, self._output.first_to_end(before=_STEP_CANCELED).intersection(silent)
+        if first:
+            silent = sorted(first)
+        elif any(_STEP_CANCELED.search(line) for line in self._output.last_words(_CAUSE_LINES)):
+            message += "; Slurm canceled the step, as it does when MPI has lost a rank"
+        killed = [RankFailure.now(rank, "signal", 128 + signal.SIGKILL, message) for rank in silent]
+        killed = [dataclasses.replace(each, host=self._host_of(each.rank), task=self._names[each.rank]) for each in killed]
+        return [named for each in killed if (named := self._named(each)) is not each] or killed
+
+    def _named(self, failure: RankFailure) -> RankFailure:
+        return name_abort(failure, self._run, self._output.last_words(_CAUSE_LINES))
+
+    def _orphaned(self, gone: list[RankFailure]) -> RankFailure:
+        """The first of the ranks on other hosts whose launcher there has died."""
+        message = f"lost: the daemon of {self._plan.processes[0].name} on this host, by which it was started, has died"
+        return dataclasses.replace(min(gone, key=lambda each: each.time), kind="signal", exit_code=FAILED, message=message)
+
+    def _launcher_cause(self, code: int) -> str:
+        name = self._plan.processes[0].name
+        how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with code {code}"
+        said = "".join(f"\n  {line}" for line in self._output.last_words(_CAUSE_LINES))
+        left = [rank for rank in range(self._plan.size) if self._run.rank(rank).done.is_file()]
+        after = f", after rank {listed(left)} had left with exit code 0, and others had not" if left else ""
+        return f"{name} {how} without any rank failing by itself{after}{'; it said:' + said if said else ''}"
