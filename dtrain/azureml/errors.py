@@ -78,14 +78,14 @@ class ServiceException(AzureMLException):
 
 
 class NoSuchName(AzureMLException, AttributeError):
-    """A member that this class of the SDK's has and we have not, or that it never had."""
+    """A member that this class or module of the SDK's has and we have not, or that it never had."""
 
 
-class NoSuchImport(AzureMLException, ImportError):
-    """A name of an ``azureml`` module that we do not have. No AttributeError: ``from x import y`` would lose its text."""
+class NoSuchImport(AzureMLException, ModuleNotFoundError):
+    """A name of an ``azureml`` module that we do not have, from ``from x import y``."""
 
 
-class NoSuchModule(AzureMLException, ModuleNotFoundError):
+class NoSuchModule(NoSuchImport):
     """A module of ``azureml`` that we do not have."""
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dtrain.azureml import names
@@ -52,7 +54,11 @@ def test_a_name_that_we_have_not_says_what_to_use() -> None:
     with pytest.raises(NoSuchModule, match="hyperdrive is not available without Azure: submit one run for each setting"):
         from azureml.train.hyperdrive import HyperDriveConfig  # noqa: F401
     with pytest.raises(NoSuchModule, match=r"azureml\.pipeline is not available .*: submit the steps"):
-        import azureml.pipeline.steps  # noqa: F401
+        import azureml.pipeline.steps
+    with pytest.raises(NoSuchModule, match=r"azureml\.core\.webservice is not available .*: models are registered"):
+        from azureml.core import webservice  # noqa: F401
+    with pytest.raises(NoSuchModule, match=r"no module 'azureml\.cor' \(did you mean azureml\.core\?\)"):
+        import azureml.cor  # noqa: F401
     from azureml.core import Model, Run, Workspace
 
     with pytest.raises(NoSuchName, match=r"Model\.deploy is not available without Azure: models are registered"):
@@ -60,6 +66,19 @@ def test_a_name_that_we_have_not_says_what_to_use() -> None:
     with pytest.raises(NoSuchName, match="Workspace has no 'from_confg'"):
         Workspace.from_confg  # noqa: B018
     assert not hasattr(Run, "log_the_loss")
+
+
+@pytest.mark.usefixtures("finder")
+def test_a_module_can_be_asked_whether_it_has_a_name() -> None:
+    """As pickle asks every module that is loaded, for the home of a function that does not know its own."""
+    import azureml.core
+    import azureml.train.dnn
+
+    assert not hasattr(azureml.core, "Dataset")
+    assert getattr(azureml.core, "Workspce", None) is None
+    with pytest.raises(AttributeError, match="Dataset is not available without Azure: use a Datastore"):
+        azureml.core.Dataset  # noqa: B018
+    assert pickle.loads(pickle.dumps(np.add)) is np.add
 
 
 def in_python(text: str, *path: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
