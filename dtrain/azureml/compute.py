@@ -179,11 +179,12 @@ class AmlCompute(ComputeTarget):
     """A cluster of the SDK's: here this machine, hosts, or a Slurm partition."""
 
     @staticmethod
-    def provisioning_configuration(vm_size: str = "", **given: Any) -> AmlComputeProvisioningConfiguration:
+    def provisioning_configuration(
+        vm_size: str = "", vm_priority: str = "dedicated", min_nodes: int = 0, max_nodes: int | None = None, **given: Any
+    ) -> AmlComputeProvisioningConfiguration:
         """What ``ComputeTarget.create`` takes. Raises ComputeTargetException for node counts that cannot be."""
-        options = take_options(
-            "AmlCompute.provisioning_configuration", {"vm_size": vm_size, **given}, _PROVISIONING, _PROVISIONING_REFUSED
-        )
+        placed = {"vm_size": vm_size, "vm_priority": vm_priority, "min_nodes": min_nodes, "max_nodes": max_nodes}
+        options = take_options("AmlCompute.provisioning_configuration", {**placed, **given}, _PROVISIONING, _PROVISIONING_REFUSED)
         options["max_nodes"] = max(1, options["min_nodes"]) if options["max_nodes"] is None else options["max_nodes"]
         if not 0 <= options["min_nodes"] <= options["max_nodes"] or options["max_nodes"] < 1:
             raise ComputeTargetException(

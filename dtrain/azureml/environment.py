@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from dtrain.azureml.console import warn
 from dtrain.azureml.errors import Settings, UserErrorException
 from dtrain.azureml.workspace import Workspace
-from dtrain.errors import did_you_mean
 from dtrain.files import read_json, write_json
 from dtrain.layout import check_name
 
@@ -39,18 +38,15 @@ class CondaDependencies(Settings):
 
     @staticmethod
     def create(
+        pip_indexurl: str | None = None,
         pip_packages: Sequence[str] | None = None,
         conda_packages: Sequence[str] | None = None,
         python_version: str | None = None,
         pin_sdk_version: bool = True,
-        **given: Any,
     ) -> CondaDependencies:
-        """Packages of pip and conda. ``python_version`` is compared with this Python's."""
-        for name, value in given.items():
-            if name not in ("pip_indexurl",):
-                raise TypeError(f"CondaDependencies.create() has no argument {name!r}{did_you_mean(name, ['pip_packages'])}")
-            if value:
-                raise UserErrorException("pip_indexurl= has no effect here; set PIP_INDEX_URL, which dtrain's pip reads")
+        """Packages of pip and conda. ``python_version`` is compared with this Python's. UserErrorException for an index."""
+        if pip_indexurl is not None:
+            raise UserErrorException("pip_indexurl= has no effect here; set PIP_INDEX_URL, which dtrain's pip reads")
         made = CondaDependencies()
         made._pip = list(pip_packages or [])
         made._conda = [*([f"python={python_version}"] if python_version else []), *(conda_packages or [])]

@@ -5,7 +5,7 @@ All are :class:`dtrain.errors.DtrainError` too. The names of the SDK's own hiera
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from dtrain.errors import DtrainError, did_you_mean
@@ -143,10 +143,14 @@ class Settings(Named):
     """An object whose attributes scripts set: one that we do not know is refused, for it would have no effect."""
 
     _fields: ClassVar[tuple[str, ...]] = ()
+    _checks: ClassVar[Mapping[str, Callable[[str, Any], Any]]] = {}
+    """By a field's name, what raises UserErrorException for a value that cannot be; called with name and value."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not name.startswith("_") and name not in self._fields and not isinstance(getattr(type(self), name, None), property):
             _refuse(type(self), name)
+        if (check := self._checks.get(name)) is not None:
+            check(name, value)
         super().__setattr__(name, value)
 
 

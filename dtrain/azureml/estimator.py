@@ -76,7 +76,7 @@ class Estimator(Named):
         "(pip_packages=)": _PACKAGES,
         "(resume_from=)": "a path, a datastore's path or a run (its outputs): the script is given it as --resume-from",
         "(shm_size=)": _NO_CONTAINER,
-        "(use_docker=)": _NO_CONTAINER,
+        "(use_docker=)": "no container is started, whichever is given: jobs run in this Python environment",
         "(use_gpu=)": "a job sees the GPUs of the machine; where there is none, that is said",
         "(user_managed=)": "True: packages are not looked for",
     }

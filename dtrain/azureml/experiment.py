@@ -75,8 +75,8 @@ class Experiment(Named):
         type: str | None = None,
         tags: Any = None,
         properties: Any = None,
-        status: str | None = None,
         include_children: bool = False,
+        status: str | None = None,
     ) -> Iterator[Run]:
         """The runs of the experiment, newest first. ``tags`` and ``properties``: a name, or a dict of names and values."""
         if type not in (None, "azureml.scriptrun"):

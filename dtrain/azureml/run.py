@@ -11,6 +11,7 @@ from dtrain.azureml import files, records, state
 from dtrain.azureml.errors import UserErrorException, take_options
 from dtrain.azureml.interactive import new_run
 from dtrain.azureml.logged import Logged
+from dtrain.azureml.names import NO_DATASET
 from dtrain.azureml.streaming import wait
 from dtrain.errors import DtrainError, WorkspaceError
 from dtrain.files import read_json
@@ -21,16 +22,6 @@ if TYPE_CHECKING:
     from dtrain.azureml.datapath import DataPath
     from dtrain.azureml.experiment import Experiment
     from dtrain.azureml.model import Model
-
-_REGISTER: Mapping[str, Any] = {
-    "tags": None,
-    "properties": None,
-    "description": None,
-    "model_framework": None,
-    "model_framework_version": None,
-}
-_NO_DATASET = "use a Datastore: ws.get_default_datastore().path('...').as_mount() in script_params"
-_NO_DEPLOY = "models are registered and downloaded here, not deployed"
 
 
 class Run(Logged):
@@ -46,8 +37,8 @@ class Run(Logged):
         "get_environment": "get_details()['runDefinition']['environment'] shows it",
         "get_secret": "give secrets to jobs as environment variables",
         "get_secrets": "give secrets to jobs as environment variables",
-        "input_datasets": _NO_DATASET,
-        "output_datasets": _NO_DATASET,
+        "input_datasets": NO_DATASET,
+        "output_datasets": NO_DATASET,
         "remove_tags": "tags are kept; set another value with tag(key, value)",
         "start": "a run that was submitted begins by itself",
     }
@@ -342,14 +333,17 @@ class Run(Logged):
                 if recursive:
                     yield from child.get_children(recursive=True)
 
-    def register_model(self, model_name: str, model_path: str | None = None, **given: Any) -> Model:
+    def register_model(
+        self, model_name: str, model_path: str | None = None, tags: Any = None, properties: Any = None, **given: Any
+    ) -> Model:
         """Register a file or folder of the run (None: all its outputs) as the next version of ``model_name``.
 
-        Takes tags, properties, description, model_framework, model_framework_version. Raises UserErrorException.
+        Takes description, model_framework, model_framework_version, too. Raises UserErrorException.
         """
-        from dtrain.azureml.model import register_from_run
+        from dtrain.azureml.model import REGISTER, REGISTER_REFUSED, register_from_run
 
-        options = take_options("register_model", given, _REGISTER, dict.fromkeys(_DEPLOYED, _NO_DEPLOY) | _SETS)
+        placed = {"tags": tags, "properties": properties}
+        options = take_options("register_model", {**placed, **given}, REGISTER, REGISTER_REFUSED)
         try:
             return register_from_run(self.experiment.workspace, self._layout, model_name, model_path, options)
         except UserErrorException:
@@ -365,10 +359,6 @@ class Run(Logged):
 
     def __hash__(self) -> int:
         return hash(self._layout.root)
-
-
-_DEPLOYED = ("sample_input_dataset", "sample_output_dataset", "resource_configuration")
-_SETS = {"datasets": _NO_DATASET}
 
 
 def _utc(seconds: float) -> str:

@@ -35,11 +35,35 @@ def _one_of(name: str, value: Any, allowed: Sequence[str]) -> str:
 class DockerConfiguration(Settings):
     """Whether a container is asked for, which no job here runs in: submit says so."""
 
-    _fields: ClassVar = ("use_docker", "shm_size", "arguments")
-    _differs: ClassVar = {"use_docker": "no container is started: jobs run in this Python environment, and that is said"}
+    _fields: ClassVar = ("use_docker", "shared_volumes", "arguments", "shm_size")
+    _differs: ClassVar = dict.fromkeys(_fields, "no container is started: jobs run in this Python environment, and that is said")
 
-    def __init__(self, use_docker: bool = False, shm_size: str | None = None, arguments: Sequence[str] | None = None) -> None:
-        self.use_docker, self.shm_size, self.arguments = use_docker, shm_size, list(arguments or [])
+    def __init__(
+        self,
+        use_docker: bool = False,
+        shared_volumes: bool = True,
+        arguments: Sequence[str] | None = None,
+        shm_size: str | None = None,
+    ) -> None:
+        self.use_docker, self.shared_volumes = use_docker, shared_volumes
+        self.arguments, self.shm_size = list(arguments or []), shm_size
+
+
+def _only_true(name: str, value: Any) -> None:
+    if value is not True:
+        raise UserErrorException(f"{name}={value!r} is not available: a run's source, ./outputs and ./logs are always kept")
+
+
+class HistorySection(Settings):
+    """``run_config.history``: what is kept of a run, which is all of it."""
+
+    _fields: ClassVar = ("output_collection", "snapshot_project")
+    _checks: ClassVar = dict.fromkeys(_fields, _only_true)
+    _differs: ClassVar = dict.fromkeys(_fields, "always True: a run's source, ./outputs and ./logs are kept")
+    _refused: ClassVar = {"directories_to_watch": "./outputs and ./logs are kept; let the script write there"}
+
+    def __init__(self) -> None:
+        self.output_collection = self.snapshot_project = True
 
 
 class MpiConfiguration(Settings):
@@ -72,6 +96,7 @@ class RunConfiguration(Settings):
         "communicator",
         "target",
         "environment",
+        "history",
         "node_count",
         "mpi",
         "tensorflow",
@@ -85,7 +110,6 @@ class RunConfiguration(Settings):
         "auto_prepare_environment": "packages that are missing are installed; `dtrain azureml --no-install` refuses instead",
         "data": "use data_references, or a Datastore's path in the arguments",
         "hdi": "there is no Spark here",
-        "history": "outputs and logs are always kept",
         "load": "make a RunConfiguration in the script",
         "save": "make a RunConfiguration in the script",
         "services": "there are no services of Azure's",
@@ -112,6 +136,7 @@ class RunConfiguration(Settings):
         self.max_run_duration_seconds: float | None = None
         self.environment_variables: dict[str, str] = {}
         self.docker = DockerConfiguration()
+        self.history = HistorySection()
         self.environment = Environment("default")
         if conda_dependencies is not None:
             self.environment.python.conda_dependencies = conda_dependencies

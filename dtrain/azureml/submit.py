@@ -11,7 +11,7 @@ from typing import Any
 from dtrain import switches
 from dtrain.azureml.compute import check_nodes
 from dtrain.azureml.environment import Environment
-from dtrain.azureml.errors import AzureMLException, UserErrorException
+from dtrain.azureml.errors import AzureMLException, Settings, UserErrorException
 from dtrain.azureml.estimator import Estimator
 from dtrain.azureml.old_code import find_old_names, uses_horovod
 from dtrain.azureml.packages import missing_packages
@@ -106,13 +106,9 @@ def _check_environment(config: RunConfiguration) -> tuple[list[str], list[str]]:
     if not isinstance(environment, Environment):
         raise UserErrorException(f"environment={environment!r:.80} is no Environment; Environment.get(ws, name) gives one")
     notes = []
-    if (
-        config.docker.use_docker
-        or environment.docker.enabled
-        or environment.docker.base_image
-        or environment.docker.base_dockerfile
-    ):
-        notes.append("docker is not used: the job runs in this Python environment")
+    sections: tuple[Settings, ...] = (config.docker, environment.docker)
+    if asked := [name for section in sections for name in _changed(section)]:
+        notes.append(f"docker is not used ({', '.join(asked)}): the job runs in this Python environment")
     python = environment.python
     if python.user_managed_dependencies:
         return [], notes
@@ -125,6 +121,12 @@ def _check_environment(config: RunConfiguration) -> tuple[list[str], list[str]]:
     any_version, install = switches.takes_any_version(), switches.installs_packages()
     wanted, others = missing_packages(dependencies._pip, dependencies._conda, any_version=any_version, install=install)
     return wanted, [*notes, *others]
+
+
+def _changed(section: Settings) -> list[str]:
+    """The settings of a section that are not as its constructor makes them."""
+    untouched = type(section)()
+    return [name for name in section._fields if getattr(section, name) != getattr(untouched, name)]
 
 
 def _own_python(environment: Environment) -> Path | None:

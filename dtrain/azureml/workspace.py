@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dtrain import env
-from dtrain.azureml.authentication import check_login
+from dtrain.azureml.authentication import NO_ACCOUNT, check_login
 from dtrain.azureml.console import say
 from dtrain.azureml.errors import Named, UserErrorException, WorkspaceException, take_options
 from dtrain.files import read_json, write_json
@@ -24,11 +24,7 @@ if TYPE_CHECKING:
 
 CONFIG_PLACES = ("config.json", ".azureml/config.json", "aml_config/config.json")
 
-_NO_ACCOUNT = "there is no account to log in to"
 _CREATE = {
-    "subscription_id": None,
-    "resource_group": None,
-    "location": None,
     "exist_ok": False,
     "show_output": True,
     "create_resource_group": True,
@@ -55,7 +51,7 @@ class Workspace(Named):
         "get_default_keyvault": "give secrets to jobs as environment_variables of an estimator or environment",
         "images": "models are registered and downloaded here, not deployed",
         "setup": "use Workspace.create, or `dtrain azureml init`",
-        "sync_keys": _NO_ACCOUNT,
+        "sync_keys": NO_ACCOUNT,
         "webservices": "models are registered and downloaded here, not deployed",
         "get_mlflow_tracking_uri": "metrics are in the run's folder: run.get_metrics(), `dtrain metrics RUN`",
         "datasets": "use ws.get_default_datastore().path('...')",
@@ -126,7 +122,14 @@ class Workspace(Named):
         )
 
     @staticmethod
-    def create(name: str, auth: Any = None, **given: Any) -> Workspace:
+    def create(
+        name: str,
+        auth: Any = None,
+        subscription_id: str | None = None,
+        resource_group: str | None = None,
+        location: str | None = None,
+        **given: Any,
+    ) -> Workspace:
         """Make the workspace's folder (``./workspace``, or $DTRAIN_WORKSPACE) and ``.azureml/config.json`` here.
 
         Raises WorkspaceException when there is one already, unless ``exist_ok``, or one of another name.
@@ -134,8 +137,7 @@ class Workspace(Named):
         if not re.fullmatch(r"[A-Za-z0-9][\w-]{1,259}", name):
             raise UserErrorException(f"workspace name {name!r} is not allowed; use 2 to 260 letters, digits, '_' or '-'")
         options = take_options("Workspace.create", given, _CREATE, _CREATE_REFUSED)
-        group, location = options["resource_group"] or "local", options["location"] or "local"
-        workspace = Workspace(options["subscription_id"] or "local", group, name, auth, location=location)
+        workspace = Workspace(subscription_id or "local", resource_group or "local", name, auth, location=location)
         if workspace._record.exists() and not options["exist_ok"]:
             raise WorkspaceException(
                 f"workspace {name!r} exists in {workspace._folder.root}; use Workspace.from_config(), or exist_ok=True"

@@ -212,6 +212,27 @@ def test_what_cannot_be_started_is_refused_by_name(azure: AzureProject) -> None:
     assert not list((azure.folder / "workspace" / "runs").glob("*"))
 
 
+def test_what_is_so_anyway_may_be_asked_for(azure: AzureProject) -> None:
+    """What is kept of a run; and docker, which is said not to be used, with all that was asked of it."""
+    azure.train("print('x')")
+    done = azure.control(
+        """
+from azureml.core.runconfig import DockerConfiguration, RunConfiguration
+config = RunConfiguration()
+config.history.output_collection = True
+config.docker = DockerConfiguration(shm_size="8g", arguments=["--ipc=host"])
+config.environment.docker.gpu_support = True
+experiment.submit(ScriptRunConfig("src", "train.py", run_config=config)).wait_for_completion()
+try:
+    config.history.snapshot_project = False
+except Exception as error:
+    print(error)
+"""
+    )
+    assert "docker is not used (arguments, shm_size, gpu_support): the job runs in this Python environment" in done.stderr
+    assert "snapshot_project=False is not available: a run's source" in done.stdout
+
+
 def test_any_version_lets_another_version_pass_with_a_word(azure: AzureProject) -> None:
     azure.train("print('x')")
     text = "experiment.submit(Estimator('src', entry_script='train.py', pip_packages=['numpy==1.9.1'])).wait_for_completion()"
