@@ -48,16 +48,29 @@ class AmlComputeProvisioningConfiguration(Named):
         self.max_nodes: int = options["max_nodes"]
 
 
+_NODE_STATES = (
+    "preparingNodeCount",
+    "runningNodeCount",
+    "idleNodeCount",
+    "unusableNodeCount",
+    "leavingNodeCount",
+    "preemptedNodeCount",
+)
+
+
 class AmlComputeStatus(Named):
     """What ``get_status()`` returns."""
 
     def __init__(self, entry: dict[str, Any]) -> None:
         self.vm_size: str = entry["vm_size"]
+        self.vm_priority: str = entry["vm_priority"]
+        self.errors: list[dict[str, Any]] | None = None
         self.provisioning_state = "Succeeded"
         self.allocation_state = "Steady"
         self.current_node_count: int = entry["max_nodes"]
         self.target_node_count: int = entry["max_nodes"]
         self.scale_settings = {"minNodeCount": entry["min_nodes"], "maxNodeCount": entry["max_nodes"]}
+        self.node_state_counts = dict.fromkeys(_NODE_STATES, 0) | {"idleNodeCount": self.current_node_count}
         self.creation_time: str = entry["created"]
 
     def serialize(self) -> dict[str, Any]:
@@ -65,12 +78,13 @@ class AmlComputeStatus(Named):
         return {
             "currentNodeCount": self.current_node_count,
             "targetNodeCount": self.target_node_count,
-            "nodeStateCounts": {"preparingNodeCount": 0, "runningNodeCount": 0, "idleNodeCount": self.current_node_count},
+            "nodeStateCounts": self.node_state_counts,
             "allocationState": self.allocation_state,
             "creationTime": self.creation_time,
+            "errors": self.errors,
             "provisioningState": self.provisioning_state,
             "scaleSettings": self.scale_settings,
-            "vmPriority": "Dedicated",
+            "vmPriority": "LowPriority" if self.vm_priority.lower() == "lowpriority" else "Dedicated",
             "vmSize": self.vm_size,
         }
 
@@ -177,6 +191,11 @@ class ComputeTarget(Named):
 
 class AmlCompute(ComputeTarget):
     """A cluster of the SDK's: here this machine, hosts, or a Slurm partition."""
+
+    _differs: ClassVar = {
+        "provisioning_configuration": "vm_priority is kept as a word; idle_seconds_before_scaledown, tags, description and "
+        "location have no effect: there is nothing to provision",
+    }
 
     @staticmethod
     def provisioning_configuration(

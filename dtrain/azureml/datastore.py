@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-from dtrain.azureml.console import say
+from dtrain.azureml.console import say, warn
 from dtrain.azureml.errors import Named, Settings, UserErrorException
 from dtrain.azureml.records import Mount
 from dtrain.azureml.stores import Store, copy_out, default_name, open_store, read_urls, remove_store, set_default
@@ -171,7 +171,7 @@ class DataReference(Named):
     _refused: ClassVar = {"as_upload": "let the script write to ./outputs, and use run.download_files afterwards"}
     _differs: ClassVar = {
         "as_mount": "the folder itself: what the job writes there stays; of an object store a copy, whose changes are uploaded",
-        "as_download": "a copy in the run's folder; path_on_compute is not used",
+        "as_download": "a copy in the run's folder, always a new one; path_on_compute is not used, and that is said",
     }
 
     def __init__(
@@ -184,6 +184,11 @@ class DataReference(Named):
         overwrite: bool = False,
     ) -> None:  # long because the SDK's signature is this
         _check_mode(mode)
+        if path_on_compute is not None:
+            warn(
+                f"path_on_compute={path_on_compute!r} is not used: the job has the files at a path of its own, which the "
+                "reference becomes in its arguments"
+            )
         self.datastore, self.path_on_datastore = datastore, path_on_datastore
         self._relative = _inside(path_on_datastore)
         plain = re.sub(r"\W", "_", str(self._relative) if path_on_datastore else datastore.name)
@@ -196,7 +201,8 @@ class DataReference(Named):
 
     def as_download(self, path_on_compute: str | None = None, overwrite: bool = False) -> DataReference:
         """The same as a path to a copy in the run's folder."""
-        return DataReference(self.datastore, self.data_reference_name, self.path_on_datastore, "download")
+        named = (self.data_reference_name, self.path_on_datastore)
+        return DataReference(self.datastore, *named, "download", path_on_compute, overwrite)
 
     def path(self, path: str | None = None, data_reference_name: str | None = None) -> DataReference:
         """A reference to what lies below this one."""
@@ -239,7 +245,10 @@ class DataReferenceConfiguration(Settings):
     """A file or folder of a datastore by its name, for ``run_config.data_references``."""
 
     _fields: ClassVar = ("datastore_name", "mode", "path_on_datastore", "path_on_compute", "overwrite")
-    _differs: ClassVar = {"path_on_compute": "not used: the job is given the path of a copy in the run's folder"}
+    _differs: ClassVar = {
+        "path_on_compute": "not used, and that is said: the job is given the path of a copy in the run's folder",
+        "overwrite": "no effect: a copy is the run's own, and always new",
+    }
 
     def __init__(
         self,
@@ -254,7 +263,8 @@ class DataReferenceConfiguration(Settings):
 
     def _reference(self, workspace: Workspace, name: str) -> DataReference:
         """What it means in a workspace. Raises UserErrorException for a datastore or mode that is not there."""
-        return DataReference(Datastore(workspace, self.datastore_name), name, self.path_on_datastore, self.mode)
+        store = Datastore(workspace, self.datastore_name)
+        return DataReference(store, name, self.path_on_datastore, self.mode, self.path_on_compute, self.overwrite)
 
 
 def _check_mode(mode: str) -> None:

@@ -61,7 +61,8 @@ class CondaDependencies(Settings):
         self._conda.append(conda_package)
 
     def add_channel(self, channel: str) -> None:
-        """Nothing comes from conda's channels; packages that are missing are pip's."""
+        """Only a warning: nothing comes from conda's channels."""
+        warn(f"channel {channel!r} is not used: packages that are missing are pip's")
 
     def add_tensorflow_pip_package(self, core_type: str = "cpu", version: str | None = None) -> None:
         """Ask for TensorFlow."""
@@ -129,6 +130,7 @@ class Environment(Settings):
         "save_to_directory": "Environment.register(ws) keeps it",
     }
     _differs: ClassVar = {
+        "from_pip_requirements": "pip_version is not used, and that is said",
         "docker": "no container is started: submit says so where docker is asked for",
         "python": "packages that this Python has not are installed by pip, into a virtual environment of the workspace; "
         "interpreter_path is used with user_managed_dependencies=True, and has to have dtrain",
@@ -145,6 +147,8 @@ class Environment(Settings):
     @staticmethod
     def from_pip_requirements(name: str, file_path: str, pip_version: str | None = None) -> Environment:
         """An environment of a requirements file's packages. Raises UserErrorException when there is no such file."""
+        if pip_version is not None:
+            warn(f"pip_version={pip_version!r} is not used: packages that are missing are installed by the pip that is here")
         made = Environment(name)
         made.python.conda_dependencies._pip = read_requirements(Path(file_path))
         return made

@@ -60,6 +60,16 @@ _PACKAGES = "what is missing is installed by pip, into a virtual environment of 
 _NO_CONTAINER = "no container is started: jobs run in this Python environment, and that is said"
 
 
+_PACKAGE_OPTIONS = (
+    "pip_packages",
+    "conda_packages",
+    "pip_requirements_file",
+    "pip_requirements_file_path",
+    "conda_dependencies_file",
+    "conda_dependencies_file_path",
+)
+
+
 class Estimator(Named):
     """A script, its arguments, and how many processes of which packages run it. Called by control scripts; does not block.
 
@@ -72,6 +82,7 @@ class Estimator(Named):
         "(conda_packages=)": _PACKAGES,
         "(custom_docker_base_image=)": _NO_CONTAINER,
         "(custom_docker_image=)": _NO_CONTAINER,
+        "(environment_definition=)": "in place of packages that are given otherwise, which are named as not used",
         "(node_count=)": "groups of processes of this machine, hosts, or nodes of Slurm's, up to the compute target's max_nodes",
         "(pip_packages=)": _PACKAGES,
         "(resume_from=)": "a path, a datastore's path or a run (its outputs): the script is given it as --resume-from",
@@ -160,7 +171,11 @@ class Estimator(Named):
 
     def _environment(self, source: Path, options: dict[str, Any]) -> Environment:
         environment: Environment | None = options["environment_definition"]
-        if environment is None:
+        if environment is not None:
+            for name in _PACKAGE_OPTIONS:
+                if options[name]:
+                    warn(f"{name}={options[name]!r} is not used: environment_definition= says which packages the job has")
+        else:
             environment = Environment("estimator")
             dependencies = environment.python.conda_dependencies
             if (conda := options["conda_dependencies_file"] or options["conda_dependencies_file_path"]) is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from dtrain import env
 from dtrain.azureml.authentication import NO_ACCOUNT, check_login
-from dtrain.azureml.console import say
+from dtrain.azureml.console import say, warn
 from dtrain.azureml.errors import Named, UserErrorException, WorkspaceException, take_options
 from dtrain.files import read_json, write_json
 from dtrain.layout import Workspace as WorkspaceFolder
@@ -60,7 +60,8 @@ class Workspace(Named):
         "get_portal_url": "there is no portal: the workspace's folder, as a file:// URL",
         "from_config": "the config.json may be Azure's own; runs and models go to $DTRAIN_WORKSPACE, in a job to the job's "
         "workspace, else to its workspace_folder, else to the folder `workspace` beside it",
-        "create": "makes a folder and .azureml/config.json here; location and the like are kept as words",
+        "create": "makes a folder and .azureml/config.json here; location and the like are kept as words; friendly_name, tags "
+        "and sku are not, and that is said",
         "list": "the one workspace that from_config finds",
     }
 
@@ -137,6 +138,9 @@ class Workspace(Named):
         if not re.fullmatch(r"[A-Za-z0-9][\w-]{1,259}", name):
             raise UserErrorException(f"workspace name {name!r} is not allowed; use 2 to 260 letters, digits, '_' or '-'")
         options = take_options("Workspace.create", given, _CREATE, _CREATE_REFUSED)
+        for option in ("friendly_name", "tags", "sku"):
+            if options[option] != _CREATE[option]:
+                warn(f"Workspace.create({option}={options[option]!r}) is not kept: a workspace is a folder, with a name")
         workspace = Workspace(subscription_id or "local", resource_group or "local", name, auth, location=location)
         if workspace._record.exists() and not options["exist_ok"]:
             raise WorkspaceException(
