@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from dtrain.azureml.console import warn
 from dtrain.azureml.errors import Settings, UserErrorException
@@ -161,60 +164,105 @@ class Environment(Settings):
         return made
 
     def register(self, workspace: Workspace) -> Environment:
-        """Keep it in the workspace, for :meth:`get`."""
-        check_name("environment", self.name)
-        path = _path(workspace, self.name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        number = 1 + (int(read_json(path)["version"]) if path.exists() else 0)
-        self.version = str(number)
+        """Keep it in the workspace as the next version of its name, for :meth:`get`."""
+        folder = _folder(workspace) / check_name("environment", self.name)
         dependencies = self.python.conda_dependencies
-        write_json(
-            path,
-            {
-                "version": self.version,
-                "pip": dependencies._pip,
-                "conda": dependencies._conda,
-                "environment_variables": self.environment_variables,
-            },
-        )
+        python = {
+            "user_managed_dependencies": self.python.user_managed_dependencies,
+            "interpreter_path": self.python.interpreter_path,
+        }
+        values = {
+            "environment_variables": self.environment_variables,
+            "docker": {name: getattr(self.docker, name) for name in DockerSection._fields},
+            "python": python,
+            "pip": dependencies._pip,
+            "conda": dependencies._conda,
+        }
+        self.version = str(_write_next(folder, values))
         return self
 
     @staticmethod
     def get(workspace: Workspace, name: str, version: str | None = None, label: str | None = None) -> Environment:
-        """The newest that was registered under this name. Raises UserErrorException when there is none."""
-        try:
-            values = read_json(_path(workspace, check_name("environment", name)))
-        except FileNotFoundError:
+        """The version that was registered under this name; None: the newest. Raises UserErrorException when there is none."""
+        if label not in (None, "latest"):
+            raise UserErrorException(f"label={label!r} is not available: 'latest' is the newest version, as no label is")
+        folder = _folder(workspace) / check_name("environment", name)
+        versions = _versions(folder)
+        if not versions:
             if name.startswith("AzureML-"):
                 return _curated(name)
             raise UserErrorException(
                 f"no environment {name!r} is registered in workspace {workspace.name!r}; register() keeps one, and "
                 "Environment(name) makes one, with the packages that the script needs"
-            ) from None
-        if version not in (None, values["version"]):
-            raise UserErrorException(f"environment {name!r} has version {values['version']} only; {version!r} was asked for")
+            )
+        number = str(versions[-1] if version is None else version)
+        if number not in map(str, versions):
+            has = ", ".join(map(str, versions))
+            raise UserErrorException(f"environment {name!r} has version {has}, and not {number}, which was asked for")
+        values = read_json(folder / f"{number}.json")
         made = Environment(name)
-        made.version = values["version"]
-        made.environment_variables = values["environment_variables"]
+        made.version, made.environment_variables = number, values["environment_variables"]
+        for section, kept in ((made.python, values["python"]), (made.docker, values["docker"])):
+            for field, value in kept.items():
+                setattr(section, field, value)
         made.python.conda_dependencies._pip, made.python.conda_dependencies._conda = values["pip"], values["conda"]
         return made
 
     def clone(self, new_name: str) -> Environment:
         """The same under another name."""
-        made = Environment(new_name)
-        made.environment_variables = dict(self.environment_variables)
-        for name in DockerSection._fields:
-            setattr(made.docker, name, getattr(self.docker, name))
-        made.python.conda_dependencies._pip = list(self.python.conda_dependencies._pip)
-        made.python.conda_dependencies._conda = list(self.python.conda_dependencies._conda)
+        made = copy.deepcopy(self)
+        made.name, made.version = new_name, None
         return made
 
     @staticmethod
-    def list(workspace: Workspace) -> dict[str, Environment]:
-        """The registered environments by name."""
-        folder = _path(workspace, "x").parent
-        names = sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else []
-        return {name: Environment.get(workspace, name) for name in names}
+    def list(workspace: Workspace) -> Mapping[str, Environment]:
+        """The registered environments by name, the newest version of each; a curated one is found by its name, too."""
+        return _Environments(workspace)
+
+
+class _Environments(Mapping[str, Environment]):
+    """Environments of a workspace; each is read when it is asked for, as :meth:`Environment.get` does."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+
+    def __getitem__(self, name: str) -> Environment:
+        try:
+            return Environment.get(self._workspace, name)
+        except UserErrorException as error:
+            raise KeyError(str(error)) from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(path.name for path in _folder(self._workspace).glob("*") if _versions(path)))
+
+    def __len__(self) -> int:
+        return len(tuple(iter(self)))
+
+
+def _folder(workspace: Workspace) -> Path:
+    """Where a workspace's registered environments are, each a folder of versions."""
+    return workspace._folder.azureml / "environments"
+
+
+def _versions(folder: Path) -> list[int]:
+    """The versions in an environment's folder, oldest first; none where it is absent."""
+    return sorted(int(path.stem) for path in folder.glob("[0-9]*.json"))
+
+
+def _write_next(folder: Path, values: dict[str, Any]) -> int:
+    """Write the next version to an environment's folder, and return its number, which no other writer is given as well."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = folder / f".{os.getpid()}-{os.urandom(4).hex()}.tmp"
+    write_json(written, values)
+    try:
+        number = max(_versions(folder), default=0)
+        while True:
+            number += 1
+            with contextlib.suppress(FileExistsError):
+                os.link(written, folder / f"{number}.json")
+                return number
+    finally:
+        written.unlink()
 
 
 _FRAMEWORKS = {
@@ -232,10 +280,6 @@ def _curated(name: str) -> Environment:
     made.python.conda_dependencies._pip = [package for word, package in _FRAMEWORKS.items() if word in name.lower()]
     warn(f"environment {name}: Azure's curated environments are not here; the job runs in this Python, with what is installed")
     return made
-
-
-def _path(workspace: Workspace, name: str) -> Path:
-    return workspace._folder.azureml / "environments" / f"{name}.json"
 
 
 def _name(requirement: str) -> str:
