@@ -113,7 +113,9 @@ def read_submitted(run: RunLayout) -> Submitted:
         return Submitted(**read_json(AzureLayout(run).submitted))
     except FileNotFoundError:
         spec = read_json(run.spec)
-        definition = {"script": spec["target"], "arguments": spec["args"], "nodeCount": 1}
+        python: dict[str, Any] = {"pip": [], "conda": [], "interpreterPath": spec.get("python") or "python"}
+        environment = {"name": "", "environmentVariables": spec.get("environment", {}), "python": python}
+        definition = {"script": spec["target"], "arguments": spec["args"], "nodeCount": 1, "environment": environment}
         return Submitted(experiment=spec["experiment"], definition=definition)
 
 

@@ -67,6 +67,11 @@ class Run(Logged):
         layout = RunLayout(experiment.workspace._folder.runs / run_id)
         if not layout.spec.is_file():
             raise UserErrorException(f"no run {run_id!r} in workspace {experiment.workspace.name!r} ({layout.root.parent})")
+        if (its := records.read_submitted(layout).experiment) != experiment.name:
+            raise UserErrorException(
+                f"run {run_id!r} is of experiment {its!r}, and not of {experiment.name!r}: use Run(Experiment(ws, {its!r}), id), "
+                "or Run.get(ws, id)"
+            )
         self._layout = layout
 
     @staticmethod

@@ -8,6 +8,7 @@ import sys
 
 from tests.azureml.conftest import AzureProject
 from tests.azureml.test_submit import told
+from tests.console.conftest import another_python
 
 
 def test_runs_of_the_script_itself_and_their_children(azure: AzureProject) -> None:
@@ -370,3 +371,25 @@ RunDetails(run).show()
     assert "  | 20%" in lines
     assert len([line for line in lines if line.startswith("  rank 0 on ")]) == 2
     assert len([line for line in lines if "was logged as numbers and as rows; use two names" in line]) == 1
+
+
+def test_a_run_of_dtrain_run_is_seen_as_others(azure: AzureProject) -> None:
+    """One that no control script submitted, by another Python and with a variable; and asked for in another experiment."""
+    python = another_python(azure.folder / "venv")
+    script = azure.script("print('x')")
+    made = azure.dtrain("run", "--python", str(python), "--env", "A=1", "--experiment", "plain", script)
+    assert made.returncode == 0, made.stderr
+    done = azure.control(
+        f"""
+run = Run(Experiment(ws, "plain"), {azure.latest.id!r})
+asked = run.wait_for_completion()["runDefinition"]["environment"]
+try:
+    Run(experiment, run.id)
+except Exception as error:
+    refused = f"{{type(error).__name__}}: {{error}}"
+print(json.dumps([asked["python"]["interpreterPath"], asked["environmentVariables"], run.number, refused]))
+"""
+    )
+    *found, refused = told(done)
+    assert found == [str(python), {"A": "1"}, 1]
+    assert refused.startswith(f"UserErrorException: run {azure.latest.id!r} is of experiment 'plain', and not of 'tests'")
