@@ -222,6 +222,7 @@ class DataReference(Named):
         if self.mode == "mount" and store.folder is not None:
             path = store.folder / name
             if not path.exists():
+                warn(f"datastore {self.datastore.name!r} has no {name!r}: the job is given a new, empty folder of that name")
                 path.mkdir(parents=True)
             return str(path)
         target = downloads / self.data_reference_name / self._relative.name

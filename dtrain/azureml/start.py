@@ -136,7 +136,10 @@ def _resume_path(resume_from: Any, run: RunLayout) -> str:
     if isinstance(resume_from, Datastore | DataReference):
         reference = resume_from.as_mount() if isinstance(resume_from, Datastore) else resume_from
         return reference._resolve(AzureLayout(run).root / "data")
-    return str(Path(resume_from).absolute())
+    path = Path(resume_from).absolute()
+    if not path.exists():
+        raise UserErrorException(f"resume_from={str(resume_from)!r}: there is no file or folder {path}")
+    return str(path)
 
 
 def _start_supervisor(run: RunLayout) -> subprocess.Popen[bytes]:

@@ -14,6 +14,7 @@ from dtrain.azureml.environment import CondaDependencies, Environment
 from dtrain.azureml.errors import UserErrorException
 from dtrain.azureml.estimator import Estimator
 from dtrain.azureml.experiment import Experiment
+from dtrain.azureml.stores import FolderStore, list_files
 from dtrain.azureml.workspace import Workspace
 
 
@@ -57,3 +58,23 @@ def test_what_is_asked_for_is_what_is_told(workspace: Workspace) -> None:
     with pytest.raises(UserErrorException, match="return_artifacts=True is not available"):
         run.upload_files(["a"], ["requirements.txt"], return_artifacts=True)
     run.complete()
+
+
+def test_a_place_that_is_not_there_is_said(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mount of a path without files, which may be meant for the job to write to; a path to resume from, which cannot be."""
+    Path("train.py").write_text("import sys; assert len(sys.argv) == 3")
+    experiment = Experiment(workspace, "tests")
+    mount = workspace.get_default_datastore().path("tpyo").as_mount()
+    experiment.submit(Estimator(".", entry_script="train.py", script_params={"--data": mount})).wait_for_completion()
+    said = "dtrain: datastore 'workspaceblobstore' has no 'tpyo': the job is given a new, empty folder of that name"
+    assert said in capsys.readouterr().err
+    with pytest.raises(UserErrorException, match="resume_from='nowhere': there is no file or folder"):
+        experiment.submit(Estimator(".", entry_script="train.py", resume_from="nowhere"))
+    assert len(list(experiment.get_runs())) == 1
+
+
+def test_links_that_lead_nowhere_are_no_files_of_a_store(tmp_path: Path) -> None:
+    """A job may leave one in a folder that is mounted."""
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to("nowhere")
+    assert list(list_files(tmp_path)) == FolderStore(tmp_path).names() == ["file"]
