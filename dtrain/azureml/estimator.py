@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
@@ -164,7 +165,7 @@ class Estimator(Named):
                 "with distributed_training=MpiConfiguration()"
             )
         if isinstance(chosen, MpiConfiguration) and per_node != 1:
-            chosen.process_count_per_node = per_node
+            chosen = MpiConfiguration(per_node, chosen.node_count)
         if isinstance(chosen, TensorflowConfiguration) and type(self) is Chainer:
             raise UserErrorException("Chainer has no parameter servers; use MpiConfiguration()")
         return chosen
@@ -187,6 +188,8 @@ class Estimator(Named):
             dependencies._conda += options["conda_packages"] or []
             if self._framework is not None:
                 dependencies._pip.append(self._framework)
+        if options["user_managed"] or options["environment_variables"]:
+            environment = copy.deepcopy(environment)  # which may be another estimator's, too
         if options["user_managed"]:
             environment.python.user_managed_dependencies = True
         environment.environment_variables.update(options["environment_variables"] or {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -163,6 +164,16 @@ _SCRIPT_RUN: Mapping[str, Any] = {
 }
 
 
+# Options that stand for a field of the run configuration; distribute() sets several by the last one.
+_OF_THE_RUN = {
+    "compute_target": "target",
+    "environment": "environment",
+    "max_run_duration_seconds": "max_run_duration_seconds",
+    "docker_runtime_config": "docker",
+    "distributed_job_config": "",
+}
+
+
 class ScriptRunConfig(Settings):
     """A script and how it is run, for ``experiment.submit``. Called by control scripts; does not block."""
 
@@ -185,6 +196,8 @@ class ScriptRunConfig(Settings):
             raise TypeError(f"ScriptRunConfig() got {sorted(twice)[0]!r} twice")
         options = take_options("ScriptRunConfig", {**named, **given}, _SCRIPT_RUN, self._refused)
         config: RunConfiguration = options["run_config"] or RunConfiguration()
+        if any(options[name] != _SCRIPT_RUN[name] for name in _OF_THE_RUN):
+            config = copy.copy(config)  # which may be another one's, too
         self.source_directory = source_directory or "."
         self.script = options["script"] or config.script
         self.arguments = _list_of(config.arguments if options["arguments"] is None else options["arguments"])
@@ -192,14 +205,9 @@ class ScriptRunConfig(Settings):
         self.resume_from = options["resume_from"]
         if self.script is None:
             raise UserErrorException("ScriptRunConfig has no script: give script='train.py'")
-        if options["compute_target"] is not None:
-            config.target = options["compute_target"]
-        if options["docker_runtime_config"] is not None:
-            config.docker = options["docker_runtime_config"]
-        if options["environment"] is not None:
-            config.environment = options["environment"]
-        if options["max_run_duration_seconds"] != _SCRIPT_RUN["max_run_duration_seconds"]:
-            config.max_run_duration_seconds = options["max_run_duration_seconds"]
+        for name, field in _OF_THE_RUN.items():
+            if field and options[name] != _SCRIPT_RUN[name]:
+                setattr(config, field, options[name])
         distribute(config, options["distributed_job_config"])
 
 
