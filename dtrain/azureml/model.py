@@ -34,7 +34,7 @@ REGISTER_REFUSED: Mapping[str, str] = {
 }
 
 
-class Framework:
+class Framework(Named):
     """``Model.Framework``: names of frameworks, as text."""
 
     CHAINER = "Chainer"

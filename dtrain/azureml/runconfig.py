@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -18,6 +19,17 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserErrorException(f"{name}={value!r} is not a number from {least}")
     return value
+
+
+def _check_count_or_none(name: str, value: Any) -> None:
+    if value is not None:
+        check_count(name, value)
+
+
+def _check_seconds(name: str, value: Any) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not (is_number and value > 0):
+        raise UserErrorException(f"{name}={value!r} is not a number of seconds above 0, nor None")
 
 
 def _list_of(arguments: Any) -> list[Any]:
@@ -71,20 +83,20 @@ class MpiConfiguration(Settings):
     """Ranks under mpirun: ``node_count`` x ``process_count_per_node``."""
 
     _fields: ClassVar = ("process_count_per_node", "node_count")
+    _checks: ClassVar = {"process_count_per_node": check_count, "node_count": _check_count_or_none}
 
     def __init__(self, process_count_per_node: int = 1, node_count: int | None = None) -> None:
-        self.process_count_per_node = check_count("process_count_per_node", process_count_per_node)
-        self.node_count = node_count if node_count is None else check_count("node_count", node_count)
+        self.process_count_per_node, self.node_count = process_count_per_node, node_count
 
 
 class TensorflowConfiguration(Settings):
     """A TensorFlow cluster of workers and parameter servers; worker 0 leads."""
 
     _fields: ClassVar = ("worker_count", "parameter_server_count")
+    _checks: ClassVar = {"worker_count": check_count, "parameter_server_count": functools.partial(check_count, least=0)}
 
     def __init__(self, worker_count: int = 1, parameter_server_count: int = 1) -> None:
-        self.worker_count = check_count("worker_count", worker_count)
-        self.parameter_server_count = check_count("parameter_server_count", parameter_server_count, 0)
+        self.worker_count, self.parameter_server_count = worker_count, parameter_server_count
 
 
 class RunConfiguration(Settings):
@@ -106,6 +118,7 @@ class RunConfiguration(Settings):
         "environment_variables",
         "docker",
     )
+    _checks: ClassVar = {"node_count": check_count, "max_run_duration_seconds": _check_seconds}
     _refused: ClassVar = {
         "amlcompute": "create the target with ComputeTarget.create, and set target to its name",
         "auto_prepare_environment": "packages that are missing are installed; `dtrain azureml --no-install` refuses instead",

@@ -42,10 +42,10 @@ def submit(workspace: Workspace, experiment: str, config: Any, *, parent: str = 
     nodes = _count_nodes(run_config, distribution, len(hosts))
     target = check_nodes(workspace, run_config.target, nodes)
     wanted, notes = _check_environment(run_config)
-    old, old_names = find_old_names(Path(script_run.source_directory).absolute(), str(script_run.script))
-    notes += old_names
     try:
         spec = _job_spec(script_run, experiment, distribution, nodes, partition)
+        old, old_names = find_old_names(Path(script_run.source_directory).absolute(), str(script_run.script))
+        notes += old_names
         spec = dataclasses.replace(spec, hosts=_seats(hosts, distribution, nodes), environment={**old, **spec.environment})
         if partition is None:
             planner(spec, workspace._folder)
@@ -80,8 +80,6 @@ def _script_run(config: Any) -> ScriptRunConfig:
 def _count_nodes(config: RunConfiguration, distribution: Any, hosts: int) -> int:
     """How many nodes a job has; of ``hosts``, where the target is made of them, it may take them all."""
     nodes = config.node_count
-    if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1:
-        raise UserErrorException(f"node_count={nodes!r} is not a number from 1")
     if distribution is None and nodes > 1:
         raise UserErrorException(f"node_count={nodes} without a communicator: give distributed_job_config=MpiConfiguration()")
     if isinstance(distribution, TensorflowConfiguration):

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import orjson
+
 from dtrain import env
 from dtrain.azureml.authentication import NO_ACCOUNT, check_login
 from dtrain.azureml.console import say, warn
@@ -107,7 +109,7 @@ class Workspace(Named):
         """The workspace that ``config.json`` describes: in ``path`` (a file, or a folder to begin in; None: this one), in
         ``.azureml`` or ``aml_config`` of it, or in a folder above. Raises UserErrorException when there is none."""
         config = _find_config(Path(path or ".").absolute(), _file_name)
-        values = read_json(config)
+        values = _read_config(config)
         missing = [key for key in ("subscription_id", "resource_group", "workspace_name") if key not in values]
         if missing:
             raise UserErrorException(f"{config} has no {', '.join(missing)}; `dtrain azureml init` writes a whole one")
@@ -279,6 +281,17 @@ def _find_config(start: Path, file_name: str | None) -> Path:
     raise UserErrorException(
         f"no workspace: there is no {' or '.join(CONFIG_PLACES)} in {start} or a folder above; `dtrain azureml init` writes one"
     )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """What a config.json says, written by whomever. Raises UserErrorException for what is no JSON object."""
+    try:
+        values = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError as error:
+        raise UserErrorException(f"{path} is no JSON ({error}); mend it, or let `dtrain azureml init` write one") from error
+    if not isinstance(values, dict):
+        raise UserErrorException(f"{path} is no JSON object, with a workspace_name; `dtrain azureml init` writes one")
+    return values
 
 
 def _upwards(folder: Path) -> Iterator[Path]:

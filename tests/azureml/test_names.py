@@ -120,6 +120,10 @@ def test_dtrain_run_and_the_other_ways_to_start(azure: AzureProject) -> None:
     assert alone.stdout.startswith("OfflineRun"), alone.stderr
     assert azure.json("show", "latest")["ranks"][0]["metrics"] == {"x": 1}
     assert azure.json("show", "latest")["state"] == "completed"
-    done = azure.dtrain("azureml", "trian.py")
-    assert done.returncode == 127
-    assert "did you mean train.py?" in done.stderr
+    other = subprocess.run(
+        [sys.executable, "-m", "dtrain.azureml", "trian.py"], cwd=azure.folder, capture_output=True, text=True, check=False
+    )
+    for done in (azure.dtrain("azureml", "trian.py"), other):
+        assert done.returncode == 127
+        assert done.stderr.startswith("dtrain: no such script: trian.py")
+        assert "did you mean train.py?" in done.stderr

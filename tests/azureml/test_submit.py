@@ -181,6 +181,16 @@ CANNOT = {
     ),
     "environment": ("ScriptRunConfig('src', 'train.py', environment='AzureML-Chainer')", "is no Environment; Environment.get"),
     "count": ("Estimator('src', entry_script='train.py', node_count='2')", "node_count='2' is not a number from 1"),
+    "count later": ("set_count(ScriptRunConfig('src', 'train.py'), '2')", "process_count_per_node='2' is not a number from 1"),
+    "no count": ("set_count(ScriptRunConfig('src', 'train.py'), 0)", "process_count_per_node=0 is not a number from 1"),
+    "seconds": (
+        "ScriptRunConfig('src', 'train.py', max_run_duration_seconds='60')",
+        "max_run_duration_seconds='60' is not a number of seconds above 0",
+    ),
+    "elsewhere": ("ScriptRunConfig('src', os.path.abspath('submit.py'))", "submit.py is not in .*src; the ranks work in a copy"),
+    "framework": ("Model.Framework.KERASS", "Framework has no 'KERASS' .did you mean KERAS"),
+    "config": ("Workspace.from_config('src/config.json')", "config.json is no JSON .*; mend it, or let `dtrain azureml init`"),
+    "no config": ("Workspace.from_config('src/list.json')", "list.json is no JSON object, with a workspace_name"),
     "python": ("Estimator('src', entry_script='train.py', conda_packages=['python=2.7'])", "installed is .*--any-version"),
     "argument": ("Estimator('src', entry_scrip='train.py')", "has no argument 'entry_scrip'.*did you mean entry_script"),
     "vm size": (
@@ -201,7 +211,10 @@ CANNOT = {
 def test_what_cannot_be_started_is_refused_by_name(azure: AzureProject) -> None:
     """All in one script, for the time; nothing is left of any of them."""
     azure.train("print('x')")
-    tries = "".join(
+    azure.train('{"workspace_name": mine}', "config.json")
+    azure.train("[]", "list.json")
+    tries = "def set_count(config, count):\n    config.run_config.mpi.process_count_per_node = count\n"
+    tries += "".join(
         f"try:\n    experiment.submit({text})\nexcept Exception as error:\n    print({name!r}, type(error).__name__, error)\n"
         for name, (text, _) in CANNOT.items()
     )
