@@ -55,6 +55,11 @@ class AzureLayout:
         """What pip said when it made the job's environment; absent where none had to be made."""
         return self.root / "build.log"
 
+    @property
+    def source(self) -> Path:
+        """The names of the files that the job's folder began with; absent of a run that was not submitted."""
+        return self.root / "source.json"
+
     def metrics(self, rank: int) -> Path:
         """What a rank logged by the SDK's names, as it was logged; numbers are in dtrain's own metrics file as well."""
         return self.root / f"metrics-{rank:05d}.jsonl"

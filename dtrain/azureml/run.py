@@ -52,7 +52,7 @@ class Run(Logged):
         "one that has not completed",
         "fail": "in a job, this rank ends with exit code 1 when its script has ended; in a control script the job's run is "
         "Failed from then on, and ended where it still runs",
-        "restore_snapshot": "copies the run's code folder",
+        "restore_snapshot": "copies what the run's code folder began with, to ./ID-code where no path is given",
         "register_model": "model_path is a file or folder of the run; None: all outputs",
         "get_snapshot_id": "the run's id",
         "get_portal_url": "there is no portal: the run's folder, as a file:// URL",
@@ -274,15 +274,17 @@ class Run(Logged):
         return DataPath._of_outputs(self)
 
     def restore_snapshot(self, snapshot_id: str | None = None, path: str | None = None) -> str:
-        """Copy the source that the run was submitted with to ``path`` (None: here), and return its absolute path.
+        """Copy the files that the run was submitted with to folder ``path`` (None: ./ID-code), and return its absolute path.
 
-        Raises UserErrorException when the folder is there and not empty.
+        A file that the job has changed since is copied as it is now. Raises UserErrorException for an id that is not
+        :meth:`get_snapshot_id`, and when the folder is there and not empty.
         """
+        if snapshot_id not in (None, self.get_snapshot_id()):
+            raise UserErrorException(f"snapshot_id={snapshot_id!r}: run {self.id} has one snapshot, and its id is the run's")
         target = Path(path or f"./{self.id}-code").absolute()
         if target.exists() and any(target.iterdir()):
             raise UserErrorException(f"{target} is not empty; choose a folder that is new or empty")
-        ignore = shutil.ignore_patterns("outputs", "logs", "__pycache__")
-        shutil.copytree(self._layout.code, target, dirs_exist_ok=True, ignore=ignore, symlinks=True)
+        files.copy_source(self._layout, target)
         return str(target)
 
     def get_snapshot_id(self) -> str:

@@ -393,3 +393,31 @@ print(json.dumps([asked["python"]["interpreterPath"], asked["environmentVariable
     *found, refused = told(done)
     assert found == [str(python), {"A": "1"}, 1]
     assert refused.startswith(f"UserErrorException: run {azure.latest.id!r} is of experiment 'plain', and not of 'tests'")
+
+
+def test_a_snapshot_is_what_was_submitted(azure: AzureProject) -> None:
+    """Without what the job wrote, with folders called as the run's own, and by its id alone."""
+    azure.train(
+        "import os\nos.mkdir('result')\nopen('result/x', 'w').close()\nos.remove('gone.txt')\nopen('outputs/y', 'w').close()"
+    )
+    for name in ("gone.txt", "pkg/logs/form.py", "outputs/old.txt"):
+        path = azure.folder / "src" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    done = azure.control(
+        """
+run = experiment.submit(ScriptRunConfig("src", "train.py"))
+run.wait_for_completion()
+folder = run.restore_snapshot(run.get_snapshot_id())
+try:
+    run.restore_snapshot("another", "elsewhere")
+except Exception as error:
+    refused = str(error)
+files = sorted(os.path.relpath(os.path.join(parent, name), folder) for parent, _, names in os.walk(folder) for name in names)
+print(json.dumps([files, os.path.relpath(folder), run.id, refused]))
+"""
+    )
+    files, folder, run_id, refused = told(done)
+    assert files == ["pkg/logs/form.py", "train.py"]
+    assert folder == f"{run_id}-code"
+    assert refused == f"snapshot_id='another': run {run_id} has one snapshot, and its id is the run's"
