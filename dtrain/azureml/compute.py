@@ -41,6 +41,8 @@ _PROVISIONING_REFUSED = dict.fromkeys(
 class AmlComputeProvisioningConfiguration(Named):
     """What ``AmlCompute.provisioning_configuration`` returns."""
 
+    _fields: ClassVar = ("vm_size", "vm_priority", "min_nodes", "max_nodes")
+
     def __init__(self, options: dict[str, Any]) -> None:
         self.vm_size: str = options["vm_size"]
         self.vm_priority: str = options["vm_priority"]
@@ -60,6 +62,19 @@ _NODE_STATES = (
 
 class AmlComputeStatus(Named):
     """What ``get_status()`` returns."""
+
+    _fields: ClassVar = (
+        "vm_size",
+        "vm_priority",
+        "errors",
+        "provisioning_state",
+        "allocation_state",
+        "current_node_count",
+        "target_node_count",
+        "scale_settings",
+        "node_state_counts",
+        "creation_time",
+    )
 
     def __init__(self, entry: dict[str, Any]) -> None:
         self.vm_size: str = entry["vm_size"]
@@ -95,6 +110,7 @@ class ComputeTarget(Named):
     Raises ComputeTargetException when there is none of that name.
     """
 
+    _fields: ClassVar = ("workspace", "name")
     _refused: ClassVar = {
         "attach": "`dtrain compute add` names hosts or a Slurm partition, for ComputeTarget(ws, NAME)",
         "detach": "use delete(), which removes the entry",

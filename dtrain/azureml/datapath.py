@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 class DataPath(Named):
     """A file or folder of a datastore, for ``resume_from``. Called by control scripts."""
 
+    _fields: ClassVar = ("datastore_name", "path_on_datastore")
     _differs: ClassVar = {
         "create_from_data_reference": "the same place; whether it is mounted or downloaded is the reference's",
     }

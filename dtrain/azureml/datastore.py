@@ -28,6 +28,7 @@ class Datastore(Named):
     Raises UserErrorException when there is none of that name.
     """
 
+    _fields: ClassVar = ("workspace", "name", "datastore_type", "container_name", "account_name")
     _refused: ClassVar = {
         name: _NO_STORE
         for name in (
@@ -168,6 +169,7 @@ class Datastore(Named):
 class DataReference(Named):
     """A file or folder of a datastore, which becomes a path in a job's arguments."""
 
+    _fields: ClassVar = ("datastore", "data_reference_name", "path_on_datastore", "mode")
     _refused: ClassVar = {"as_upload": "let the script write to ./outputs, and use run.download_files afterwards"}
     _differs: ClassVar = {
         "as_mount": "the folder itself: what the job writes there stays; of an object store a copy, whose changes are uploaded",

@@ -103,14 +103,16 @@ class PythonSection(Settings):
 class DockerSection(Settings):
     """``environment.docker``: read, and said at submit not to be used."""
 
-    _fields: ClassVar = ("enabled", "base_image", "base_dockerfile", "gpu_support", "shm_size")
-    _refused: ClassVar = {"base_image_registry": _NO_CONTAINER, "arguments": _NO_CONTAINER, "shared_volumes": _NO_CONTAINER}
+    _fields: ClassVar = ("enabled", "base_image", "base_dockerfile", "gpu_support", "shared_volumes", "arguments", "shm_size")
+    _differs: ClassVar = dict.fromkeys(_fields, "no container is started: jobs run in this Python environment, and that is said")
+    _refused: ClassVar = {"base_image_registry": _NO_CONTAINER}
 
     def __init__(self) -> None:
         self.enabled = False
         self.base_image: str | None = None
         self.base_dockerfile: str | None = None
-        self.gpu_support = False
+        self.gpu_support, self.shared_volumes = False, True
+        self.arguments: list[str] = []
         self.shm_size: str | None = None
 
 

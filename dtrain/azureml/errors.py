@@ -132,6 +132,8 @@ class Named(metaclass=NamedType):
     _differs: ClassVar[Mapping[str, str]] = {}
     _options: ClassVar[tuple[str, ...]] = ()
     """Names of the constructor's keyword arguments, where those are many."""
+    _fields: ClassVar[tuple[str, ...]] = ()
+    """Names of the attributes that its methods set."""
 
     if not TYPE_CHECKING:
 
@@ -140,9 +142,8 @@ class Named(metaclass=NamedType):
 
 
 class Settings(Named):
-    """An object whose attributes scripts set: one that we do not know is refused, for it would have no effect."""
+    """An object whose attributes scripts set: one that is not among its ``_fields`` is refused, for it would have no effect."""
 
-    _fields: ClassVar[tuple[str, ...]] = ()
     _checks: ClassVar[Mapping[str, Callable[[str, Any], Any]]] = {}
     """By a field's name, what raises UserErrorException for a value that cannot be; called with name and value."""
 

@@ -23,6 +23,7 @@ class Experiment(Named):
     Raises UserErrorException for a name that cannot be.
     """
 
+    _fields: ClassVar = ("workspace", "name")
     _refused: ClassVar = {
         "archive": "remove run folders that are not needed",
         "delete": "remove run folders that are not needed",

@@ -56,6 +56,7 @@ class Model(Named):
 
     Framework = Framework
 
+    _fields: ClassVar = ("workspace",)
     _refused: ClassVar = {
         "deploy": NO_DEPLOY,
         "package": NO_DEPLOY,

@@ -30,6 +30,7 @@ class Run(Logged):
     Only :meth:`wait_for_completion` blocks for long; the others read the run's folder, or write to it.
     """
 
+    _fields: ClassVar = ("experiment",)
     _refused: ClassVar = {
         "add_type_providers": "there is one type of run here",
         "get_detailed_status": "use get_details()",

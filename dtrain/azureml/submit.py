@@ -105,7 +105,7 @@ def _check_environment(config: RunConfiguration) -> tuple[list[str], list[str]]:
         raise UserErrorException(f"environment={environment!r:.80} is no Environment; Environment.get(ws, name) gives one")
     notes = []
     sections: tuple[Settings, ...] = (config.docker, environment.docker)
-    if asked := [name for section in sections for name in _changed(section)]:
+    if asked := dict.fromkeys(name for section in sections for name in _changed(section)):
         notes.append(f"docker is not used ({', '.join(asked)}): the job runs in this Python environment")
     python = environment.python
     if python.user_managed_dependencies:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
 import pickle
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dtrain.azureml import names
-from dtrain.azureml.errors import NoSuchImport, NoSuchModule, NoSuchName
+from dtrain.azureml.errors import Named, NoSuchImport, NoSuchModule, NoSuchName, members_of
 from dtrain.azureml.finder import AzureFinder
-from dtrain.azureml.table import table
+from dtrain.azureml.table import subclasses, table
 from tests.azureml.conftest import AzureProject
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "azureml.md"
@@ -23,6 +26,23 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "azureml.md"
 def test_the_document_lists_every_name() -> None:
     """It holds the table that the code makes: see dtrain/azureml/table.py for the command."""
     assert table() in DOCUMENT.read_text()
+
+
+def test_what_objects_are_given_in_their_methods_is_listed() -> None:
+    """An attribute that is set by ``self.name = ...`` alone would be in no table and in no error's "it has ..."."""
+    table()  # so that the classes are there
+    for cls in subclasses(Named):
+        tree = ast.walk(ast.parse(textwrap.dedent(inspect.getsource(cls))))
+        stored = [node for node in tree if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)]
+        own = {node.attr for node in stored if isinstance(node.value, ast.Name) and node.value.id == "self"}
+        assert {name for name in own if not name.startswith("_")} <= set(members_of(cls)), cls
+
+
+@pytest.mark.parametrize(
+    "name", ["Run.experiment", "PythonSection.interpreter_path", "DockerSection.base_image", "Framework.KERAS"]
+)
+def test_classes_that_no_module_names_are_listed(name: str) -> None:
+    assert f"| `{name}` |" in table()
 
 
 @pytest.fixture

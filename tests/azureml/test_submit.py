@@ -234,7 +234,7 @@ from azureml.core.runconfig import DockerConfiguration, RunConfiguration
 config = RunConfiguration()
 config.history.output_collection = True
 config.docker = DockerConfiguration(shm_size="8g", arguments=["--ipc=host"])
-config.environment.docker.gpu_support = True
+config.environment.docker.gpu_support, config.environment.docker.arguments = True, ["--net=host"]
 experiment.submit(ScriptRunConfig("src", "train.py", run_config=config)).wait_for_completion()
 try:
     config.history.snapshot_project = False
