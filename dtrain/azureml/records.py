@@ -19,7 +19,7 @@ from dtrain.files import read_json, write_json
 from dtrain.layout import RunLayout
 from dtrain.spec import JobSpec
 
-EventKind = Literal["tag", "property", "cancel", "fail", "warning", "status", "name", "preparing", "prepared"]
+EventKind = Literal["tag", "property", "cancel", "fail", "warning", "name", "preparing", "prepared"]
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,8 @@ class Run(Logged):
         "get_details": "also 'runFolder', dtrain's folder of the run, and 'warnings'",
         "get_status": "told from the run's processes and files; Queued until the first rank has begun",
         "cancel": "ends the ranks by SIGTERM, and SIGKILL after 10 s",
-        "complete": "in a job it has no effect but a note: the job ends when its script does; in a control script refused for "
-        "one that has not completed",
+        "complete": "in a job it has no effect: the job ends when its script does; in a control script refused for one that has "
+        "not completed",
         "fail": "in a job, this rank ends with exit code 1 when its script has ended; in a control script the job's run is "
         "Failed from then on, and ended where it still runs",
         "restore_snapshot": "copies what the run's code folder began with, to ./ID-code where no path is given",
@@ -192,16 +192,14 @@ class Run(Logged):
         state.cancel(self._layout)
 
     def complete(self, _set_status: bool = True) -> None:
-        """End a run of ``start_logging`` or ``child_run``; in a job, note that its script is done. UserErrorException else."""
+        """End a run of ``start_logging`` or ``child_run``; a job ends when its script does. UserErrorException else."""
         from dtrain.azureml.context import is_rank_of
 
         status = state.status_of(self._layout)
         if self._submitted.kind != "script":
             if status.state == "running":
                 state.end_by_hand(self._layout, "", exit_code=0)
-        elif is_rank_of(self._layout):
-            records.note(self._layout, "status", asked="complete")
-        elif status.state != "completed":
+        elif status.state != "completed" and not is_rank_of(self._layout):
             raise UserErrorException(
                 f"run {self.id} is a job, and {self.get_status()}, as its processes tell; complete() is for runs of "
                 "start_logging() and child_run(). wait_for_completion() waits for a job, cancel() ends it"
