@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -166,22 +165,38 @@ class Environment(Settings):
         return made
 
     def register(self, workspace: Workspace) -> Environment:
-        """Keep it in the workspace as the next version of its name, for :meth:`get`."""
+        """Keep it in the workspace as the next version of its name; the same again is the version that it was."""
         folder = _folder(workspace) / check_name("environment", self.name)
-        dependencies = self.python.conda_dependencies
-        python = {
+        values, versions = self._values(), _versions(folder)
+        if versions and read_json(folder / f"{versions[-1]}.json") == values:
+            self.version = str(versions[-1])
+        else:
+            self.version = str(_write_next(folder, values))
+        return self
+
+    def _values(self) -> dict[str, Any]:
+        """What it asks for, as JSON has it."""
+        packages = self.python.conda_dependencies
+        return {
+            "pip": list(packages._pip),
+            "conda": list(packages._conda),
+            "environment_variables": {name: str(value) for name, value in self.environment_variables.items()},
             "user_managed_dependencies": self.python.user_managed_dependencies,
             "interpreter_path": self.python.interpreter_path,
-        }
-        values = {
-            "environment_variables": self.environment_variables,
             "docker": {name: getattr(self.docker, name) for name in DockerSection._fields},
-            "python": python,
-            "pip": dependencies._pip,
-            "conda": dependencies._conda,
         }
-        self.version = str(_write_next(folder, values))
-        return self
+
+    @staticmethod
+    def _of(name: str, values: Mapping[str, Any]) -> Environment:
+        """The environment of :meth:`_values`; what is not among them is as in a new one."""
+        made = Environment(name)
+        made.environment_variables = dict(values["environment_variables"])
+        made.python.conda_dependencies._pip, made.python.conda_dependencies._conda = list(values["pip"]), list(values["conda"])
+        made.python.user_managed_dependencies = values.get("user_managed_dependencies", False)
+        made.python.interpreter_path = values.get("interpreter_path", "python")
+        for field, value in values.get("docker", {}).items():
+            setattr(made.docker, field, value)
+        return made
 
     @staticmethod
     def get(workspace: Workspace, name: str, version: str | None = None, label: str | None = None) -> Environment:
@@ -201,20 +216,13 @@ class Environment(Settings):
         if number not in map(str, versions):
             has = ", ".join(map(str, versions))
             raise UserErrorException(f"environment {name!r} has version {has}, and not {number}, which was asked for")
-        values = read_json(folder / f"{number}.json")
-        made = Environment(name)
-        made.version, made.environment_variables = number, values["environment_variables"]
-        for section, kept in ((made.python, values["python"]), (made.docker, values["docker"])):
-            for field, value in kept.items():
-                setattr(section, field, value)
-        made.python.conda_dependencies._pip, made.python.conda_dependencies._conda = values["pip"], values["conda"]
+        made = Environment._of(name, read_json(folder / f"{number}.json"))
+        made.version = number
         return made
 
     def clone(self, new_name: str) -> Environment:
         """The same under another name."""
-        made = copy.deepcopy(self)
-        made.name, made.version = new_name, None
-        return made
+        return Environment._of(new_name, self._values())
 
     @staticmethod
     def list(workspace: Workspace) -> Mapping[str, Environment]:

@@ -27,7 +27,7 @@ def test_an_environment_comes_back_as_it_was_registered(workspace: Workspace) ->
     environment.environment_variables = {"A": "1"}
     assert environment.register(workspace).version == "1"
     environment.environment_variables["A"] = "2"
-    environment.register(workspace)
+    assert [environment.register(workspace).version for _ in range(2)] == ["2", "2"]  # the same again is no new version
     first, newest = Environment.get(workspace, "e", "1"), Environment.get(workspace, "e", label="latest")
     for each in (first, newest, newest.clone("f")):
         assert (each.python.user_managed_dependencies, each.python.interpreter_path) == (True, "/opt/python")
@@ -51,9 +51,11 @@ def test_environments_are_found_by_name(workspace: Workspace) -> None:
 
 def test_each_of_those_who_register_at_once_has_a_version_of_its_own(workspace: Workspace) -> None:
     text = (
-        "from dtrain.azureml.environment import Environment\nfrom dtrain.azureml.workspace import Workspace\n"
+        "import os\nfrom dtrain.azureml.environment import Environment\nfrom dtrain.azureml.workspace import Workspace\n"
         "ws = Workspace.from_config()\nprint('ready', flush=True)\ninput()\n"
-        "print(*[Environment('e').register(ws).version for _ in range(20)])"
+        "made = [Environment('e') for _ in range(20)]\n"
+        "for number, each in enumerate(made): each.environment_variables = {'N': f'{os.getpid()} {number}'}\n"
+        "print(*[each.register(ws).version for each in made])"
     )
     pipe = subprocess.PIPE
     others = [subprocess.Popen([sys.executable, "-c", text], stdin=pipe, stdout=pipe, text=True) for _ in range(3)]
