@@ -1,4 +1,4 @@
-"""Old code on a new stack: names that NumPy and TensorFlow have dropped, in the user's own modules only.
+"""Old code on a new stack: names that NumPy, scikit-learn and TensorFlow have dropped, in the user's own modules only.
 
 The script, and the modules it imports from its own folder, are changed as they are compiled: ``np.float`` becomes ``float``, and
 ``import tensorflow as tf`` TensorFlow 1's names. No file is written, no line moves, and nothing else sees it: NumPy and
@@ -160,14 +160,33 @@ def _numpy_has(name: str) -> bool:
         return hasattr(importlib.import_module("numpy"), name)
 
 
+def _joblib_imports(tree: ast.AST) -> Iterator[ast.ImportFrom]:
+    """Imports of joblib from scikit-learn, of which it is no part since 0.23."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or node.level:
+            continue
+        whole = node.module == "sklearn.externals" and any(alias.name == "joblib" for alias in node.names)
+        if (whole or node.module == "sklearn.externals.joblib") and _has_no_joblib():
+            yield node
+
+
+def _has_no_joblib() -> bool:
+    try:
+        release = importlib.metadata.version("scikit-learn").split(".")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return (int(release[0]), int(release[1])) >= (0, 23)
+
+
 def old_numpy(tree: ast.AST) -> list[OldName]:
-    """The names in a module that the installed NumPy has no longer."""
+    """The names in a module that the installed NumPy has no longer; and scikit-learn's joblib, which the same scripts use."""
     found = [
         OldName(node.lineno, f"{alias}.{node.attr}", _SHOWN[template].format(np=alias))
         for node, alias, template in _numpy_uses(tree)
     ]
     for where, asked in _numpy_imports(tree):
         found.append(OldName(where.lineno, f"numpy.{asked.name}", _SHOWN[NUMPY[asked.name]].format(np="numpy")))
+    found += [OldName(node.lineno, "sklearn.externals.joblib", "joblib") for node in _joblib_imports(tree)]
     return sorted(found, key=lambda old: old.line)
 
 
@@ -226,11 +245,21 @@ class _Numpy(ast.NodeTransformer):
         return _at(node, ast.parse(self._instead[id(node)], mode="eval").body)
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> list[ast.AST]:
+        if any(_joblib_imports(node)):
+            return self._joblib(node)
         gone = [alias for _, alias in _numpy_imports(node)]
         kept = [alias for alias in node.names if alias not in gone]
         texts = [f"{a.asname or a.name} = {NUMPY[a.name].format(np=_NUMPY)}" for a in gone]
         made: list[ast.AST] = [_at(node, ast.parse(text).body[0]) for text in texts]
         return [*made, *([ast.copy_location(ast.ImportFrom(node.module, kept, node.level), node)] if kept else [])]
+
+    def _joblib(self, node: ast.ImportFrom) -> list[ast.AST]:
+        if node.module == "sklearn.externals.joblib":
+            return [ast.copy_location(ast.ImportFrom("joblib", node.names, 0), node)]
+        own = [alias for alias in node.names if alias.name == "joblib"]
+        kept = [alias for alias in node.names if alias.name != "joblib"]
+        made: list[ast.AST] = [ast.copy_location(ast.Import(own), node)]
+        return [*made, *([ast.copy_location(ast.ImportFrom(node.module, kept, 0), node)] if kept else [])]
 
 
 def _at(node: ast.AST, new: ast.AST) -> ast.AST:

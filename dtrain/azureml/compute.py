@@ -119,8 +119,8 @@ class ComputeTarget(Named):
         "update": "delete the entry, and create it anew",
     }
     _differs: ClassVar = {
-        "create": "an entry of the workspace, there at once; any vm_size is this machine, with max_nodes as its nodes; hosts and "
-        "Slurm partitions: `dtrain compute add`",
+        "create": "an entry of the workspace, there at once; any vm_size is this machine, with max_nodes as its nodes; what "
+        "`dtrain compute add` has named (hosts, a Slurm partition) stays that",
     }
 
     def __new__(cls, workspace: Workspace, name: str) -> ComputeTarget:
@@ -139,11 +139,15 @@ class ComputeTarget(Named):
 
     @staticmethod
     def create(workspace: Workspace, name: str, provisioning_configuration: AmlComputeProvisioningConfiguration) -> AmlCompute:
-        """Make an entry of the workspace, and return it; one that exists is returned as it is made anew.
+        """Make an entry of the workspace, and return it; one of this machine is made anew, one of `dtrain compute add` stays.
 
         Raises ComputeTargetException for a name that cannot be.
         """
         asked = provisioning_configuration
+        known = read_entries(workspace._folder).get(name, {})
+        if "hosts" in known or "slurm" in known:
+            say(f"compute target {name} is {describe(known)}, by `dtrain compute add`, and stays that")
+            return AmlCompute(workspace, name)
         entry = new_entry(asked.max_nodes, vm_size=asked.vm_size, vm_priority=asked.vm_priority, min_nodes=asked.min_nodes)
         write_entry(workspace._folder, name, entry)
         say(
@@ -220,6 +224,9 @@ class AmlCompute(ComputeTarget):
         """What ``ComputeTarget.create`` takes. Raises ComputeTargetException for node counts that cannot be."""
         placed = {"vm_size": vm_size, "vm_priority": vm_priority, "min_nodes": min_nodes, "max_nodes": max_nodes}
         options = take_options("AmlCompute.provisioning_configuration", {**placed, **given}, _PROVISIONING, _PROVISIONING_REFUSED)
+        for name in ("min_nodes", "max_nodes"):
+            if not isinstance(options[name], int | None) or isinstance(options[name], bool):
+                raise ComputeTargetException(f"{name}={options[name]!r} is not a whole number of nodes")
         options["max_nodes"] = max(1, options["min_nodes"]) if options["max_nodes"] is None else options["max_nodes"]
         if not 0 <= options["min_nodes"] <= options["max_nodes"] or options["max_nodes"] < 1:
             raise ComputeTargetException(

@@ -34,6 +34,7 @@ class _OfflineRun(Logged):
         "child_run": "an offline run has no children; log to the run itself",
         "parent": "an offline run has none",
         "get_details": "an offline run was not submitted",
+        "take_snapshot": "an offline run's source is this folder",
         "wait_for_completion": "an offline run is this process",
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from dtrain.azureml.datastore import DataReference, Datastore
+from dtrain.azureml.datastore import ARTIFACTS, DataReference, Datastore
 from dtrain.azureml.errors import Named, UserErrorException
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class DataPath(Named):
         """Raises UserErrorException without a datastore."""
         if not isinstance(datastore, Datastore):
             raise UserErrorException(f"DataPath(datastore={datastore!r}): give a Datastore, as ws.get_default_datastore()")
-        self._target: DataReference | Run = datastore.path(path_on_datastore, name).as_mount()
+        self._target = datastore.path(path_on_datastore, name).as_mount()
         self.datastore_name, self.path_on_datastore = datastore.name, path_on_datastore
 
     @staticmethod
@@ -33,9 +33,24 @@ class DataPath(Named):
         made._target = data_reference
         return made
 
+    def create_data_reference(
+        self, data_reference_name: str | None = None, datapath_compute_binding: DataPathComputeBinding | None = None
+    ) -> DataReference:
+        """A reference to the place, for arguments and ``data_references``; mounted, unless the binding says otherwise."""
+        mode = (datapath_compute_binding or DataPathComputeBinding()).mode
+        place = self._target
+        return DataReference(place.datastore, data_reference_name or place.data_reference_name, place.path_on_datastore, mode)
+
     @staticmethod
     def _of_outputs(run: Run) -> DataPath:
-        made = object.__new__(DataPath)
-        made._target = run
-        made.datastore_name, made.path_on_datastore = "workspaceartifactstore", f"ExperimentRun/dcid.{run.id}/outputs"
-        return made
+        return DataPath(Datastore(run.experiment.workspace, ARTIFACTS), f"{run.id}/outputs", "outputs")
+
+
+class DataPathComputeBinding(Named):
+    """How a job is given a :class:`DataPath`: ``mount`` or ``download``."""
+
+    _fields: ClassVar = ("mode", "path_on_compute", "overwrite")
+    _differs: ClassVar = {"(path_on_compute=)": "not used: the job is given a path of its own"}
+
+    def __init__(self, mode: str = "mount", path_on_compute: str | None = None, overwrite: bool = False) -> None:
+        self.mode, self.path_on_compute, self.overwrite = mode, path_on_compute, overwrite

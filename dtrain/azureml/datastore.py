@@ -14,6 +14,8 @@ from dtrain.azureml.stores import Store, copy_out, default_name, open_store, rea
 from dtrain.azureml.workspace import Workspace
 from dtrain.errors import UsageError, did_you_mean
 
+ARTIFACTS = "workspaceartifactstore"
+"""The datastore of the runs' own folders: ``ID/outputs`` in it."""
 VARIABLE = "$AZUREML_DATAREFERENCE_"
 """What the text of a reference begins with; without the $, the variable in the job that holds the path."""
 _NO_STORE = (
@@ -50,7 +52,7 @@ class Datastore(Named):
     }
 
     def __init__(self, workspace: Workspace, name: str | None = None) -> None:
-        known = read_urls(workspace._folder)
+        known = {**read_urls(workspace._folder), ARTIFACTS: str(workspace._folder.runs.absolute())}
         if name is not None and name not in known:
             raise UserErrorException(
                 f"no datastore {name!r} in workspace {workspace.name!r}{did_you_mean(name, known)}; it has {', '.join(known)}: "

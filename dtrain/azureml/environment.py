@@ -27,8 +27,6 @@ class CondaDependencies(Settings):
     _differs: ClassVar = {"add_channel": "nothing comes from conda's channels: packages that are missing are pip's"}
     _refused: ClassVar = {
         "set_python_version": "jobs run by this Python; start dtrain with the Python that they need",
-        "save_to_file": "write a requirements file, and use Environment.from_pip_requirements",
-        "save": "write a requirements file, and use Environment.from_pip_requirements",
     }
 
     def __init__(self, conda_dependencies_file_path: str | None = None) -> None:
@@ -77,6 +75,22 @@ class CondaDependencies(Settings):
     def remove_conda_package(self, conda_package: str) -> None:
         """Ask for the package no longer."""
         self._conda = [each for each in self._conda if _name(each) != _name(conda_package)]
+
+    def serialize_to_string(self) -> str:
+        """The packages as the text of a conda file."""
+        conda = [f"- {package}" for package in self._conda]
+        pip = ["- pip:", *(f"  - {package}" for package in self._pip)] if self._pip else []
+        return "\n".join(["dependencies:", *conda, *pip]) + "\n"
+
+    def save_to_file(self, base_directory: str, conda_file_path: str | None = None) -> str:
+        """Write a conda file (conda_dependencies.yml) in a folder, and return its path there."""
+        return self.save(str(Path(base_directory) / (conda_file_path or "conda_dependencies.yml")))
+
+    def save(self, path: str | None = None) -> str:
+        """Write a conda file (None: conda_dependencies.yml), and return its path."""
+        target = Path(path or "conda_dependencies.yml")
+        target.write_text(self.serialize_to_string())
+        return str(target)
 
     @property
     def pip_packages(self) -> Iterable[str]:
@@ -219,6 +233,10 @@ class Environment(Settings):
         made = Environment._of(name, read_json(folder / f"{number}.json"))
         made.version = number
         return made
+
+    def __repr__(self) -> str:
+        packages = self.python.conda_dependencies
+        return f"Environment(name={self.name!r}, version={self.version!r}, pip={packages._pip}, conda={packages._conda})"
 
     def clone(self, new_name: str) -> Environment:
         """The same under another name."""

@@ -52,6 +52,7 @@ _REFUSED: Mapping[str, str] = {
     "vm_size": _NO_VM,
     "vm_priority": _NO_VM,
     "image_registry_details": "jobs run in this Python environment, not in containers",
+    **dict.fromkeys(("_disable_validation", "_enable_optimized_mode", "_show_lint_warnings"), "a setting of the SDK's own"),
     "source_directory_data_store": "the source is copied into the run's folder",
 }
 
@@ -92,7 +93,7 @@ class Estimator(Named):
         "(use_gpu=)": "a job sees the GPUs of the machine; where there is none, that is said",
         "(user_managed=)": "True: packages are not looked for",
     }
-    _refused: ClassVar = {f"({name}=)": reason for name, reason in _REFUSED.items()}
+    _refused: ClassVar = {f"({name}=)": reason for name, reason in _REFUSED.items() if not name.startswith("_")}
 
     def __init__(self, source_directory: str | None = None, **given: Any) -> None:
         """Raises UserErrorException for what is not available without Azure, TypeError for an unknown argument."""
@@ -166,6 +167,8 @@ class Estimator(Named):
             )
         if isinstance(chosen, MpiConfiguration) and per_node != 1:
             chosen = MpiConfiguration(per_node, chosen.node_count)
+        if chosen is not None and type(self) is SKLearn:
+            raise UserErrorException("SKLearn is of one process; use Estimator for a script that joins several by MPI")
         if isinstance(chosen, TensorflowConfiguration) and type(self) is Chainer:
             raise UserErrorException("Chainer has no parameter servers; use MpiConfiguration()")
         return chosen
@@ -228,12 +231,21 @@ class TensorFlow(Estimator):
     _framework = "tensorflow"
 
 
+class SKLearn(Estimator):
+    """An estimator that asks for scikit-learn; of one process."""
+
+    _options: ClassVar = ("framework_version",)
+    _refused: ClassVar = {}
+    _differs: ClassVar = {"(framework_version=)": _INSTALLED}
+    _framework = "scikit-learn"
+
+
 def _reference(value: Any) -> DataReference:
     if isinstance(value, Datastore):
         return value.as_mount()
     if isinstance(value, DataReference):
         return value
-    raise UserErrorException(f"inputs has {value!r}; give references to datastores: datastore.path('...').as_mount()")
+    raise UserErrorException(f"inputs has {value!r}; give references: datastore.path('...').as_mount(), or a dataset's")
 
 
 def _arguments(script_params: Mapping[str, Any] | None) -> tuple[list[Any], list[DataReference]]:

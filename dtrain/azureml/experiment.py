@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 from dtrain.azureml import records
 from dtrain.azureml.errors import Named, UserErrorException
-from dtrain.azureml.interactive import new_run
+from dtrain.azureml.interactive import new_run, watch_folders
 from dtrain.azureml.run import Run, runs_of
 from dtrain.azureml.submit import submit
 from dtrain.azureml.workspace import Workspace
 from dtrain.errors import UsageError
 from dtrain.layout import check_name
-from dtrain.snapshot import take_snapshot
 
 
 class Experiment(Named):
@@ -37,7 +35,8 @@ class Experiment(Named):
     _differs: ClassVar = {
         "get_portal_url": "there is no portal: the folder of all runs, as a file:// URL",
         "submit": "runs on this machine, by a `dtrain run` of its own that outlives the control script",
-        "start_logging": "a run folder whose one rank is this process; snapshot_directory is copied where it is given",
+        "start_logging": "a run folder whose one rank is this process; ./outputs and ./logs are kept when it ends, and "
+        "snapshot_directory is copied where it is given",
     }
 
     def __init__(self, workspace: Workspace, name: str) -> None:
@@ -59,17 +58,20 @@ class Experiment(Named):
             run.tag(key, value)
         return run
 
-    def start_logging(self, *, outputs: str | None = None, snapshot_directory: str | None = None, **given: Any) -> Run:
-        """A run of this very process, which logs to it and ends it by ``run.complete()``."""
+    def start_logging(self, *, outputs: Any = None, snapshot_directory: str | None = None, **given: Any) -> Run:
+        """A run of this very process, which logs to it and ends it by ``run.complete()``.
+
+        Makes ./outputs (another folder by ``outputs``; False: none) and ./logs, and keeps what is written there until then.
+        """
         display_name = given.pop("display_name", "")
         for name in given:
             raise TypeError(f"Experiment.start_logging() has no argument {name!r}")
-        if outputs is not None:
-            raise UserErrorException(f"outputs={outputs!r} is not watched here; use run.upload_folder('outputs', {outputs!r})")
         layout = new_run(self.workspace._folder, self.name, display_name=display_name)
+        run = Run(self, layout.id)
         if snapshot_directory is not None:
-            take_snapshot(Path(snapshot_directory).absolute(), layout.code, excluded=self.workspace._folder.root)
-        return Run(self, layout.id)
+            run.take_snapshot(snapshot_directory)
+        watch_folders(layout, ("logs",) if outputs is False else ("logs", str(outputs or "outputs")))
+        return run
 
     def get_runs(
         self,

@@ -117,14 +117,19 @@ def copy_source(run: RunLayout, target: Path) -> None:
 
 def list_code(run: RunLayout) -> dict[str, tuple[int, int]]:
     """Size and time of every file in the ranks' working folder but ./outputs, ./logs and Python's caches."""
+    return list_folder(run.code)
+
+
+def list_folder(root: Path) -> dict[str, tuple[int, int]]:
+    """Size in bytes, and time of change in nanoseconds, of every file below ``root`` but links and Python's caches."""
     found = {}
-    for name, folders, files in os.walk(run.code, followlinks=False):
+    for name, folders, files in os.walk(root, followlinks=False):
         folders[:] = [child for child in folders if child != "__pycache__" and not (Path(name) / child).is_symlink()]
         for child in files:
             path = Path(name) / child
             if not path.is_symlink():
                 status = path.stat()
-                found[path.relative_to(run.code).as_posix()] = (status.st_size, status.st_mtime_ns)
+                found[path.relative_to(root).as_posix()] = (status.st_size, status.st_mtime_ns)
     return found
 
 

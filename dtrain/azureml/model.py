@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dtrain.azureml import files
 from dtrain.azureml.errors import ModelNotFoundException, Named, UserErrorException, take_options
 from dtrain.azureml.interactive import new_run
-from dtrain.azureml.names import NO_DATASET, NO_DEPLOY
+from dtrain.azureml.names import NO_DEPLOY
 from dtrain.azureml.records import AzureLayout
 from dtrain.azureml.state import end_by_hand
 from dtrain.azureml.workspace import Workspace
@@ -30,7 +30,7 @@ REGISTER: Mapping[str, Any] = dict.fromkeys(("tags", "properties", "description"
 """What a model may be registered with, and its default."""
 REGISTER_REFUSED: Mapping[str, str] = {
     **dict.fromkeys(("child_paths", "sample_input_dataset", "sample_output_dataset", "resource_configuration"), NO_DEPLOY),
-    "datasets": NO_DATASET,
+    "datasets": "name them in tags= or properties=",
 }
 
 
@@ -74,11 +74,11 @@ class Model(Named):
         "parent_id": "run_id is the run that it came from",
         "resource_configuration": NO_DEPLOY,
         "unpack": "a model's files are kept as they are",
-        "url": "download() copies the files",
     }
     _differs: ClassVar = {
         "delete": "also its files, where no other version has the same; its number is not used again",
         "register": "a local file is copied into a run folder of its own first, from which it is registered",
+        "url": "there is no service: the version's record in the registry, as a file:// URL",
         "get_model_path": "downloads to ./azureml-models/NAME/VERSION",
     }
 
@@ -150,6 +150,10 @@ class Model(Named):
     @property
     def created_time(self) -> str:
         return self._version.created
+
+    @property
+    def url(self) -> str:
+        return _registry(self.workspace).layout.record(self.name, self.version).absolute().as_uri()
 
     @property
     def run(self) -> Run:

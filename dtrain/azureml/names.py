@@ -16,6 +16,7 @@ _CORE = {
     "Run": "dtrain.azureml.run:Run",
     "ScriptRun": "dtrain.azureml.run:Run",
     "ComputeTarget": "dtrain.azureml.compute:ComputeTarget",
+    "Dataset": "dtrain.azureml.dataset:Dataset",
     "Datastore": "dtrain.azureml.datastore:Datastore",
     "Environment": "dtrain.azureml.environment:Environment",
     "Model": "dtrain.azureml.model:Model",
@@ -48,6 +49,7 @@ MODULES: dict[str, dict[str, str]] = {
     "azureml.core.compute_target": {"ComputeTargetException": "dtrain.azureml.errors:ComputeTargetException"},
     "azureml.core.conda_dependencies": {"CondaDependencies": "dtrain.azureml.environment:CondaDependencies"},
     "azureml.core.container_registry": {},
+    "azureml.core.dataset": {"Dataset": "dtrain.azureml.dataset:Dataset"},
     "azureml.core.datastore": {"Datastore": "dtrain.azureml.datastore:Datastore"},
     "azureml.core.environment": {
         "CondaDependencies": "dtrain.azureml.environment:CondaDependencies",
@@ -70,9 +72,17 @@ MODULES: dict[str, dict[str, str]] = {
     "azureml.core.script_run": {"ScriptRun": "dtrain.azureml.run:Run"},
     "azureml.core.script_run_config": {"ScriptRunConfig": "dtrain.azureml.runconfig:ScriptRunConfig"},
     "azureml.core.workspace": {"Workspace": "dtrain.azureml.workspace:Workspace"},
-    "azureml.data": {},
+    "azureml.data": {"FileDataset": "dtrain.azureml.dataset:FileDataset"},
     "azureml.data.data_reference": {"DataReference": "dtrain.azureml.datastore:DataReference"},
-    "azureml.data.datapath": {"DataPath": "dtrain.azureml.datapath:DataPath"},
+    "azureml.data.datapath": {
+        "DataPath": "dtrain.azureml.datapath:DataPath",
+        "DataPathComputeBinding": "dtrain.azureml.datapath:DataPathComputeBinding",
+    },
+    "azureml.data.dataset_consumption_config": {
+        "DatasetConsumptionConfig": "dtrain.azureml.dataset:DatasetConsumptionConfig",
+    },
+    "azureml.data.dataset_factory": {"FileDatasetFactory": "dtrain.azureml.dataset:FileDatasetFactory"},
+    "azureml.data.file_dataset": {"FileDataset": "dtrain.azureml.dataset:FileDataset"},
     "azureml.exceptions": {
         name: f"{_HERE}.errors:{name}"
         for name in (
@@ -109,10 +119,12 @@ MODULES: dict[str, dict[str, str]] = {
         "Estimator": "dtrain.azureml.estimator:Estimator",
         "Mpi": "dtrain.azureml.runconfig:MpiConfiguration",
     },
+    "azureml.train.sklearn": {"SKLearn": "dtrain.azureml.estimator:SKLearn"},
     "azureml.widgets": {"RunDetails": "dtrain.azureml.widgets:RunDetails"},
 }
 
-NO_DATASET = "use a Datastore: ws.get_default_datastore().path('...').as_mount() in script_params"
+NO_DATASET = "use Dataset.File, or a Datastore: ws.get_default_datastore().path('...').as_mount() in script_params"
+_NO_TABLE = "give the job the file by Dataset.File, and let it read that: pandas.read_csv(path)"
 NO_DEPLOY = "models are registered and downloaded here, not deployed; `dtrain pull NAME:VERSION FOLDER` copies one out"
 _NO_EXPLAIN = "interpret the model with the library itself, in the training script"
 _NO_PIPELINE = "submit the steps one after another from the control script, with wait_for_completion() between them"
@@ -122,7 +134,6 @@ _NO_TORCH = "dtrain starts Chainer and TensorFlow ranks; a PyTorch script on one
 REFUSED: dict[str, dict[str, str]] = {
     "azureml.core": {
         "ContainerRegistry": "jobs run in this Python environment, not in containers",
-        "Dataset": NO_DATASET,
         "Image": NO_DEPLOY,
         "LinkedService": "there are no services of Azure's to link",
         "Webservice": NO_DEPLOY,
@@ -143,12 +154,13 @@ REFUSED: dict[str, dict[str, str]] = {
         "PyTorchConfiguration": _NO_TORCH,
         "ParallelTaskConfiguration": _NO_SWEEP,
     },
+    "azureml.data": {"OutputFileDatasetConfig": "let the script write to ./outputs", "TabularDataset": _NO_TABLE},
+    "azureml.data.dataset_factory": {"DataType": _NO_TABLE, "TabularDatasetFactory": _NO_TABLE},
     "azureml.train.dnn": {"Gloo": _NO_TORCH, "Nccl": _NO_TORCH, "PyTorch": _NO_TORCH},
 }
 
 REFUSED_MODULES: dict[str, str] = {
     "azureml.automl": _NO_SWEEP,
-    "azureml.core.dataset": NO_DATASET,
     "azureml.core.image": NO_DEPLOY,
     "azureml.contrib.fairness": _NO_EXPLAIN,
     "azureml.contrib.services": NO_DEPLOY,
@@ -156,8 +168,6 @@ REFUSED_MODULES: dict[str, str] = {
     "azureml.core.resource_configuration": NO_DEPLOY,
     "azureml.core.webservice": NO_DEPLOY,
     "azureml.data.azure_storage_datastore": "use ws.get_default_datastore(), or Datastore(ws, name)",
-    "azureml.data.dataset_consumption_config": NO_DATASET,
-    "azureml.data.dataset_factory": NO_DATASET,
     "azureml.data.output_dataset_config": "let the script write to ./outputs",
     "azureml.dataprep": NO_DATASET,
     "azureml.datadrift": NO_DATASET,
@@ -169,5 +179,4 @@ REFUSED_MODULES: dict[str, str] = {
     "azureml.pipeline": _NO_PIPELINE,
     "azureml.train.automl": _NO_SWEEP,
     "azureml.train.hyperdrive": _NO_SWEEP,
-    "azureml.train.sklearn": "use azureml.train.estimator.Estimator with pip_packages=['scikit-learn']",
 }

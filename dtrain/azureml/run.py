@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dtrain.azureml import files, records, state
+from dtrain.azureml.details import details_of, environment_of, inputs_of
 from dtrain.azureml.errors import UserErrorException, take_options
-from dtrain.azureml.interactive import new_run
+from dtrain.azureml.interactive import keep_files, keep_source, new_run
 from dtrain.azureml.logged import Logged
-from dtrain.azureml.names import NO_DATASET
 from dtrain.azureml.streaming import wait
 from dtrain.errors import DtrainError, WorkspaceError
 from dtrain.files import read_json
@@ -20,6 +20,7 @@ from dtrain.layout import Workspace as WorkspaceFolder
 
 if TYPE_CHECKING:
     from dtrain.azureml.datapath import DataPath
+    from dtrain.azureml.environment import Environment
     from dtrain.azureml.experiment import Experiment
     from dtrain.azureml.model import Model
 
@@ -35,11 +36,9 @@ class Run(Logged):
         "add_type_providers": "there is one type of run here",
         "get_detailed_status": "use get_details()",
         "get_docs_url": "see docs/azureml.md",
-        "get_environment": "get_details()['runDefinition']['environment'] shows it",
         "get_secret": "give secrets to jobs as environment variables",
         "get_secrets": "give secrets to jobs as environment variables",
-        "input_datasets": NO_DATASET,
-        "output_datasets": NO_DATASET,
+        "output_datasets": "let the script write to ./outputs",
         "remove_tags": "tags are kept; set another value with tag(key, value)",
         "start": "a run that was submitted begins by itself",
     }
@@ -138,31 +137,16 @@ class Run(Logged):
 
     def get_details(self) -> dict[str, Any]:
         """What was submitted, its state and times, and where its logs are."""
-        status, submitted = state.status_of(self._layout), self._submitted
-        if python := read_json(self._layout.spec).get("python"):  # of an environment that was made after the submit, say
-            submitted.definition["environment"]["python"]["interpreterPath"] = python
-        details: dict[str, Any] = {
-            "runId": self.id,
-            "target": submitted.target,
-            "status": self.get_status(),
-            "startTimeUtc": _utc(status.started),
-            "endTimeUtc": None if status.ended is None else _utc(status.ended),
-            "properties": {"ContentSnapshotId": self.id, **self.get_properties()},
-            "inputDatasets": [],
-            "outputDatasets": [],
-            "runDefinition": submitted.definition,
-            "logFiles": {name: str(path) for name, path in files.log_files(self._layout).items()},
-            "runFolder": str(self._layout.root),
-            "warnings": [{"message": event["text"]} for event in records.events(self._layout, "warning")],
-        }
-        if status.state == "failed":
-            details["error"] = {"error": {"code": "UserError", "message": status.cause}}
-        return details
+        return details_of(self._layout)
 
     def get_details_with_logs(self) -> dict[str, Any]:
         """:meth:`get_details`, with the logs' texts in place of their paths."""
         logs = {name: path.read_text(errors="replace") for name, path in files.log_files(self._layout).items()}
         return {**self.get_details(), "logFiles": logs}
+
+    def get_environment(self) -> Environment:
+        """The environment that the job was submitted with. Raises UserErrorException for a run that is no job."""
+        return environment_of(self._layout)
 
     def get_portal_url(self) -> str:
         """The run's folder, as a URL."""
@@ -189,6 +173,7 @@ class Run(Logged):
 
     def cancel(self) -> None:
         """Ask the job to end; returns at once."""
+        keep_files(self._layout)
         state.cancel(self._layout)
 
     def complete(self, _set_status: bool = True) -> None:
@@ -198,6 +183,7 @@ class Run(Logged):
         status = state.status_of(self._layout)
         if self._submitted.kind != "script":
             if status.state == "running":
+                keep_files(self._layout)
                 state.end_by_hand(self._layout, "", exit_code=0)
         elif status.state != "completed" and not is_rank_of(self._layout):
             raise UserErrorException(
@@ -215,6 +201,7 @@ class Run(Logged):
         message = str(error_details or error_code or "fail() was called")
         if self._submitted.kind != "script":
             if state.status_of(self._layout).state == "running":
+                keep_files(self._layout)
                 state.end_by_hand(self._layout, message, exit_code=1)
         elif is_rank_of(self._layout):
             fail_at_exit(message)
@@ -285,6 +272,21 @@ class Run(Logged):
             raise UserErrorException(f"{target} is not empty; choose a folder that is new or empty")
         files.copy_source(self._layout, target)
         return str(target)
+
+    def take_snapshot(self, file_or_folder_path: str) -> str:
+        """Keep a source file or folder with a run of ``start_logging`` or ``child_run``, in place of one that was kept before.
+
+        Returns :meth:`get_snapshot_id`. Raises UserErrorException for what is not there or too big, and in a job, which has one.
+        """
+        if self._submitted.kind == "script":
+            raise UserErrorException(f"run {self.id} is a job: its source was kept when it was submitted")
+        keep_source(self._layout, Path(file_or_folder_path))
+        return self.get_snapshot_id()
+
+    @property
+    def input_datasets(self) -> dict[str, str]:
+        """The paths that the job was given of datasets and datastores, by the names of those inputs."""
+        return inputs_of(self._layout)
 
     def get_snapshot_id(self) -> str:
         """The run's id, by which :meth:`restore_snapshot` knows its source."""
@@ -365,12 +367,6 @@ class Run(Logged):
 
     def __hash__(self) -> int:
         return hash(self._layout.root)
-
-
-def _utc(seconds: float) -> str:
-    from datetime import datetime, timezone
-
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def runs_of(folder: WorkspaceFolder, experiment: str) -> list[RunLayout]:

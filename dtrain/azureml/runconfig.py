@@ -119,9 +119,11 @@ class RunConfiguration(Settings):
         "docker",
     )
     _checks: ClassVar = {"node_count": check_count, "max_run_duration_seconds": _check_seconds}
+    _differs: ClassVar = {
+        "auto_prepare_environment": "always True: packages that are missing are installed; `dtrain azureml --no-install` refuses",
+    }
     _refused: ClassVar = {
         "amlcompute": "create the target with ComputeTarget.create, and set target to its name",
-        "auto_prepare_environment": "packages that are missing are installed; `dtrain azureml --no-install` refuses instead",
         "data": "use data_references, or a Datastore's path in the arguments",
         "hdi": "there is no Spark here",
         "load": "make a RunConfiguration in the script",
@@ -154,6 +156,19 @@ class RunConfiguration(Settings):
         self.environment = Environment("default")
         if conda_dependencies is not None:
             self.environment.python.conda_dependencies = conda_dependencies
+
+    @property
+    def auto_prepare_environment(self) -> bool:
+        """True: packages that are missing are installed. Raises UserErrorException when it is set to something else."""
+        return True
+
+    @auto_prepare_environment.setter
+    def auto_prepare_environment(self, value: bool) -> None:
+        if value is not True:
+            raise UserErrorException(
+                f"auto_prepare_environment={value!r} is not there: packages that are missing are installed; `dtrain azureml "
+                "--no-install` refuses instead"
+            )
 
     def _distribution(self) -> MpiConfiguration | TensorflowConfiguration | None:
         """What the framework and the communicator ask for. Raises RunConfigurationException for what we do not have."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from dtrain import switches
 from dtrain.azureml.compute import check_nodes
+from dtrain.azureml.dataset import check_datasets
 from dtrain.azureml.environment import Environment
 from dtrain.azureml.errors import AzureMLException, Settings, UserErrorException
 from dtrain.azureml.estimator import Estimator
@@ -35,6 +36,7 @@ def submit(workspace: Workspace, experiment: str, config: Any, *, parent: str = 
     ComputeTargetException or ExperimentExecutionException for what cannot be started; no run is left then.
     """
     script_run = _script_run(config)
+    check_datasets(script_run.arguments)
     run_config: RunConfiguration = script_run.run_config
     distribution = run_config._distribution()
     named = str(getattr(run_config.target, "name", run_config.target))

@@ -153,14 +153,16 @@ def _answers(port: int) -> bool:
     return False
 
 
-def export_to_tensorboard(run_data: Run | Experiment, logdir: str, logger: Any = None, recursive: bool = True) -> None:
-    """Write the metrics of a run, or of an experiment's runs, as event files in ``logdir``, for ``Tensorboard([], logdir)``.
+def export_to_tensorboard(run_data: Any, logdir: str, logger: Any = None, recursive: bool = True) -> None:
+    """Write the metrics of a Run, or of an Experiment's runs, as event files in ``logdir``, for ``Tensorboard([], logdir)``.
 
     Numbers of rank 0, by the steps and times at which they were logged; of ``recursive`` the runs below as well. Blocks.
-    Raises MissingDependency when TensorBoard is not installed.
+    Raises MissingDependency when TensorBoard is not installed, UserErrorException for what is neither.
     """
     _check_installed()
     events = importlib.import_module("tensorboard.summary")
+    if not isinstance(run_data, Run | Experiment):
+        raise UserErrorException(f"export_to_tensorboard() takes a Run or an Experiment, not {run_data!r:.120}")
     runs = [run_data] if isinstance(run_data, Run) else list(run_data.get_runs())
     children = [child for run in runs for child in run.get_children(recursive=True)] if recursive else []
     for run in [*runs, *children]:

@@ -18,6 +18,7 @@ from dtrain.layout import Workspace as WorkspaceFolder
 
 if TYPE_CHECKING:
     from dtrain.azureml.compute import ComputeTarget
+    from dtrain.azureml.dataset import FileDataset
     from dtrain.azureml.datastore import Datastore
     from dtrain.azureml.environment import Environment
     from dtrain.azureml.experiment import Experiment
@@ -56,7 +57,6 @@ class Workspace(Named):
         "sync_keys": NO_ACCOUNT,
         "webservices": "models are registered and downloaded here, not deployed",
         "get_mlflow_tracking_uri": "metrics are in the run's folder: run.get_metrics(), `dtrain metrics RUN`",
-        "datasets": "use ws.get_default_datastore().path('...')",
     }
     _differs: ClassVar = {
         "get_portal_url": "there is no portal: the workspace's folder, as a file:// URL",
@@ -225,6 +225,13 @@ class Workspace(Named):
         return datastores(self)
 
     @property
+    def datasets(self) -> Mapping[str, FileDataset]:
+        """The datasets that were registered, by name."""
+        from dtrain.azureml.dataset import Dataset
+
+        return Dataset.get_all(self)
+
+    @property
     def environments(self) -> Mapping[str, Environment]:
         """The environments that were registered, by name."""
         from dtrain.azureml.environment import Environment
@@ -273,6 +280,8 @@ def _given_folder() -> Path | None:
 def _find_config(start: Path, file_name: str | None) -> Path:
     if start.is_file():
         return start
+    if not start.is_dir():
+        raise UserErrorException(f"no workspace: there is no file or folder {start}; `dtrain azureml init` writes a config.json")
     places = CONFIG_PLACES if file_name is None else tuple(f"{Path(place).parent}/{file_name}" for place in CONFIG_PLACES)
     for folder in _upwards(start):
         for place in places:

@@ -74,7 +74,11 @@ if TYPE_CHECKING:
     help="Give each rank cores of its own, or the cores of its NUMA node; and its own GPU.",
 )
 @click.option("--azureml", "with_azureml", is_flag=True, help="`import azureml.core` in the ranks is dtrain's (docs/azureml.md).")
-@click.option("--legacy-numpy", is_flag=True, help="SCRIPT may use NumPy's dropped names (np.float); each use is named.")
+@click.option(
+    "--legacy-numpy",
+    is_flag=True,
+    help="SCRIPT may use NumPy's dropped names (np.float) and sklearn.externals.joblib; each is named.",
+)
 @click.option("--tf1", is_flag=True, help="`import tensorflow` in SCRIPT gives TensorFlow 1's names, with v2 behaviour off.")
 @options.limits
 @click.option(

@@ -67,8 +67,8 @@ def test_every_name_that_is_listed_is_there() -> None:
 
 @pytest.mark.usefixtures("finder")
 def test_a_name_that_we_have_not_says_what_to_use() -> None:
-    with pytest.raises(NoSuchImport, match="Dataset is not available without Azure: use a Datastore"):
-        from azureml.core import Dataset  # noqa: F401
+    with pytest.raises(NoSuchImport, match="Webservice is not available without Azure: models are registered"):
+        from azureml.core import Webservice  # noqa: F401
     with pytest.raises(NoSuchImport, match=r"has no 'Workspce' \(did you mean Workspace\?\)"):
         from azureml.core import Workspce  # noqa: F401
     with pytest.raises(NoSuchModule, match="hyperdrive is not available without Azure: submit one run for each setting"):
@@ -94,10 +94,10 @@ def test_a_module_can_be_asked_whether_it_has_a_name() -> None:
     import azureml.core
     import azureml.train.dnn
 
-    assert not hasattr(azureml.core, "Dataset")
+    assert not hasattr(azureml.core, "Image")
     assert getattr(azureml.core, "Workspce", None) is None
-    with pytest.raises(AttributeError, match="Dataset is not available without Azure: use a Datastore"):
-        azureml.core.Dataset  # noqa: B018
+    with pytest.raises(AttributeError, match="Image is not available without Azure: models are registered"):
+        azureml.core.Image  # noqa: B018
     assert pickle.loads(pickle.dumps(np.add)) is np.add
 
 

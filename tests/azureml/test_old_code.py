@@ -40,6 +40,16 @@ def test_a_script_with_names_that_numpy_dropped(azure: AzureProject) -> None:
     assert azure.dtrain("run", "--legacy-numpy", "src/train.py").returncode == 0
 
 
+@pytest.mark.needs("sklearn")
+def test_a_script_that_has_joblib_from_scikit_learn(azure: AzureProject) -> None:
+    azure.train(
+        "from sklearn.externals import joblib\njoblib.dump([1], 'outputs/model.pkl')\nprint(joblib.load('outputs/model.pkl'))"
+    )
+    done = azure.control("experiment.submit(ScriptRunConfig('src', 'train.py')).wait_for_completion(show_output=True)")
+    assert "[1]" in done.stdout
+    assert "train.py, line 1: sklearn.externals.joblib is no more; it runs as joblib, which is what to write" in done.stderr
+
+
 @pytest.mark.needs("tensorflow")
 def test_a_script_of_tensorflow_1(azure: AzureProject) -> None:
     azure.train(TF1)

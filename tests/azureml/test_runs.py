@@ -49,6 +49,45 @@ print(json.dumps({
     assert {run["state"] for run in azure.json("runs")} == {"completed", "failed"}
 
 
+def test_a_run_of_the_script_itself_keeps_what_is_written_to_outputs_and_logs(azure: AzureProject) -> None:
+    """As notebooks of the SDK write there, without making the folder: of each run what was written while it ran."""
+    (azure.folder / "notes.txt").write_text("note")
+    done = azure.control(
+        """
+files = []
+for number in range(3):
+    with experiment.start_logging() as run:
+        open("outputs/model.txt", "w").write(str(number))
+        open(f"logs/{number}.txt", "w").write("log")
+        run.upload_file("outputs/same.txt", "notes.txt")
+        open("outputs/same.txt", "w").write("changed")
+        run.take_snapshot("submit.py")
+        run.take_snapshot("./")
+    run.download_file("outputs/model.txt", "back.txt")
+    run.download_file("outputs/same.txt", "same.txt")
+    files.append([run.get_file_names(), open("back.txt").read(), open("same.txt").read()])
+model = run.register_model("last", "outputs/model.txt")
+run.restore_snapshot(path="restored")
+with experiment.start_logging(outputs="result") as other:
+    open("result/a.txt", "w").write("a")
+with experiment.start_logging(outputs=False) as none:
+    open("outputs/b.txt", "w").write("b")
+try:
+    run.take_snapshot("nowhere")
+except Exception as error:
+    refused = str(error)
+print(json.dumps({"files": files, "other": other.get_file_names(), "none": none.get_file_names(), "model": model.id,
+    "restored": sorted(os.listdir("restored")), "refused": refused}))
+"""
+    )
+    found = told(done)
+    names = ["outputs/model.txt", "outputs/same.txt"]
+    assert found["files"] == [[[f"logs/{number}.txt", *names], str(number), "note"] for number in range(3)]
+    assert (found["other"], found["none"], found["model"]) == (["result/a.txt"], [], "last:1")
+    assert {"submit.py", "notes.txt"} <= set(found["restored"])
+    assert "there is no file or folder 'nowhere' to keep" in str(found["refused"])
+
+
 def test_models(azure: AzureProject) -> None:
     done = azure.control(
         """

@@ -131,7 +131,7 @@ FAILURES = {
     "syntax": ("def f(:\n", "SyntaxError: invalid syntax"),
     "exit": ("import sys; sys.exit(3)", "exit code 3"),
     "failed": ("from azureml.core import Run\nRun.get_context().fail('no data')", "no data"),
-    "name": ("from azureml.core import Dataset", "get_default_datastore().path('...').as_mount()"),
+    "name": ("from azureml.core import Webservice", "models are registered and downloaded here, not deployed"),
 }
 
 

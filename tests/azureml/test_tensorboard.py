@@ -93,6 +93,10 @@ for what in (lambda: Tensorboard(run).start(), lambda: export_to_tensorboard(run
     except Exception as error:
         print(error)
 del sys.modules["tensorboard"]
+try:
+    export_to_tensorboard([run], "x")
+except Exception as error:
+    print(error)
 # Another one of that name, which ends at once.
 os.makedirs("tensorboard")
 open("tensorboard/__init__.py", "w").close()
@@ -103,5 +107,6 @@ except Exception as error:
     print(error)
 """
     )
+    assert "export_to_tensorboard() takes a Run or an Experiment, not [Run(" in done.stdout
     for words in ("pip install tensorboard brings it", "has nothing to show; give runs", "did not start; it said:\ncannot today"):
         assert words in done.stdout

@@ -50,6 +50,20 @@ def test_names_that_are_imported_from_numpy_too() -> None:
     assert said[0] == "old.py, line 1: numpy.float is no more; it runs as float, which is what to write"
 
 
+@pytest.mark.needs("sklearn")
+def test_joblib_from_scikit_learn() -> None:
+    found, said = run(
+        "from sklearn.externals import joblib\nfrom sklearn.externals import joblib as j, array_api_compat\n"
+        "from sklearn.externals.joblib import dump\nx = 1 / 1\n"
+    )
+    assert found["joblib"] is found["j"]
+    assert found["joblib"].__name__ == "joblib"
+    assert found["dump"] is found["joblib"].dump
+    assert found["array_api_compat"].__name__ == "sklearn.externals.array_api_compat"
+    gone = "sklearn.externals.joblib is no more; it runs as joblib, which is what to write"
+    assert said == [f"old.py, line {line}: {gone}" for line in (1, 2, 3)]
+
+
 def test_lines_stay_where_they_are() -> None:
     with pytest.raises(ZeroDivisionError) as failure:
         run("import numpy as np\nx = np.float(\n    1)\n\n1 / 0\n")
