@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 _AZUREML = "DTRAIN_AZUREML"
 _AZUREML_ANY_VERSION = "DTRAIN_AZUREML_ANY_VERSION"
 _AZUREML_NO_INSTALL = "DTRAIN_AZUREML_NO_INSTALL"
+_AZUREML_SECRETS = "DTRAIN_AZUREML_SECRETS"
 _LEGACY = "DTRAIN_LEGACY"
 
 OF_ONE_RUN = (_AZUREML, _LEGACY, "AZUREML_RUN_ID", "AZUREML_NODE_COUNT", "AZ_BATCH_MASTER_NODE", "AZ_BATCHAI_TASK_INDEX")
@@ -56,6 +57,17 @@ def azureml_no_install() -> dict[str, str]:
 def installs_packages(environ: Mapping[str, str] | None = None) -> bool:
     """What :func:`azureml_no_install` did not say."""
     return not (os.environ if environ is None else environ).get(_AZUREML_NO_INSTALL)
+
+
+def azureml_secrets(names: Iterable[str]) -> dict[str, str]:
+    """Tells a control script's process which variables of its jobs are secrets."""
+    return {_AZUREML_SECRETS: ",".join(names)}
+
+
+def secret_names(environ: Mapping[str, str] | None = None) -> list[str]:
+    """What :func:`azureml_secrets` said."""
+    names = (os.environ if environ is None else environ).get(_AZUREML_SECRETS, "").split(",")
+    return list(dict.fromkeys(name.strip() for name in names if name.strip()))
 
 
 def azureml_variables(run_id: str, *, nodes: int, master: str, index: int) -> dict[str, str]:

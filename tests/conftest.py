@@ -52,6 +52,7 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "jupyter": lambda: _installed("ipykernel", "ipywidgets"),
     "sklearn": lambda: _installed("sklearn"),
     "s3": lambda: _installed("obstore", "moto", "flask_cors"),
+    "azurite": lambda: _installed("obstore") and shutil.which("azurite-blob") is not None,
     "gpu": _gpu,
     "netcluster": _netcluster,
     "slurm": _slurm,

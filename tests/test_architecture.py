@@ -81,8 +81,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"layout", "status", "metrics"},
     # Everything but the command line; chainer: for what it mends in Chainer, where a script of that age imports it.
     "azureml": {
-        *("_ending", "chainer", "comm", "env", "hosts", "job_options", "launch", "layout", "legacy", "metrics", "processes"),
-        *("progress", "registry", "snapshot", "spec", "status", "switches"),
+        *("_ending", "chainer", "comm", "env", "hosts", "job_options", "launch", "layout", "legacy", "masking", "metrics"),
+        *("processes", "progress", "registry", "snapshot", "spec", "status", "switches"),
     },
     "machine": {"job_options", "layout", "launch"},
     "cli": {

@@ -11,6 +11,7 @@ parser = argparse.ArgumentParser(prog="python -m dtrain.azureml", description="R
 parser.add_argument("--force", action="store_true", help="use dtrain's azureml although the real one is installed")
 parser.add_argument("--any-version", action="store_true", help="packages of another version than asked for only warn")
 parser.add_argument("--no-install", action="store_true", help="packages that are missing are an error, and nothing is installed")
+parser.add_argument("--secret", dest="secrets", action="append", default=[], metavar="NAME", help="variable that nothing shows")
 parser.add_argument("-m", dest="is_module", action="store_true", help="SCRIPT is a module's name")
 parser.add_argument("command", nargs=argparse.REMAINDER, metavar="SCRIPT [ARGS]...")
 given = parser.parse_args()

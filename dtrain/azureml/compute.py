@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from dtrain.azureml.console import say
 from dtrain.azureml.errors import ComputeTargetException, Named, take_options
-from dtrain.azureml.targets import LOCAL, describe, new_entry, read_entries, write_entry
+from dtrain.azureml.targets import LOCAL, describe, hosts_of, new_entry, partition_of, read_entries, write_entry
 from dtrain.azureml.workspace import Workspace
 from dtrain.errors import did_you_mean
 from dtrain.job_options import available_cores
@@ -139,14 +140,14 @@ class ComputeTarget(Named):
 
     @staticmethod
     def create(workspace: Workspace, name: str, provisioning_configuration: AmlComputeProvisioningConfiguration) -> AmlCompute:
-        """Make an entry of the workspace, and return it; one of this machine is made anew, one of `dtrain compute add` stays.
+        """Make an entry of the workspace, and return it; one that exists is made anew, but hosts and Slurm partitions stay.
 
         Raises ComputeTargetException for a name that cannot be.
         """
         asked = provisioning_configuration
         known = read_entries(workspace._folder).get(name, {})
-        if "hosts" in known or "slurm" in known:
-            say(f"compute target {name} is {describe(known)}, by `dtrain compute add`, and stays that")
+        if hosts_of(known) or partition_of(known) is not None:
+            say(f"compute target {name} is {describe(known)}, and stays so; `dtrain compute remove {name}` takes it away")
             return AmlCompute(workspace, name)
         entry = new_entry(asked.max_nodes, vm_size=asked.vm_size, vm_priority=asked.vm_priority, min_nodes=asked.min_nodes)
         write_entry(workspace._folder, name, entry)
@@ -241,22 +242,34 @@ class AmlCompute(ComputeTarget):
         return [{"name": LOCAL, "vCPUs": available_cores()}]
 
 
-def check_nodes(workspace: Workspace, target: Any, node_count: int) -> str:
-    """The name of ``target`` (a ComputeTarget, its name, ``local`` or None), once it is known that it has that many nodes.
+def find_entry(workspace: Workspace, target: Any) -> tuple[str, Mapping[str, Any]]:
+    """The name of ``target`` (a ComputeTarget, its name, ``local`` or None), and its entry as it is now; none of ``local``.
 
-    Raises ComputeTargetException when it does not exist or has fewer.
+    Raises ComputeTargetException when there is none of that name, or no more, or it is another workspace's.
     """
     if target is None or target == LOCAL:
+        return LOCAL, {}
+    if not isinstance(target, ComputeTarget):
+        return str(target), ComputeTarget(workspace, str(target))._entry
+    own, others = workspace._folder.root.absolute(), target.workspace._folder.root.absolute()
+    if own != others:
+        raise ComputeTargetException(
+            f"compute target {target.name!r} is one of workspace {target.workspace.name!r} ({others}), and the experiment's is "
+            f"{workspace.name!r} ({own}); use ComputeTarget(experiment.workspace, name)"
+        )
+    return target.name, ComputeTarget(workspace, target.name)._entry
+
+
+def check_nodes(name: str, entry: Mapping[str, Any], node_count: int) -> None:
+    """Raises ComputeTargetException where the target of that entry has fewer nodes."""
+    if name == LOCAL:
         if node_count > 1:
             raise ComputeTargetException(
                 f"node_count={node_count} exceeds compute target 'local', which is 1 node; lower node_count, or use "
                 f"AmlCompute.provisioning_configuration(max_nodes={node_count}) for more nodes on this machine"
             )
-        return LOCAL
-    entry = target if isinstance(target, ComputeTarget) else ComputeTarget(workspace, str(target))
-    if node_count > entry.max_nodes:
+    elif node_count > entry["max_nodes"]:
         raise ComputeTargetException(
-            f"node_count={node_count} exceeds compute target {entry.name!r}, which has max_nodes={entry.max_nodes}; "
+            f"node_count={node_count} exceeds compute target {name!r}, which has max_nodes={entry['max_nodes']}; "
             "lower node_count, or create the target with more nodes"
         )
-    return str(entry.name)

@@ -29,7 +29,7 @@ class DataPath(Named):
     @staticmethod
     def create_from_data_reference(data_reference: DataReference) -> DataPath:
         """The place that a reference names."""
-        made = DataPath(data_reference.datastore, data_reference.path_on_datastore, data_reference.data_reference_name)
+        made = DataPath(data_reference.datastore, data_reference.path_on_datastore, data_reference._given_name)
         made._target = data_reference
         return made
 

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
+from dtrain import switches
 from dtrain.azureml.console import say, warn
-from dtrain.azureml.errors import Named, Settings, UserErrorException
-from dtrain.azureml.records import Mount
-from dtrain.azureml.stores import Store, copy_out, default_name, open_store, read_urls, remove_store, set_default
+from dtrain.azureml.errors import Named, Settings, UserErrorException, take_options
+from dtrain.azureml.records import Copy
+from dtrain.azureml.stores import Store, add_store, default_name, open_store, read_urls, remove_store, set_default
 from dtrain.azureml.workspace import Workspace
-from dtrain.errors import UsageError, did_you_mean
+from dtrain.errors import DtrainError, UsageError, did_you_mean
 
 ARTIFACTS = "workspaceartifactstore"
 """The datastore of the runs' own folders: ``ID/outputs`` in it."""
 VARIABLE = "$AZUREML_DATAREFERENCE_"
 """What the text of a reference begins with; without the $, the variable in the job that holds the path."""
 _NO_STORE = (
-    "`dtrain datastore add NAME s3://bucket/prefix` (or a folder's path) names one, for Datastore.get(ws, NAME); or copy the "
-    "files into ws.get_default_datastore() with upload()"
+    "copy the files to a folder, an S3 bucket or a container of Azure's, which `dtrain datastore add NAME URL` names for "
+    "Datastore.get(ws, NAME); or into ws.get_default_datastore() with upload()"
 )
+_SECRETS = {"account_key": "AZURE_STORAGE_ACCOUNT_KEY", "sas_token": "AZURE_STORAGE_SAS_TOKEN"}
+_REGISTER_REFUSED = {
+    "protocol": "the server is Azure's, by https, or that of the variable AZURE_STORAGE_ENDPOINT",
+    "endpoint": "the server is Azure's, or that of the variable AZURE_STORAGE_ENDPOINT",
+    "create_if_not_exists": "make the container first",
+    "skip_validation": "a datastore is looked at once before it has a name",
+    "grant_workspace_access": "there is no account of a workspace",
+    "subscription_id": "the account is found by its name",
+    "resource_group": "the account is found by its name",
+    "blob_cache_timeout": "nothing is cached: a job has a copy",
+}
 
 
 class Datastore(Named):
@@ -32,20 +46,16 @@ class Datastore(Named):
 
     _fields: ClassVar = ("workspace", "name", "datastore_type", "container_name", "account_name")
     _refused: ClassVar = {
-        name: _NO_STORE
-        for name in (
-            "register_azure_blob_container",
-            "register_azure_file_share",
-            "register_azure_data_lake",
-            "register_azure_data_lake_gen2",
-            "register_azure_sql_database",
-            "register_azure_postgre_sql",
-            "register_azure_my_sql",
-            "register_dbfs",
-            "register_hdfs",
-        )
+        "register_azure_file_share": "mount the share, and name its folder: `dtrain datastore add NAME FOLDER`",
+        "register_azure_data_lake_gen2": "`dtrain datastore add NAME abfss://FILESYSTEM@ACCOUNT.dfs.core.windows.net`",
+        **{
+            f"register_{name}": _NO_STORE
+            for name in ("azure_data_lake", "azure_sql_database", "azure_postgre_sql", "azure_my_sql", "dbfs", "hdfs")
+        },
     }
     _differs: ClassVar = {
+        "register_azure_blob_container": "its URL is kept, as by `dtrain datastore add`; account_key and sas_token are for this "
+        "process and its jobs, as AZURE_STORAGE_ACCOUNT_KEY and AZURE_STORAGE_SAS_TOKEN, and kept nowhere",
         "as_mount": "a folder itself, as a path; of an object store a copy, and what the job writes there is uploaded in the end",
         "as_download": "a copy in the run's folder, as a path",
         "unregister": "takes the name away, as `dtrain datastore remove`; files are left alone",
@@ -90,6 +100,36 @@ class Datastore(Named):
     def get_default(workspace: Workspace) -> Datastore:
         """The default datastore."""
         return Datastore(workspace)
+
+    @staticmethod
+    def register_azure_blob_container(
+        workspace: Workspace, datastore_name: str, container_name: str, account_name: str, **given: Any
+    ) -> Datastore:
+        """Name a container of Azure's, once it was seen to answer, and return it. Blocks for a moment.
+
+        Raises UserErrorException for one that does not answer, and for a name that is taken, unless ``overwrite``.
+        """
+        options = take_options(
+            "register_azure_blob_container", given, {"overwrite": False, **dict.fromkeys(_SECRETS)}, _REGISTER_REFUSED
+        )
+        url = f"abfss://{container_name}@{account_name}.dfs.core.windows.net"
+        known = read_urls(workspace._folder).get(datastore_name, url)
+        if known != url and not options["overwrite"]:
+            raise UserErrorException(f"datastore {datastore_name!r} is {known} already; overwrite=True gives the name to {url}")
+        secrets = {variable: str(options[name]) for name, variable in _SECRETS.items() if options[name]}
+        new = _set_secrets(secrets)
+        try:
+            add_store(workspace._folder, datastore_name, url)
+        except DtrainError as error:
+            for variable in new:
+                del os.environ[variable]
+            os.environ.update(switches.azureml_secrets(set(switches.secret_names()) - new))
+            raise UserErrorException(str(error)) from error
+        for variable in secrets:
+            warn(
+                f"{variable} is set for this process and its jobs, and kept nowhere; where else {datastore_name} is used, set it"
+            )
+        return Datastore(workspace, datastore_name)
 
     def upload(
         self, src_dir: str, target_path: str | None = None, overwrite: bool = False, show_progress: bool = True
@@ -187,25 +227,36 @@ class DataReference(Named):
         path_on_compute: str | None = None,
         overwrite: bool = False,
     ) -> None:  # long because the SDK's signature is this
+        """Without a name it has one that no other place or mode has. Raises UserErrorException for a bad name or mode."""
         _check_mode(mode)
         if path_on_compute is not None:
             warn(
                 f"path_on_compute={path_on_compute!r} is not used: the job has the files at a path of its own, which the "
                 "reference becomes in its arguments"
             )
-        self.datastore, self.path_on_datastore = datastore, path_on_datastore
-        self._relative = _inside(path_on_datastore)
-        plain = re.sub(r"\W", "_", str(self._relative) if path_on_datastore else datastore.name)
-        self.data_reference_name = data_reference_name or plain
-        self.mode = mode
+        if data_reference_name and not re.fullmatch(r"\w+", data_reference_name):
+            raise UserErrorException(
+                f"data_reference_name={data_reference_name!r} is not allowed; use letters, digits and '_': it becomes part of a "
+                "variable's name"
+            )
+        self.datastore, self.path_on_datastore, self.mode = datastore, path_on_datastore, mode
+        self._relative, self._given_name = _inside(path_on_datastore), data_reference_name or None
+        self._what = (datastore._url, str(self._relative), mode)
+        self.data_reference_name = self._given_name or self._own_name()
+
+    def _own_name(self) -> str:
+        plain = re.sub(r"\W", "_", str(self._relative) if self.path_on_datastore else self.datastore.name)
+        if plain == self.datastore.name and self.mode == "mount" and not self.path_on_datastore:
+            return plain  # as the SDK's documents show a whole datastore
+        return f"{plain}_{hashlib.sha256(repr(self._what).encode()).hexdigest()[:8]}"
 
     def as_mount(self) -> DataReference:
         """The same as a path to the datastore's own folder; of an object store to a copy, whose changes are uploaded."""
-        return DataReference(self.datastore, self.data_reference_name, self.path_on_datastore)
+        return DataReference(self.datastore, self._given_name, self.path_on_datastore)
 
     def as_download(self, path_on_compute: str | None = None, overwrite: bool = False) -> DataReference:
         """The same as a path to a copy in the run's folder."""
-        named = (self.data_reference_name, self.path_on_datastore)
+        named = (self._given_name, self.path_on_datastore)
         return DataReference(self.datastore, *named, "download", path_on_compute, overwrite)
 
     def path(self, path: str | None = None, data_reference_name: str | None = None) -> DataReference:
@@ -217,10 +268,10 @@ class DataReference(Named):
         """The same for ``run_config.data_references``."""
         return DataReferenceConfiguration(self.datastore.name, self.mode, self.path_on_datastore)
 
-    def _resolve(self, downloads: Path) -> str:
-        """The path that a job is given: where it is no folder's own, that of a copy, which is made in ``downloads`` now.
+    def _place(self, data: Path) -> Path | Copy:
+        """What a job is given: a mounted folder itself, made where it is absent, or the copy that it needs in folder ``data``.
 
-        Raises UserErrorException when there is nothing to download.
+        Waits for no object store.
         """
         store, name = self.datastore._store, _name(PurePosixPath(self._relative))
         if self.mode == "mount" and store.folder is not None:
@@ -228,19 +279,16 @@ class DataReference(Named):
             if not path.exists():
                 warn(f"datastore {self.datastore.name!r} has no {name!r}: the job is given a new, empty folder of that name")
                 path.mkdir(parents=True)
-            return str(path)
-        target = downloads / self.data_reference_name / self._relative.name
-        if not copy_out(store, name, target):
-            if self.mode == "download" and not (store.folder is not None and (store.folder / name).is_dir()):
-                raise UserErrorException(f"datastore {self.datastore.name!r} has no {name!r} to download")
-            target.mkdir(parents=True)
-        return str(target)
+            return path
+        target = data / self.data_reference_name / self._relative.name
+        return Copy(path=str(target), url=self.datastore._url, name=name, mode="mount" if self.mode == "mount" else "download")
 
-    def _mount(self, path: str) -> Mount | None:
-        """What is to be uploaded of the copy at ``path`` that a job was given; None where it is no copy, or is only read."""
-        if self.mode == "download" or self.datastore._store.folder is not None:
-            return None
-        return Mount(folder=path, url=self.datastore._url, name=_name(PurePosixPath(self._relative)))
+    def _check_same(self, name: str, known: DataReference) -> None:
+        """Raises UserErrorException where ``known``, of the same name, is another place or mode."""
+        if known._what != self._what:
+            raise UserErrorException(
+                f"two references to datastores are called {name!r}; give one of them a data_reference_name of its own"
+            )
 
     def __str__(self) -> str:
         return f"{VARIABLE}{self.data_reference_name}"
@@ -270,6 +318,22 @@ class DataReferenceConfiguration(Settings):
         """What it means in a workspace. Raises UserErrorException for a datastore or mode that is not there."""
         store = Datastore(workspace, self.datastore_name)
         return DataReference(store, name, self.path_on_datastore, self.mode, self.path_on_compute, self.overwrite)
+
+
+def _set_secrets(secrets: Mapping[str, str]) -> set[str]:
+    """Set variables for this process and those that it starts; returns the ones that were not set before.
+
+    Raises UserErrorException for one that has another value.
+    """
+    for variable, value in secrets.items():
+        if os.environ.get(variable, value) != value:
+            raise UserErrorException(
+                f"{variable} has another value already, and holds one account's; use the accounts in scripts of their own"
+            )
+    new = secrets.keys() - os.environ.keys()
+    os.environ.update(secrets)
+    os.environ.update(switches.azureml_secrets([*switches.secret_names(), *secrets]))
+    return new
 
 
 def _check_mode(mode: str) -> None:

@@ -113,7 +113,8 @@ class Estimator(Named):
         config.max_run_duration_seconds = options["max_run_duration_seconds"]
         config.environment = self._environment(Path(source_directory or "."), options)
         for reference in [*references, *map(_reference, options["inputs"] or [])]:
-            config.data_references[reference.data_reference_name] = reference
+            name = reference.data_reference_name
+            reference._check_same(name, config.data_references.setdefault(name, reference))
         distribute(config, self._distribution(options))
         self._config = ScriptRunConfig(source_directory, run_config=config, resume_from=options["resume_from"])
         self._note_what_is_not_used(options)

@@ -8,11 +8,14 @@ from typing import Any, ClassVar
 from dtrain.azureml import records
 from dtrain.azureml.errors import Named, UserErrorException
 from dtrain.azureml.interactive import new_run, watch_folders
+from dtrain.azureml.logged import RUN_TYPE
 from dtrain.azureml.run import Run, runs_of
 from dtrain.azureml.submit import submit
 from dtrain.azureml.workspace import Workspace
 from dtrain.errors import UsageError
 from dtrain.layout import check_name
+
+_VIEWS = ("ActiveOnly", "ArchivedOnly", "All")
 
 
 class Experiment(Named):
@@ -23,8 +26,8 @@ class Experiment(Named):
 
     _fields: ClassVar = ("workspace", "name")
     _refused: ClassVar = {
-        "archive": "remove run folders that are not needed",
-        "delete": "remove run folders that are not needed",
+        "archive": "an experiment is its runs: remove the folders of those that are not needed, `dtrain runs` lists them",
+        "delete": "an experiment is its runs: remove the folders of those that are not needed, `dtrain runs` lists them",
         "get_docs_url": "see docs/azureml.md",
         "reactivate": "experiments are never archived here",
         "refresh": "an experiment is read anew whenever it is asked",
@@ -82,7 +85,7 @@ class Experiment(Named):
         status: str | None = None,
     ) -> Iterator[Run]:
         """The runs of the experiment, newest first. ``tags`` and ``properties``: a name, or a dict of names and values."""
-        if type not in (None, "azureml.scriptrun"):
+        if type not in (None, RUN_TYPE):
             return
         for layout in reversed(runs_of(self.workspace._folder, self.name)):
             if not include_children and records.read_submitted(layout).parent:
@@ -93,8 +96,14 @@ class Experiment(Named):
                 yield run
 
     @staticmethod
-    def list(workspace: Workspace, experiment_name: str | None = None) -> list[Experiment]:
-        """The experiments that have a run."""
+    def list(
+        workspace: Workspace, experiment_name: str | None = None, view_type: str = "ActiveOnly", tags: Any = None
+    ) -> list[Experiment]:
+        """The experiments that have a run; none is archived, nor has tags of its own."""
+        if view_type not in _VIEWS:
+            raise UserErrorException(f"view_type={view_type!r} is not one of {', '.join(_VIEWS)}")
+        if view_type == "ArchivedOnly" or tags:
+            return []
         return [each for name, each in workspace.experiments.items() if experiment_name in (None, name)]
 
     def get_portal_url(self) -> str:

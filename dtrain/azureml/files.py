@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import re
+import secrets
 import shutil
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from dtrain.azureml.errors import UserErrorException
 from dtrain.azureml.records import AzureLayout
@@ -20,12 +24,11 @@ _SHOWN = 12
 
 
 def run_files(run: RunLayout) -> dict[str, Path]:
-    """Every file of the run by its name, sorted; of outputs/ not the metrics, which get_metrics() reads."""
-    uploads = AzureLayout(run).uploads
+    """Every file of the run by its name, sorted; of outputs/ not dtrain's own metrics, which get_metrics() reads."""
     found = {
-        **{str(PurePosixPath("outputs") / name): path for name, path in _below(run.outputs, (run.metrics, uploads)).items()},
+        **{str(PurePosixPath("outputs") / name): path for name, path in _outputs(run).items()},
         **{str(PurePosixPath("logs") / name): path for name, path in _below(run.logs).items()},
-        **_below(uploads),
+        **_below(AzureLayout(run).uploads),
         **log_files(run),
     }
     return dict(sorted(found.items()))
@@ -56,13 +59,17 @@ def log_files(run: RunLayout) -> dict[str, Path]:
     return found
 
 
-def _below(folder: Path, leave_out: tuple[Path, ...] = ()) -> dict[str, Path]:
-    found = {}
-    for name, folders, files in os.walk(folder, followlinks=False):
-        parent = Path(name)
-        folders[:] = [child for child in folders if parent / child not in leave_out and not child.startswith(".attempt-")]
-        found.update({(parent / child).relative_to(folder).as_posix(): parent / child for child in files})
-    return found
+def _outputs(run: RunLayout) -> dict[str, Path]:
+    """What the script itself left in outputs/, also where dtrain keeps its own."""
+    own = {path for paths in run.metrics_files().values() for path in paths}
+    folders = (AzureLayout(run).uploads, *run.checkpoints.glob(".attempt-*"))
+    found = _below(run.outputs).items()
+    return {name: path for name, path in found if path not in own and not any(folder in path.parents for folder in folders)}
+
+
+def _below(folder: Path) -> dict[str, Path]:
+    paths = (Path(parent, name) for parent, _, names in os.walk(folder, followlinks=False) for name in names)
+    return {path.relative_to(folder).as_posix(): path for path in paths}
 
 
 def find_file(run: RunLayout, name: str) -> Path:
@@ -89,12 +96,39 @@ def upload(run: RunLayout, name: str, source: Path) -> None:
     if not source.is_file():
         raise UserErrorException(f"there is no file {str(source)!r} to upload (from {Path.cwd()})")
     target = target_of(run, name)
-    if target.exists():
-        if target.samefile(source):
-            return  # the script wrote it there itself
-        raise UserErrorException(f"run {run.id} has a file {name!r} already; files of a run are not replaced, use another name")
+    if target.exists() and target.samefile(source):
+        return  # the script wrote it there itself
+    with open(source, "rb") as data:
+        keep(run, name, data)
+
+
+def keep(run: RunLayout, name: str, data: IO[bytes]) -> None:
+    """Copy what a stream holds into the run as ``name``, whole. UserErrorException when it is taken, by another rank now, say."""
+    target = target_of(run, name)
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as copy:
+            shutil.copyfileobj(data, copy)
+        os.link(temporary, target)
+    except FileExistsError:
+        raise UserErrorException(
+            f"run {run.id} has a file {name!r} already; files of a run are not replaced, use another name"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def new_file(run: RunLayout, name: str, suffix: str) -> Path:
+    """An empty file of the run whose name begins with ``name``, as a file's can; no other rank has it."""
+    plain = re.sub(r"[^\w.-]", "_", name)
+    for number in itertools.count():
+        target = target_of(run, f"{plain}_{number}{suffix}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            target.touch(exist_ok=False)
+            return target
+    raise AssertionError
 
 
 def list_source(run: RunLayout) -> list[str]:

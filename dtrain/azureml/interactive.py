@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import shutil
 import sys
@@ -14,12 +16,13 @@ from typing import Literal
 from dtrain.azureml import files
 from dtrain.azureml.errors import UserErrorException
 from dtrain.azureml.records import Submitted, write_submitted
-from dtrain.errors import UsageError
+from dtrain.azureml.state import end_by_hand
+from dtrain.errors import UsageError, WorkspaceError
 from dtrain.files import write_json
 from dtrain.layout import RunLayout, Workspace
 from dtrain.processes import ProcessRecord
 from dtrain.snapshot import take_snapshot
-from dtrain.status import RunStatus, write_record
+from dtrain.status import RunStatus, read_status, write_record
 
 
 def new_run(
@@ -30,7 +33,10 @@ def new_run(
     display_name: str = "",
     parent: str = "",
 ) -> RunLayout:
-    """A run folder whose one rank is this process. Raises UsageError for a bad name, WorkspaceError when it cannot be made."""
+    """A run folder whose one rank is this process; one that is left open when the process ends has failed of that.
+
+    Raises UsageError for a bad name, WorkspaceError when it cannot be made.
+    """
     run = workspace.create_run(experiment)
     run.make_folders(1)
     script = getattr(sys.modules["__main__"], "__file__", None) or "interactive"
@@ -50,7 +56,15 @@ def new_run(
     write_record(run.rank(0).process, ProcessRecord.of(os.getpid()))
     write_record(run.status, RunStatus(state="running", size=1, started=time.time()))
     write_json(run.spec, spec)  # last: with it the run is there
+    if kind == "interactive":
+        atexit.register(_end_if_open, run, os.getpid())
     return run
+
+
+def _end_if_open(run: RunLayout, pid: int) -> None:
+    with contextlib.suppress(WorkspaceError):  # somebody removed it
+        if os.getpid() == pid and read_status(run).state == "running":
+            end_by_hand(run, "its process ended without complete()", exit_code=1)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import os
-import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +18,8 @@ from dtrain.azureml.recording import Recorder, logged_ranks, read_rank
 from dtrain.env import RankEnv
 from dtrain.layout import RunLayout
 
+RUN_TYPE = "azureml.scriptrun"
+"""The type of all runs here."""
 _CHART = {"schema_type", "schema_version", "data"}
 
 
@@ -32,13 +36,9 @@ class Logged(Named):
 
     def _record(self) -> Recorder:
         if self._recorder is None:
-            rank, task = 0, ""
-            rank_env = RankEnv.read()
-            if rank_env.layout is not None and rank_env.layout.root == self._layout.root:
-                rank, task, layout = rank_env.rank, str(rank_env.task or ""), rank_env.layout
-            else:
-                layout = self._layout
-            self._recorder = Recorder(layout, rank, task)
+            layout = RankEnv.read().layout
+            is_own = layout is not None and layout.root == self._layout.root
+            self._recorder = _own_recorder() if is_own else Recorder(self._layout, 0)
         return self._recorder
 
     @property
@@ -68,21 +68,14 @@ class Logged(Named):
         """
         if (path is None) == (plot is None):
             raise UserErrorException(f"log_image({name!r}) takes path= or plot=, and one of them")
-        target = self._new_file(name, Path(path).suffix if path is not None else ".png")
+        if path is not None and not Path(path).is_file():
+            raise UserErrorException(f"there is no file {path!r} to log (from {os.getcwd()})")
+        target = files.new_file(self._layout, name, Path(path).suffix if path is not None else ".png")
         if path is not None:
-            files.upload(self._layout, target.name, Path(path))
+            shutil.copyfile(path, target)
         else:
             plot.savefig(target)
         self._record().artifact(name, target.name)
-
-    def _new_file(self, name: str, suffix: str) -> Path:
-        """Where a file of what is logged under ``name`` is kept; each in one of its own."""
-        plain = re.sub(r"[^\w.-]", "_", name)
-        number = 0
-        while (target := files.target_of(self._layout, f"{plain}_{number}{suffix}")).exists():
-            number += 1
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return target
 
     def log_accuracy_table(self, name: str, value: Any, description: str = "") -> None:
         """Keep an accuracy table: a dict or JSON text of schema_type, schema_version and data. UserErrorException for others."""
@@ -110,7 +103,7 @@ class Logged(Named):
             raise UserErrorException(
                 f"metric {name!r} is {value!r:.80}; log a dict, or JSON text, of {', '.join(sorted(_CHART))}"
             )
-        target = self._new_file(name, ".json")
+        target = files.new_file(self._layout, name, ".json")
         target.write_bytes(text)
         self._record().artifact(name, target.name)
 
@@ -119,16 +112,29 @@ class Logged(Named):
     ) -> dict[Any, Any]:
         """Rank 0's metrics: of a name that was logged once its value, else the list of all; of rows a dict of columns.
 
+        ``recursive``: a dict of them by run id, of this run and all below it that have some, those of a ``run_type`` alone;
+        ``populate``: of what was logged as a JSON file, its content instead of its name.
         Beyond the SDK: ``ranks="all"`` gives a dict of them by rank.
         """
         if ranks not in ("0", "all"):
             raise UserErrorException(f"ranks={ranks!r}: there are '0' and 'all'")
-        if recursive or run_type is not None:
-            raise UserErrorException("recursive= and run_type= are not there; ask each of run.get_children() for its metrics")
+        if run_type not in (None, RUN_TYPE):
+            return {}
+        if recursive:
+            runs = [self, *self._below()]
+            return {run.id: found for run in runs if (found := run.get_metrics(name, populate=populate, ranks=ranks))}
         if ranks == "all":
-            return {rank: read_rank(self._layout, rank) for rank in logged_ranks(self._layout)}
-        found = read_rank(self._layout, 0)
+            logged = {rank: self._metrics_of(rank, name, populate) for rank in logged_ranks(self._layout)}
+            return {rank: found for rank, found in logged.items() if found or name is None}
+        return self._metrics_of(0, name, populate)
+
+    def _metrics_of(self, rank: int, name: str | None, populate: bool) -> dict[str, Any]:
+        found = read_rank(self._layout, rank, populate=populate)
         return found if name is None else {name: found[name]} if name in found else {}
+
+    def _below(self) -> Sequence[Logged]:
+        """The runs below this one, at any depth."""
+        return []
 
     def tag(self, key: str, value: str | None = None) -> None:
         """Set a tag; a later value takes its place."""
@@ -168,12 +174,8 @@ class Logged(Named):
         if not hasattr(path_or_stream, "read"):
             files.upload(self._layout, name, Path(path_or_stream))
             return
-        target = files.target_of(self._layout, name)
-        if target.exists():
-            raise UserErrorException(f"run {self.id} has a file {name!r} already; use another name")
         data = path_or_stream.read()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data.encode() if isinstance(data, str) else data)
+        files.keep(self._layout, name, io.BytesIO(data.encode() if isinstance(data, str) else data))
 
     def upload_files(
         self, names: Sequence[str], paths: Sequence[str], return_artifacts: bool = False, timeout_seconds: Any = None
@@ -200,6 +202,14 @@ class Logged(Named):
 
     def flush(self, timeout_seconds: int = 300) -> None:
         """Nothing waits to be written: what is logged is in its file already."""
+
+
+@functools.cache
+def _own_recorder() -> Recorder:
+    """That of the rank that this process is: one, for scripts that ask ``Run.get_context()`` anew for each metric."""
+    rank_env = RankEnv.read()
+    assert rank_env.layout is not None
+    return Recorder(rank_env.layout, rank_env.rank, str(rank_env.task or ""))
 
 
 def _refuse_store(name: str | None) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dtrain.azureml import files
 from dtrain.azureml.errors import ModelNotFoundException, Named, UserErrorException, take_options
+from dtrain.azureml.fetching import fetch
 from dtrain.azureml.interactive import new_run
 from dtrain.azureml.names import NO_DEPLOY
 from dtrain.azureml.records import AzureLayout
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # Kept as tags of the registry's; not among the model's own tags.
 _PREFIX = "azureml."
+_PROPERTY = f"{_PREFIX}property."
 REGISTER: Mapping[str, Any] = dict.fromkeys(("tags", "properties", "description", "model_framework", "model_framework_version"))
 """What a model may be registered with, and its default."""
 REGISTER_REFUSED: Mapping[str, str] = {
@@ -64,11 +65,7 @@ class Model(Named):
         "print_configuration": NO_DEPLOY,
         "add_dataset_references": NO_DEPLOY,
         "get_sas_urls": "download() copies the files",
-        "remove_tags": "set another value with add_tags",
         "remove_properties": "properties never change",
-        "add_properties": "give properties when the model is registered",
-        "serialize": "its attributes hold the same: name, version, tags, properties",
-        "update": "set tags with add_tags; a description is given when a version is registered",
         "created_by": "there are no accounts here",
         "mime_type": "a model's files are kept as they are",
         "parent_id": "run_id is the run that it came from",
@@ -77,6 +74,7 @@ class Model(Named):
     }
     _differs: ClassVar = {
         "delete": "also its files, where no other version has the same; its number is not used again",
+        "update": "`dtrain models` goes on showing the description of the registration",
         "register": "a local file is copied into a run folder of its own first, from which it is registered",
         "url": "there is no service: the version's record in the registry, as a file:// URL",
         "get_model_path": "downloads to ./azureml-models/NAME/VERSION",
@@ -125,7 +123,7 @@ class Model(Named):
 
     @property
     def description(self) -> str:
-        return self._version.description
+        return self._version.tags.get(f"{_PREFIX}description", self._version.description)
 
     @property
     def tags(self) -> dict[str, str]:
@@ -133,7 +131,7 @@ class Model(Named):
 
     @property
     def properties(self) -> dict[str, str]:
-        return dict(_kept(self._version).get("properties", {}))
+        return _properties(self._version)
 
     @property
     def model_framework(self) -> str | None:
@@ -213,20 +211,15 @@ class Model(Named):
     def download(self, target_dir: str = ".", exist_ok: bool = False, exists_ok: bool | None = None) -> str:
         """Copy the model to ``target_dir``, verified, and return the path of its file or folder there. Blocks.
 
-        Raises UserErrorException when it is there already, unless ``exist_ok``.
+        Raises UserErrorException when it is there already, unless ``exist_ok``. All ranks may do so at once.
         """
-        folder = Path(target_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        name = self._entry
-        target = folder / name
-        if target.exists() and not (exist_ok or exists_ok):
+        target, replace = Path(target_dir) / self._entry, exist_ok or bool(exists_ok)
+        if (target.exists() and not replace) or not self._fetch(target, replace=replace):
             raise UserErrorException(f"{target} is there already; exist_ok=True replaces it")
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".dtrain-download-") as temporary:
-            pulled = _registry(self.workspace).pull(self.id, Path(temporary) / "model")
-            if target.is_dir():
-                shutil.rmtree(target)
-            shutil.move(pulled if self._is_folder else pulled / name, target)
         return str(target)
+
+    def _fetch(self, target: Path, *, replace: bool) -> bool:
+        return fetch(_registry(self.workspace), self.id, target, None if self._is_folder else self._entry, replace=replace)
 
     @property
     def _is_folder(self) -> bool:
@@ -254,7 +247,9 @@ class Model(Named):
         model = Model(workspace or Workspace.from_config(), model_name, version=version)
         folder = Path("azureml-models") / model.name / str(model.version)
         path = folder / model._entry
-        return str(path) if path.exists() else model.download(str(folder))
+        if not path.exists():
+            model._fetch(path, replace=False)
+        return str(path)
 
     def delete(self) -> None:
         """Remove this version for good, with those of its files that no other has. Raises UserErrorException where it is gone."""
@@ -263,11 +258,63 @@ class Model(Named):
         except RegistryError as error:
             raise UserErrorException(str(error)) from error
 
-    def add_tags(self, tags: dict[str, str]) -> None:
+    def add_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of this version."""
-        for key, value in tags.items():
-            _registry(self.workspace).tag(self.id, key, value)
-        self._version = _registry(self.workspace).get(self.id)
+        self._set({str(key): str(value) for key, value in tags.items()})
+
+    def remove_tags(self, tags: str | Iterable[str]) -> None:
+        """Take tags away, by their keys."""
+        self._set(dict.fromkeys([tags] if isinstance(tags, str) else tags))
+
+    def add_properties(self, properties: Mapping[str, str]) -> None:
+        """Add properties, which never change. Raises UserErrorException for one that has another value; none is added then."""
+        known, texts = self.properties, {str(key): str(value) for key, value in properties.items()}
+        for key, value in texts.items():
+            if known.get(key, value) != value:
+                raise UserErrorException(
+                    f"property {key!r} of model {self.id} is {known[key]!r} and cannot be changed; add_tags() sets what can"
+                )
+        self._set({f"{_PROPERTY}{key}": value for key, value in texts.items()})
+
+    def update(self, tags: Mapping[str, str] | None = None, description: str | None = None, **given: Any) -> None:
+        """Replace all tags, or the description, or both."""
+        take_options("Model.update", given, {}, REGISTER_REFUSED)
+        changes: dict[str, str | None] = {}
+        if tags is not None:
+            changes = {**dict.fromkeys(self.tags), **{str(key): str(value) for key, value in tags.items()}}
+        if description is not None:
+            changes[f"{_PREFIX}description"] = description
+        self._set(changes)
+
+    def _set(self, tags: Mapping[str, str | None]) -> None:
+        """Set tags of the registry's; None takes one away."""
+        registry = _registry(self.workspace)
+        try:
+            for key, value in tags.items():
+                registry.tag(self.id, key, value)
+            self._version = registry.get(self.id)
+        except RegistryError as error:
+            raise UserErrorException(str(error)) from error
+
+    def serialize(self) -> dict[str, Any]:
+        """The model as a dict of JSON's types, with the keys of Azure's models."""
+        return {
+            "id": self.id,
+            "name": self.name,
+            "version": self.version,
+            "description": self.description,
+            "framework": self.model_framework,
+            "frameworkVersion": self.model_framework_version,
+            "tags": self.tags,
+            "properties": self.properties,
+            "createdTime": self.created_time,
+            "runId": self.run_id,
+        }
+
+    @staticmethod
+    def deserialize(workspace: Workspace, model_payload: Mapping[str, Any]) -> Model:
+        """The model of the workspace that such a dict is of, as it is now. Raises ModelNotFoundException when it is not there."""
+        return Model(workspace, id=model_payload["id"])
 
     def __repr__(self) -> str:
         return f"Model(name={self.name!r}, version={self.version}, workspace={self.workspace.name!r})"
@@ -288,17 +335,22 @@ def _kept(version: ModelVersion) -> dict[str, Any]:
     return dict(json.loads(text)) if text else {}
 
 
+def _properties(version: ModelVersion) -> dict[str, str]:
+    """Those of the registration, and those that were added."""
+    added = {key.removeprefix(_PROPERTY): value for key, value in version.tags.items() if key.startswith(_PROPERTY)}
+    return {**added, **_kept(version).get("properties", {})}
+
+
 def _fits(version: ModelVersion, wanted: Mapping[str, Any]) -> bool:
     """Whether a version is as asked for. Tags and properties: lists of names, or of (name, value), as the SDK takes them."""
-    kept = _kept(version)
-    for key, having in (("tags", dict(version.tags)), ("properties", kept.get("properties", {}))):
+    for key, having in (("tags", dict(version.tags)), ("properties", _properties(version))):
         asked = wanted.get(key) or []
         for item in asked.items() if isinstance(asked, Mapping) else asked:
             name, value = (item, None) if isinstance(item, str) else (item[0], item[1])
             if name not in having or (value is not None and having[name] != value):
                 return False
     run_id, framework = wanted.get("run_id"), wanted.get("model_framework")
-    return run_id in (None, version.run) and framework in (None, kept.get("model_framework"))
+    return run_id in (None, version.run) and framework in (None, _kept(version).get("model_framework"))
 
 
 def register_from_run(workspace: Workspace, run: RunLayout, name: str, path: str | None, options: Mapping[str, Any]) -> Model:

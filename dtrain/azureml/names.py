@@ -8,6 +8,7 @@ from __future__ import annotations
 SDK_VERSION = "1.60.0"
 """What ``azureml.core.VERSION`` begins with: the SDK whose documents these names follow."""
 
+SECRETS = "give jobs secrets as variables, named by `dtrain azureml --secret NAME submit.py`; os.environ[NAME] has them there"
 _HERE = "dtrain.azureml"
 
 _CORE = {
@@ -164,7 +165,7 @@ REFUSED_MODULES: dict[str, str] = {
     "azureml.core.image": NO_DEPLOY,
     "azureml.contrib.fairness": _NO_EXPLAIN,
     "azureml.contrib.services": NO_DEPLOY,
-    "azureml.core.keyvault": "give secrets to jobs as environment variables",
+    "azureml.core.keyvault": SECRETS,
     "azureml.core.resource_configuration": NO_DEPLOY,
     "azureml.core.webservice": NO_DEPLOY,
     "azureml.data.azure_storage_datastore": "use ws.get_default_datastore(), or Datastore(ws, name)",

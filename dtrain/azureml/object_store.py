@@ -1,4 +1,4 @@
-"""The adapter to obstore, which speaks S3: files of a datastore that are objects in a bucket."""
+"""The adapter to obstore, which speaks S3 and Azure Blob Storage: files of a datastore that are objects in a bucket."""
 
 from __future__ import annotations
 
@@ -22,13 +22,25 @@ from dtrain.files import atomic_file
 _RETRY: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
 _CONNECT = "10 seconds"
 _AT_ONCE = 8
-_ENDPOINT = "AWS_ENDPOINT_URL"
+
+# What a URL begins with → the variable that names a server of one's own, and what messages say of it and the others.
+_S3 = (
+    "AWS_ENDPOINT_URL",
+    "server, region and credentials are those of {}, AWS_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+)
+_AZURE = (
+    "AZURE_STORAGE_ENDPOINT",
+    "server, account and credentials are those of {}, AZURE_STORAGE_ACCOUNT_NAME, and AZURE_STORAGE_ACCOUNT_KEY or "
+    "AZURE_STORAGE_SAS_TOKEN",
+)
+_VARIABLES = {"s3": _S3, "az": _AZURE, "abfss": _AZURE}
 
 T = TypeVar("T")
 
 
 class ObjectStore:
-    """Objects below a prefix of a bucket. Credentials, region and endpoint are those of the environment, by AWS's names.
+    """Objects below a prefix of a bucket (Azure: container). Credentials and server are those of the environment, by AWS's names
+    or Azure's.
 
     Raises MissingDependency without obstore, UserErrorException for a URL that is none.
     """
@@ -41,7 +53,9 @@ class ObjectStore:
         import obstore.store
 
         self.url = url
-        plain = os.environ.get(_ENDPOINT, "").startswith("http://")  # a server of one's own, say: named so, it is meant so
+        server, sentence = _VARIABLES[url.partition(":")[0]]
+        self._sources = sentence.format(server)
+        plain = os.environ.get(server, "").startswith("http://")  # a server of one's own, say: named so, it is meant so
         options: Any = {"allow_http": plain, "connect_timeout": _CONNECT}
         with self._explained("be reached"):
             self._store = obstore.store.from_url(url, client_options=options, retry_config=_RETRY)
@@ -82,7 +96,7 @@ class ObjectStore:
         try:
             yield
         except (BaseError, OSError, ValueError) as error:
-            raise UserErrorException(f"{self.url} cannot {what}: {_words(error)}") from error
+            raise UserErrorException(f"{self.url} cannot {what}: {_words(error)}; {self._sources}") from error
 
 
 def _do_all(work: Callable[[T], None], items: Iterable[T]) -> None:
@@ -93,9 +107,7 @@ def _do_all(work: Callable[[T], None], items: Iterable[T]) -> None:
 
 
 def _words(error: Exception) -> str:
-    """What an error says, in a line, and where what it may be about comes from."""
+    """What an error says, in a line."""
     text = str(error)
-    answer = re.search(r"<Code>(.*?)</Code>\s*<Message>(.*?)</Message>", text)
-    said = f"{answer[1]}: {answer[2]}" if answer is not None else text.partition("\n")[0]
-    variables = f"{_ENDPOINT}, AWS_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-    return f"{said}; server, region and credentials are those of {variables}"
+    answer = re.search(r"<Code>(.*?)</Code>\s*<Message>(.*?)[\n<]", text)
+    return f"{answer[1]}: {answer[2]}" if answer is not None else text.partition("\n")[0]

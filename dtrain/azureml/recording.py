@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dtrain.azureml.errors import UserErrorException
+from dtrain.azureml.files import find_file
 from dtrain.azureml.records import AzureLayout, append_line, read_lines
+from dtrain.files import read_json
 from dtrain.layout import RunLayout
 from dtrain.metrics import MetricWriter, read_metrics
 from dtrain.progress import PROGRESS
@@ -25,6 +28,7 @@ class Recorder:
         run.metrics.mkdir(parents=True, exist_ok=True)
         self._writer = MetricWriter(run.metrics_file(rank, task))
         self._counts: dict[str, int] = {}
+        weakref.finalize(self, self._writer.close).atexit = False  # what a script's own atexit logs is still to be written
 
     def scalar(self, name: str, value: Any, step: int | None = None) -> None:
         self._append("scalar", name, _plain(name, value), step)
@@ -105,10 +109,11 @@ def _numbers(kind: str, name: str, value: Any) -> list[tuple[str, Any]]:
     return []
 
 
-def read_rank(run: RunLayout, rank: int) -> dict[str, Any]:
+def read_rank(run: RunLayout, rank: int, *, populate: bool = False) -> dict[str, Any]:
     """One rank's metrics as ``get_metrics`` gives them: of a name that was logged once its value, else the list of all.
 
-    Rows of a name become a dict of columns. Where the SDK's names logged nothing, what dtrain's own recorded.
+    Rows of a name become a dict of columns. Where the SDK's names logged nothing, what dtrain's own recorded. ``populate``:
+    instead of a JSON file's name its content.
     """
     lines = read_lines(AzureLayout(run).metrics(rank))
     if not lines:
@@ -116,6 +121,8 @@ def read_rank(run: RunLayout, rank: int) -> dict[str, Any]:
         pairs = [("scalar", name, value) for row in rows for name, value in row.items() if name not in _RESERVED]
     else:
         pairs = [(line["kind"], line["name"], _decoded(line["value"])) for line in lines]
+    if populate:
+        pairs = [(kind, name, _content(run, value) if kind == "image" else value) for kind, name, value in pairs]
     collected: dict[str, Any] = {}
     for kind, name, value in pairs:
         if kind in ("row", "table"):
@@ -130,6 +137,10 @@ def read_rank(run: RunLayout, rank: int) -> dict[str, Any]:
                 raise UserErrorException(f"metric {name!r} of run {run.id} was logged as rows and as numbers; use two names")
             values.extend(value if kind == "list" else [value])
     return {name: _collapsed(value) for name, value in collected.items()}
+
+
+def _content(run: RunLayout, file: str) -> Any:
+    return read_json(find_file(run, file)) if file.endswith(".json") else file
 
 
 def _collapsed(value: Any) -> Any:

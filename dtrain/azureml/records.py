@@ -6,6 +6,7 @@ each in one write: control script and ranks may do so at once, and the later lin
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from dtrain.files import read_json, write_json
 from dtrain.layout import RunLayout
 from dtrain.spec import JobSpec
 
-EventKind = Literal["tag", "property", "cancel", "fail", "warning", "name", "preparing", "prepared"]
+EventKind = Literal["tag", "property", "cancel", "fail", "warning", "name", "preparing", "prepared", "mounted", "uploaded"]
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,15 @@ class AzureLayout:
         """What a rank logged by the SDK's names, as it was logged; numbers are in dtrain's own metrics file as well."""
         return self.root / f"metrics-{rank:05d}.jsonl"
 
-    def download(self, name: str) -> Path:
-        """Where a datastore's folder is copied to for ``as_download``."""
-        return self.root / "data" / name
+    @property
+    def data(self) -> Path:
+        """Copies of what lies in datastores, each in a folder of its reference's name."""
+        return self.root / "data"
 
     @property
     def uploads(self) -> Path:
         """Files of names outside of outputs/ and logs/; in outputs, where the registry takes models from."""
-        return self.run.outputs / "uploads"
+        return self.run.outputs / ".azureml-uploads"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,25 +93,26 @@ class Submitted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mount:
-    """A copy of what is called ``name`` in the store of ``url``, at the path ``folder``: a file, or a folder."""
+class Copy:
+    """A copy of what is called ``name`` in the store of ``url``, to be made at ``path``: of a file, or of a folder (empty: all).
 
-    folder: str
+    Of a ``mount`` there need not be anything yet, and what the job changes is uploaded; a ``download`` is only read.
+    """
+
+    path: str
     url: str
     name: str
+    mode: Literal["mount", "download"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What a supervisor is to do: run ``spec``, from the ``folder`` of who submitted it, with ``packages`` installed.
-
-    What the job has then written to its ``mounts`` is uploaded.
-    """
+    """What a supervisor is to do: install ``packages``, make ``copies``, run ``spec`` from the ``folder`` of who submitted it."""
 
     spec: JobSpec
     folder: str
     packages: tuple[str, ...] = ()
-    mounts: tuple[Mount, ...] = ()
+    copies: tuple[Copy, ...] = ()
 
 
 def read_submitted(run: RunLayout) -> Submitted:
@@ -150,6 +153,25 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return [orjson.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
     except FileNotFoundError:
         return []
+
+
+def read_entries(folder: Path) -> dict[str, Any]:
+    """Entries of a workspace of one kind, by name: each a file of its own, and none is lost where several are written at once."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            found[path.stem] = read_json(path)
+    return found
+
+
+def write_entry(folder: Path, name: str, entry: Any | None) -> None:
+    """Set an entry, or with None remove it. Raises OSError."""
+    path = folder / f"{name}.json"
+    if entry is None:
+        path.unlink(missing_ok=True)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, entry)
 
 
 def note(run: RunLayout, kind: EventKind, **values: Any) -> None:

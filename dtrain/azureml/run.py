@@ -11,7 +11,8 @@ from dtrain.azureml import files, records, state
 from dtrain.azureml.details import details_of, environment_of, inputs_of
 from dtrain.azureml.errors import UserErrorException, take_options
 from dtrain.azureml.interactive import keep_files, keep_source, new_run
-from dtrain.azureml.logged import Logged
+from dtrain.azureml.logged import RUN_TYPE, Logged
+from dtrain.azureml.names import SECRETS
 from dtrain.azureml.streaming import wait
 from dtrain.errors import DtrainError, WorkspaceError
 from dtrain.files import read_json
@@ -36,8 +37,7 @@ class Run(Logged):
         "add_type_providers": "there is one type of run here",
         "get_detailed_status": "use get_details()",
         "get_docs_url": "see docs/azureml.md",
-        "get_secret": "give secrets to jobs as environment variables",
-        "get_secrets": "give secrets to jobs as environment variables",
+        **dict.fromkeys(("get_secret", "get_secrets"), SECRETS),
         "output_datasets": "let the script write to ./outputs",
         "remove_tags": "tags are kept; set another value with tag(key, value)",
         "start": "a run that was submitted begins by itself",
@@ -58,6 +58,8 @@ class Run(Logged):
         "get_portal_url": "there is no portal: the run's folder, as a file:// URL",
     }
 
+    RUN_TYPE = RUN_TYPE
+
     def __init__(self, experiment: Experiment, run_id: str, outputs: str | None = None, **given: Any) -> None:
         for name in given:
             raise TypeError(f"Run() has no argument {name!r} here")
@@ -65,7 +67,7 @@ class Run(Logged):
             raise UserErrorException("outputs= has no effect here; ./outputs of the script is the run's")
         self.experiment = experiment
         layout = RunLayout(experiment.workspace._folder.runs / run_id)
-        if not layout.spec.is_file():
+        if Path(run_id).name != run_id or not layout.spec.is_file():
             raise UserErrorException(f"no run {run_id!r} in workspace {experiment.workspace.name!r} ({layout.root.parent})")
         if (its := records.read_submitted(layout).experiment) != experiment.name:
             raise UserErrorException(
@@ -125,7 +127,7 @@ class Run(Logged):
 
     @property
     def type(self) -> str:
-        return "azureml.scriptrun"
+        return RUN_TYPE
 
     @property
     def status(self) -> str:
@@ -225,8 +227,8 @@ class Run(Logged):
         """Copy one file to ``output_file_path`` (a file or folder; None: here). Raises UserErrorException for an unknown name."""
         take_options("download_file", given, {"_validate_checksum": False}, {})
         source = files.find_file(self._layout, name)
-        target = Path(output_file_path or source.name if output_file_path is None else output_file_path)
-        if target.is_dir() or (output_file_path or "").endswith("/"):
+        target = Path(output_file_path or ".")
+        if target.is_dir() or str(output_file_path).endswith("/"):
             target = target / Path(name).name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
@@ -339,7 +341,10 @@ class Run(Logged):
                 if status in (None, child.get_status()):
                     yield child
                 if recursive:
-                    yield from child.get_children(recursive=True)
+                    yield from child.get_children(recursive=True, status=status)
+
+    def _below(self) -> Sequence[Run]:
+        return [*self.get_children(recursive=True)]
 
     def register_model(
         self, model_name: str, model_path: str | None = None, tags: Any = None, properties: Any = None, **given: Any
@@ -358,6 +363,15 @@ class Run(Logged):
             raise
         except DtrainError as error:
             raise UserErrorException(str(error)) from error
+
+    @staticmethod
+    def list(
+        experiment: Experiment, type: str | None = None, tags: Any = None, properties: Any = None, **given: Any
+    ) -> Iterator[Run]:
+        """The runs of an experiment, as its :meth:`get_runs` gives them."""
+        options = take_options("Run.list", given, {"status": None, "include_children": False, "_rehydrate_runs": True}, {})
+        del options["_rehydrate_runs"]
+        return experiment.get_runs(type, tags, properties, **options)
 
     def __repr__(self) -> str:
         return f"Run(experiment={self.experiment.name!r}, id={self.id!r}, status={self.get_status()!r})"

@@ -22,6 +22,7 @@ def run_script(
     force: bool = False,
     any_version: bool = False,
     no_install: bool = False,
+    secrets: Sequence[str] = (),
 ) -> NoReturn:
     """Run ``command`` (a script or module's name, and its arguments) as ``__main__``, and leave with its exit code.
 
@@ -32,6 +33,8 @@ def run_script(
         os.environ.update(switches.azureml_any_version())
     if no_install:
         os.environ.update(switches.azureml_no_install())
+    if secrets:
+        os.environ.update(switches.azureml_secrets([*switches.secret_names(), *secrets]))
     target, *arguments = command
     if not is_module and not Path(target).is_file():
         folder = Path(target).parent

@@ -19,12 +19,13 @@ from dtrain.azureml.console import warn
 from dtrain.azureml.datapath import DataPath
 from dtrain.azureml.datastore import VARIABLE, DataReference, DataReferenceConfiguration, Datastore
 from dtrain.azureml.errors import ExperimentExecutionException, UserErrorException
-from dtrain.azureml.records import AzureLayout, Mount, Order, Submitted
+from dtrain.azureml.records import AzureLayout, Copy, Order, Submitted
 from dtrain.azureml.runconfig import RunConfiguration, ScriptRunConfig
 from dtrain.azureml.workspace import Workspace
 from dtrain.files import write_json
 from dtrain.launch.job import fill_run
 from dtrain.layout import RunLayout
+from dtrain.masking import Masker
 from dtrain.processes import ProcessRecord
 from dtrain.spec import JobSpec
 from dtrain.status import RunStatus, write_record
@@ -61,16 +62,14 @@ def start(run: RunLayout, job: Job, workspace: Workspace) -> None:
     try:
         AzureLayout(run).root.mkdir()
         process = _start_supervisor(run)
-        arguments, variables, mounts = _resolve(job.script_run, run, workspace)
-        if job.script_run.resume_from is not None:
-            variables[_RESUME] = _resume_path(job.script_run.resume_from, run)
-            arguments += ["--resume-from", variables[_RESUME]]
-        job.submitted.definition["arguments"] = arguments
+        arguments, variables, copies = _resolve(job.script_run, run, workspace)
         spec = dataclasses.replace(job.spec, args=tuple(arguments), environment={**job.spec.environment, **variables})
-        records.write_submitted(run, job.submitted)
+        masker = Masker(spec.secret_values().values())
+        definition = masker.value({**job.submitted.definition, "arguments": arguments})
+        records.write_submitted(run, dataclasses.replace(job.submitted, definition=definition))
         for text in job.notes:
             records.note(run, "warning", text=text)
-        if job.packages:
+        if job.packages or copies:
             records.note(run, "preparing")
         # Before the supervisor is told what to run: from then on it writes the status itself.
         status = RunStatus(state="running", size=spec.size, started=time.time(), supervisor=ProcessRecord.of(process.pid))
@@ -84,51 +83,71 @@ def start(run: RunLayout, job: Job, workspace: Workspace) -> None:
             process.wait()
         shutil.rmtree(run.root, ignore_errors=True)
         raise
-    _tell(process, Order(spec=spec, folder=os.getcwd(), packages=tuple(job.packages), mounts=tuple(mounts)), run)
+    _tell(process, Order(spec=spec, folder=os.getcwd(), packages=tuple(job.packages), copies=tuple(copies)), run)
     for text in job.notes:
         warn(text)
 
 
-def _resolve(script_run: ScriptRunConfig, run: RunLayout, workspace: Workspace) -> tuple[list[str], dict[str, str], list[Mount]]:
-    """Arguments as text, references to datastores as paths; each reference's variable; and what of them is to be uploaded in the
-    end."""
+def _resolve(script_run: ScriptRunConfig, run: RunLayout, workspace: Workspace) -> tuple[list[str], dict[str, str], list[Copy]]:
+    """Arguments as text, references to datastores as paths; each reference's variable; and the copies that they need."""
     config: RunConfiguration = script_run.run_config
-    downloads = AzureLayout(run).root / "data"
-    paths: dict[str, str] = {}
-    mounts: list[Mount] = []
-
-    def path_of(value: Any, name: str = "") -> str:
-        if isinstance(value, Datastore):
-            value = value.as_mount()
-        reference = value._reference(workspace, name) if isinstance(value, DataReferenceConfiguration) else value
-        if not isinstance(reference, DataReference):
-            raise UserErrorException(f"data_references has {reference!r:.80}; give references: datastore.path('...').as_mount()")
-        name = name or reference.data_reference_name
-        if name not in paths:
-            paths[name] = reference._resolve(downloads)
-            if (mount := reference._mount(paths[name])) is not None:
-                mounts.append(mount)
-        return paths[name]
-
+    found = _Data(AzureLayout(run).data, workspace)
     for name, reference in config.data_references.items():
-        path_of(reference, name)
+        found.path_of(reference, name)
     arguments = []
     for value in script_run.arguments:
         if isinstance(value, Datastore | DataReference):
-            arguments.append(path_of(value))
+            arguments.append(found.path_of(value))
         elif isinstance(value, str) and value.startswith(VARIABLE):
-            if value.removeprefix(VARIABLE) not in paths:
+            if value.removeprefix(VARIABLE) not in found.paths:
                 raise UserErrorException(
                     f"argument {value!r} is a reference to a datastore that data_references has not; it has "
-                    f"{', '.join(paths) or 'none'}: give the reference itself in the arguments, without str()"
+                    f"{', '.join(found.paths) or 'none'}: give the reference itself in the arguments, without str()"
                 )
-            arguments.append(paths[value.removeprefix(VARIABLE)])
+            arguments.append(found.paths[value.removeprefix(VARIABLE)])
         else:
             arguments.append(str(value))
-    return arguments, {f"{VARIABLE[1:]}{name}": path for name, path in paths.items()}, mounts
+    variables = {f"{VARIABLE[1:]}{name}": path for name, path in found.paths.items()}
+    if script_run.resume_from is not None:
+        variables[_RESUME] = _resume_path(script_run.resume_from, found)
+        arguments += ["--resume-from", variables[_RESUME]]
+    return arguments, variables, found.copies
 
 
-def _resume_path(resume_from: Any, run: RunLayout) -> str:
+class _Data:
+    """The references of a job to datastores: their ``paths`` in it, by their names, and the ``copies`` among them."""
+
+    def __init__(self, folder: Path, workspace: Workspace) -> None:
+        self.paths: dict[str, str] = {}
+        self.copies: list[Copy] = []
+        self._folder, self._workspace = folder, workspace
+        self._known: dict[str, DataReference] = {}
+
+    def path_of(self, value: Any, name: str = "") -> str:
+        """The path of a reference by its ``name``. Raises UserErrorException for what is none, and for a name used twice."""
+        if isinstance(value, Datastore):
+            value = value.as_mount()
+        reference = value._reference(self._workspace, name) if isinstance(value, DataReferenceConfiguration) else value
+        if not isinstance(reference, DataReference):
+            raise UserErrorException(f"data_references has {reference!r:.80}; give references: datastore.path('...').as_mount()")
+        name = name or reference.data_reference_name
+        reference._check_same(name, self._known.setdefault(name, reference))
+        if name not in self.paths:
+            place = reference._place(self._folder)
+            self.paths[name] = place.path if isinstance(place, Copy) else str(place)
+            self.copies += [place] if isinstance(place, Copy) else []
+        return self.paths[name]
+
+    def copy_of(self, reference: DataReference) -> str:
+        """The path of a place that a job only reads, and that has to be there."""
+        place = reference._place(self._folder)
+        if not isinstance(place, Copy):
+            return str(place)
+        self.copies.append(dataclasses.replace(place, mode="download"))
+        return place.path
+
+
+def _resume_path(resume_from: Any, found: _Data) -> str:
     """The folder that a script is given as ``--resume-from``: a run's outputs, a datastore's path, or a path as it is."""
     if isinstance(resume_from, DataPath):
         resume_from = resume_from._target
@@ -136,8 +155,7 @@ def _resume_path(resume_from: Any, run: RunLayout) -> str:
     if isinstance(layout, RunLayout):
         return str(layout.outputs)
     if isinstance(resume_from, Datastore | DataReference):
-        reference = resume_from.as_mount() if isinstance(resume_from, Datastore) else resume_from
-        return reference._resolve(AzureLayout(run).root / "data")
+        return found.copy_of(resume_from.as_mount() if isinstance(resume_from, Datastore) else resume_from)
     path = Path(resume_from).absolute()
     if not path.exists():
         raise UserErrorException(f"resume_from={str(resume_from)!r}: there is no file or folder {path}")
@@ -166,6 +184,8 @@ def _tell(process: subprocess.Popen[bytes], order: Order, run: RunLayout) -> Non
         with process.stdin:
             process.stdin.write(pickle.dumps(order))
     except BrokenPipeError:
+        said = AzureLayout(run).console.read_text(errors="replace").strip() or "nothing"
+        shutil.rmtree(run.root, ignore_errors=True)
         raise ExperimentExecutionException(
-            f"the supervisor of run {run.id} did not start; what it said is in {AzureLayout(run).console}"
+            f"the supervisor of the run, {sys.executable}, did not start; it said: {said}"
         ) from None

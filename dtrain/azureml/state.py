@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
 import time
+from pathlib import Path
 
 from dtrain.azureml import records
 from dtrain.azureml.errors import UserErrorException
 from dtrain.errors import NotRunnable, WorkspaceError
 from dtrain.files import read_json, write_json
+from dtrain.launch.console import Console
+from dtrain.launch.follow import settle_job
 from dtrain.launch.sbatch import SlurmJob
 from dtrain.layout import RunLayout
 from dtrain.processes import ProcessRecord
 from dtrain.status import RankFailure, RunStatus, read_process, read_status, write_record
 
 ENDED = ("Completed", "Failed", "Canceled")
+_ASK_S = 3.0
+_SUBMITTED_S = 300.0  # sbatch is given up after a minute; hosts' clocks differ
+_next_question: dict[Path, float] = {}
 _WORDS = {"completed": "Completed", "failed": "Failed", "canceled": "Canceled"}
 
 
 def status_of(run: RunLayout) -> RunStatus:
-    """The run's status; one whose supervisor was asked to cancel it, and is gone, is canceled; one that was let fail, failed."""
+    """The run's status; one whose supervisor was asked to cancel it, and is gone, is canceled; one that was let fail, failed.
+
+    Of one that Slurm has, and nobody follows, Slurm is asked.
+    """
     status = read_status(run)
+    if not status.is_over:
+        status = _unfollowed(run, status)
     if status.state == "failed" and status.ended is None and records.events(run, "cancel"):
         # The supervisor was told to end before it could listen.
         status = dataclasses.replace(
@@ -34,9 +46,53 @@ def status_of(run: RunLayout) -> RunStatus:
     return status
 
 
+def _unfollowed(run: RunLayout, status: RunStatus) -> RunStatus:
+    """The status of a run whose supervisor is gone, or on another host: of one that goes to Slurm, as Slurm tells.
+
+    Asks it every few seconds, and blocks for that moment.
+    """
+    supervisor = _supervisor(run, status)
+    if supervisor is None or supervisor.find() is not None:
+        return status
+    job = SlurmJob.of(run)
+    if job is None:
+        status = read_status(run)  # as its supervisor left it
+        silent = supervisor.vanished() or time.time() - status.started > _SUBMITTED_S
+        if status.state != "queued" or not silent:
+            return status
+        cause = (
+            f"what submitted it to Slurm was killed, or its host {supervisor.host} restarted, before Slurm had answered; "
+            "`squeue --me` shows whether it has the job"
+        )
+        status = dataclasses.replace(status, state="failed", ended=time.time(), exit_code=1, cause=cause)
+        with contextlib.suppress(PermissionError):
+            write_record(run.status, status)
+        return status
+    if time.monotonic() < _next_question.get(run.root, 0.0):
+        return status
+    _next_question[run.root] = time.monotonic() + _ASK_S
+    with contextlib.suppress(PermissionError), open(records.AzureLayout(run).console, "a") as words:  # else another user's
+        settled = settle_job(run, job, Console(words, words))
+        if settled is not None and supervisor.vanished():
+            _note_what_is_not_uploaded(run)
+        return settled or status
+    return status
+
+
+def _note_what_is_not_uploaded(run: RunLayout) -> None:
+    mounted = records.events(run, "mounted")
+    if mounted and not records.events(run, "uploaded"):
+        records.note(
+            run,
+            "warning",
+            text="its supervisor was killed before it could upload what the job wrote to its copies of "
+            f"{', '.join(mounted[0]['urls'])}: that stays in {records.AzureLayout(run).data}",
+        )
+
+
 def azure_status(run: RunLayout) -> str:
-    """Preparing (until its supervisor works, and its environment is there), Queued (until its first rank has begun), Running,
-    Finalizing (what is left to do when the ranks have ended), and Completed, Failed or Canceled."""
+    """Preparing (until its supervisor works, and its environment and copies of data are there), Queued (until its first rank has
+    begun), Running, Finalizing (what is left to do when the ranks have ended), and Completed, Failed or Canceled."""
     try:
         status = status_of(run)
     except WorkspaceError:
@@ -68,7 +124,7 @@ def _supervisor(run: RunLayout, status: RunStatus) -> ProcessRecord | None:
 
 
 def _has_begun(run: RunLayout) -> bool:
-    """Whether the supervisor has said its first word, and made the environment if it has to."""
+    """Whether the supervisor has said its first word, and made the environment and the copies if it has to."""
     if records.events(run, "preparing") and not records.events(run, "prepared"):
         return False
     try:

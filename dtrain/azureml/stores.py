@@ -6,16 +6,22 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Protocol
 
+from dtrain.azureml import records
 from dtrain.azureml.errors import UserErrorException
+from dtrain.azureml.records import Copy
 from dtrain.errors import UsageError, did_you_mean
 from dtrain.files import read_json, write_json
 from dtrain.layout import Workspace as WorkspaceFolder
 from dtrain.layout import check_name
 
 DEFAULT = "workspaceblobstore"
-_SCHEME = "s3://"
+OWN = (DEFAULT, "workspacefilestore")
+"""The workspace's own datastores: what every one of Azure's has."""
+_SCHEMES = ("s3://", "az://", "abfss://")
+URLS = "s3://bucket/prefix, az://container/prefix, or the path of a folder"
+"""What may be given as a datastore's place."""
 
 
 class Store(Protocol):
@@ -75,45 +81,44 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def open_store(url: str) -> Store:
-    """The store of an object store's URL (``s3://bucket/prefix``), or of an absolute path.
+    """The store of an object store's URL, or of an absolute path.
 
     Raises UserErrorException for what is neither, MissingDependency without the package that reaches an object store.
     """
-    if url.startswith(_SCHEME):
+    if url.startswith(_SCHEMES):
         from dtrain.azureml.object_store import ObjectStore
 
         return ObjectStore(url)
     if not os.path.isabs(url):
-        raise UserErrorException(f"{url!r} is no place for files; give s3://bucket/prefix, or the path of a folder")
+        raise UserErrorException(f"{url!r} is no place for files; give {URLS}")
     return FolderStore(Path(url))
 
 
-def _path(folder: WorkspaceFolder) -> Path:
-    return folder.azureml / "datastores.json"
+def _entries(folder: WorkspaceFolder) -> Path:
+    return folder.azureml / "datastore-urls"
 
 
-def _read(folder: WorkspaceFolder) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = read_json(_path(folder))
-    except FileNotFoundError:
-        return {"default": DEFAULT, "urls": {}}
-    return values
+def _added(folder: WorkspaceFolder) -> dict[str, str]:
+    return {name: entry["url"] for name, entry in records.read_entries(_entries(folder)).items()}
 
 
-def _write(folder: WorkspaceFolder, default: str, urls: Mapping[str, str]) -> None:
-    folder.azureml.mkdir(parents=True, exist_ok=True)
-    write_json(_path(folder), {"default": default, "urls": dict(urls)})
+def _default(folder: WorkspaceFolder) -> Path:
+    return folder.azureml / "default-datastore.json"
 
 
 def read_urls(folder: WorkspaceFolder) -> dict[str, str]:
-    """The datastores of a workspace by name: URLs of object stores, and paths of folders. Its own folder comes first."""
-    own = folder.azureml.absolute() / "datastores" / DEFAULT
-    return {DEFAULT: str(own), **_read(folder)["urls"]}
+    """The datastores of a workspace by name: URLs of object stores, and paths of folders. Its own folders come first."""
+    own = folder.azureml.absolute() / "datastores"
+    return {**{name: str(own / name) for name in OWN}, **_added(folder)}
 
 
 def default_name(folder: WorkspaceFolder) -> str:
     """The name of the default datastore."""
-    return str(_read(folder)["default"])
+    try:
+        name: str = read_json(_default(folder))["name"]
+    except FileNotFoundError:
+        return DEFAULT
+    return name if name in read_urls(folder) else DEFAULT
 
 
 def add_store(folder: WorkspaceFolder, name: str, url: str) -> None:
@@ -121,29 +126,27 @@ def add_store(folder: WorkspaceFolder, name: str, url: str) -> None:
 
     Raises UsageError for a name or a folder that cannot be, UserErrorException for an object store that does not answer.
     """
-    if check_name("datastore", name) == DEFAULT:
+    if check_name("datastore", name) in OWN:
         raise UsageError(
-            f"datastore {DEFAULT} is the workspace's own folder; use another name, and --default if it is to be the default"
+            f"datastore {name} is the workspace's own folder; use another name, and --default if it is to be the default"
         )
-    place = url if url.startswith(_SCHEME) or "://" in url else str(Path(url).absolute())
+    place = url if "://" in url else str(Path(url).absolute())
     store = open_store(place)
     if store.folder is not None and not store.folder.is_dir():
-        raise UsageError(f"{url} is not a folder (from {Path.cwd()}); make it first, or give s3://bucket/prefix")
+        raise UsageError(f"{url} is not a folder (from {Path.cwd()}); make it first, or give {URLS}")
     if store.folder is None:
         store.names()
-    values = _read(folder)
-    _write(folder, values["default"], {**values["urls"], name: place})
+    records.write_entry(_entries(folder), name, {"url": place})
 
 
 def remove_store(folder: WorkspaceFolder, name: str) -> None:
     """Take a name away; its files are left alone. Raises UsageError when there is none of that name."""
-    values = _read(folder)
-    if name not in values["urls"]:
-        raise UsageError(
-            f"no datastore {name!r} was added{did_you_mean(name, values['urls'])}; `dtrain datastore list` shows all"
-        )
-    urls = {each: url for each, url in values["urls"].items() if each != name}
-    _write(folder, DEFAULT if values["default"] == name else values["default"], urls)
+    urls = _added(folder)
+    if name not in urls:
+        raise UsageError(f"no datastore {name!r} was added{did_you_mean(name, urls)}; `dtrain datastore list` shows all")
+    if default_name(folder) == name:
+        set_default(folder, DEFAULT)
+    records.write_entry(_entries(folder), name, None)
 
 
 def set_default(folder: WorkspaceFolder, name: str) -> None:
@@ -151,15 +154,27 @@ def set_default(folder: WorkspaceFolder, name: str) -> None:
     urls = read_urls(folder)
     if name not in urls:
         raise UserErrorException(f"no datastore {name!r}{did_you_mean(name, urls)}; there are {', '.join(urls)}")
-    _write(folder, name, _read(folder)["urls"])
+    folder.azureml.mkdir(parents=True, exist_ok=True)
+    write_json(_default(folder), {"name": name})
 
 
-def copy_out(store: Store, name: str, target: Path) -> bool:
-    """Copy a file, or all in a folder, to ``target``. False where there is nothing of that name. Blocks."""
-    found = store.names(name)
-    start = PurePosixPath(name)
-    store.get_all((each, target / PurePosixPath(each).relative_to(start)) for each in found)
-    return bool(found)
+def make_copy(copy: Copy) -> int:
+    """Make a copy of a store's file, or of all files in a folder; returns how many. Blocks.
+
+    Raises UserErrorException where there is nothing to download, and for what cannot be read or written.
+    """
+    store, start, target = open_store(copy.url), PurePosixPath(copy.name), Path(copy.path)
+    found = store.names(copy.name)
+    is_folder = store.folder is not None and (store.folder / copy.name).is_dir()
+    if copy.mode == "download" and not found and not is_folder:
+        raise UserErrorException(f"{copy.url} has no {copy.name or 'file'!r} to download")
+    try:
+        store.get_all((each, target / PurePosixPath(each).relative_to(start)) for each in found)
+        if not found:
+            target.mkdir(parents=True)
+    except OSError as error:
+        raise UserErrorException(f"{copy.url} cannot be copied to {copy.path}: {error.strerror}") from error
+    return len(found)
 
 
 def list_files(folder: Path) -> dict[str, tuple[int, int]]:

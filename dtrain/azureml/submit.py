@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dtrain import switches
-from dtrain.azureml.compute import check_nodes
+from dtrain.azureml.compute import check_nodes, find_entry
 from dtrain.azureml.dataset import check_datasets
 from dtrain.azureml.environment import Environment
 from dtrain.azureml.errors import AzureMLException, Settings, UserErrorException
@@ -39,10 +39,10 @@ def submit(workspace: Workspace, experiment: str, config: Any, *, parent: str = 
     check_datasets(script_run.arguments)
     run_config: RunConfiguration = script_run.run_config
     distribution = run_config._distribution()
-    named = str(getattr(run_config.target, "name", run_config.target))
-    hosts, partition = hosts_of(workspace._folder, named), partition_of(workspace._folder, named)
+    target, entry = find_entry(workspace, run_config.target)
+    hosts, partition = hosts_of(entry), partition_of(entry)
     nodes = _count_nodes(run_config, distribution, len(hosts))
-    target = check_nodes(workspace, run_config.target, nodes)
+    check_nodes(target, entry, nodes)
     wanted, notes = _check_environment(run_config)
     try:
         spec = _job_spec(script_run, experiment, distribution, nodes, partition)
@@ -164,6 +164,7 @@ def _job_spec(
         slurm=partition.options(nodes, workers // nodes) if partition is not None else None,
         experiment=experiment,
         environment={**{name: str(value) for name, value in variables.items()}, **switch()},
+        secrets=tuple(switches.secret_names()),
         timeout_s=config.max_run_duration_seconds,
         python=_own_python(config.environment),
     )

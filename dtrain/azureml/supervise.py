@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
+import shutil
 import signal
 import sys
 import time
@@ -16,14 +17,15 @@ from typing import NoReturn
 
 from dtrain.azureml import records, venv
 from dtrain.azureml.files import files_elsewhere, list_code
-from dtrain.azureml.records import AzureLayout, Mount, Order
-from dtrain.azureml.stores import copy_changed, list_files, open_store
+from dtrain.azureml.records import AzureLayout, Copy, Order
+from dtrain.azureml.stores import copy_changed, list_files, make_copy, open_store
 from dtrain.errors import DtrainError
 from dtrain.files import write_json
 from dtrain.launch.console import Console
 from dtrain.launch.follow import follow_job, submit_run
 from dtrain.launch.job import announce, planner, supervise_run
 from dtrain.layout import RunLayout
+from dtrain.masking import Masker
 from dtrain.spec import JobSpec
 from dtrain.status import RunStatus, read_status, write_record
 
@@ -32,22 +34,34 @@ def main() -> NoReturn:
     # Imported by its name, as it is pickled: this module is also __main__.
 
     run = RunLayout(Path(sys.argv[1]))
-    order: Order = pickle.load(sys.stdin.buffer)
+    try:
+        order: Order = pickle.load(sys.stdin.buffer)
+    except (EOFError, pickle.UnpicklingError):
+        shutil.rmtree(run.root)  # who submits was killed before all was there, and this is what is left of the run
+        sys.exit(f"run {run.id} was not submitted: its control script ended meanwhile")
     os.chdir(order.folder)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)  # the ranks inherit it
-    console = Console()
+    console = Console(masker=Masker(order.spec.secret_values().values()))
     before = list_code(run)
-    mounted = {mount: list_files(Path(mount.folder)) for mount in order.mounts}
     try:
-        spec = _prepared(run, order, console) if order.packages else order.spec
+        spec = _with_packages(run, order, console) if order.packages else order.spec
+        for copy in order.copies:
+            _make(copy, console)
+        mounted = {copy: list_files(Path(copy.path)) for copy in order.copies if copy.mode == "mount"}
+        if mounted:
+            records.note(run, "mounted", urls=[copy.url for copy in mounted])
+        if order.packages or order.copies:
+            records.note(run, "prepared")
         status = _run_by_slurm(run, spec, console) if spec.launcher_name == "slurm" else _run_here(run, spec, console)
     except DtrainError as error:
         console.say(f"dtrain: {error}", bad=True)
         _record_failure(run, error, console)
         sys.exit(error.exit_code)
-    for mount, files in mounted.items():
-        _upload(run, mount, files, console)
+    for copy, files in mounted.items():
+        _upload(run, copy, files, console)
+    if mounted:
+        records.note(run, "uploaded")
     if (elsewhere := files_elsewhere(run, before)) and status.state == "completed":
         text = (
             f"written outside of ./outputs and ./logs, and so not among the run's files: {', '.join(elsewhere)}; they are in "
@@ -58,19 +72,29 @@ def main() -> NoReturn:
     sys.exit(status.exit_code)
 
 
-def _upload(run: RunLayout, mount: Mount, before: dict[str, tuple[int, int]], console: Console) -> None:
+def _make(copy: Copy, console: Console) -> None:
+    """Make a copy that the job is to have. Blocks, perhaps for long. Raises DtrainError where it cannot be made."""
+    place = f"{copy.name} of {copy.url}" if copy.name else copy.url
+    console.say(f"dtrain: copying {place}")
+    began = time.monotonic()
+    console.say(f"dtrain: copied {_files(make_copy(copy))} in {time.monotonic() - began:.1f} s")
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
+
+
+def _upload(run: RunLayout, copy: Copy, before: dict[str, tuple[int, int]], console: Console) -> None:
     """Copy what the job wrote to a mounted folder to its store. A failure is told, and the files stay where they are."""
     try:
-        names = copy_changed(Path(mount.folder), before, open_store(mount.url), mount.name)
+        names = copy_changed(Path(copy.path), before, open_store(copy.url), copy.name)
     except DtrainError as error:
-        text = f"what the job wrote to its copy of {mount.url} is not uploaded, and stays in {mount.folder}: {error}"
+        text = f"what the job wrote to its copy of {copy.url} is not uploaded, and stays in {copy.path}: {error}"
         records.note(run, "warning", text=text)
         console.say(f"dtrain: warning: {text}", bad=True)
         return
     if names:
-        console.say(
-            f"dtrain: uploaded {len(names)} {'file' if len(names) == 1 else 'files'} to {mount.url}: {', '.join(names[:10])}"
-        )
+        console.say(f"dtrain: uploaded {_files(len(names))} to {copy.url}: {', '.join(names[:10])}")
 
 
 def _run_here(run: RunLayout, spec: JobSpec, console: Console) -> RunStatus:
@@ -88,7 +112,7 @@ def _run_by_slurm(run: RunLayout, spec: JobSpec, console: Console) -> RunStatus:
     return follow_job(run, job, console)
 
 
-def _prepared(run: RunLayout, order: Order, console: Console) -> JobSpec:
+def _with_packages(run: RunLayout, order: Order, console: Console) -> JobSpec:
     """Make the environment of the job, or find it made, and return the job with its Python. Blocks, for minutes perhaps.
 
     Raises ExperimentExecutionException when it cannot be made.
@@ -98,7 +122,6 @@ def _prepared(run: RunLayout, order: Order, console: Console) -> JobSpec:
     python = venv.prepare(run.workspace.environments, order.packages, AzureLayout(run).build_log, console.say)
     spec = dataclasses.replace(order.spec, python=python)
     write_json(run.spec, spec.to_json())
-    records.note(run, "prepared")
     signal.signal(signal.SIGTERM, before)
     return spec
 

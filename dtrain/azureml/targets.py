@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dtrain.azureml import records
 from dtrain.azureml.errors import ComputeTargetException
 from dtrain.errors import UsageError, did_you_mean
-from dtrain.files import read_json, write_json
 from dtrain.hosts import Host, parse_hosts
 from dtrain.job_options import SlurmOptions
 from dtrain.launch.sbatch import list_partitions
@@ -40,16 +40,12 @@ class Partition:
 
 
 def _path(folder: WorkspaceFolder) -> Path:
-    return folder.azureml / "compute.json"
+    return folder.azureml / "compute"
 
 
 def read_entries(folder: WorkspaceFolder) -> dict[str, dict[str, Any]]:
     """The compute targets of a workspace's folder, as they are kept, by name."""
-    try:
-        entries: dict[str, dict[str, Any]] = read_json(_path(folder))
-    except FileNotFoundError:
-        return {}
-    return entries
+    return records.read_entries(_path(folder))
 
 
 def write_entry(folder: WorkspaceFolder, name: str, entry: Mapping[str, Any] | None) -> None:
@@ -58,9 +54,7 @@ def write_entry(folder: WorkspaceFolder, name: str, entry: Mapping[str, Any] | N
         raise ComputeTargetException(
             f"compute target name {name!r} is not allowed; use 2 to 24 letters, digits or '-', beginning with a letter"
         )
-    entries = {**read_entries(folder), name: entry}
-    folder.azureml.mkdir(parents=True, exist_ok=True)
-    write_json(_path(folder), {name: entry for name, entry in entries.items() if entry is not None})
+    records.write_entry(_path(folder), name, entry)
 
 
 def new_entry(max_nodes: int, *, vm_size: str, vm_priority: str = "dedicated", min_nodes: int = 0) -> dict[str, Any]:
@@ -104,15 +98,15 @@ def describe(entry: Mapping[str, Any]) -> str:
     return f"hosts {entry['hosts']}" if "hosts" in entry else "this machine"
 
 
-def hosts_of(folder: WorkspaceFolder, target: str) -> tuple[Host, ...]:
-    """The hosts of a target; none where it is something else, or unknown."""
-    hosts = read_entries(folder).get(target, {}).get("hosts")
+def hosts_of(entry: Mapping[str, Any]) -> tuple[Host, ...]:
+    """The hosts of a target; none where it is something else."""
+    hosts = entry.get("hosts")
     return parse_hosts(hosts) if hosts else ()
 
 
-def partition_of(folder: WorkspaceFolder, target: str) -> Partition | None:
-    """The Slurm partition of a target; None where it is something else, or unknown."""
-    slurm = read_entries(folder).get(target, {}).get("slurm")
+def partition_of(entry: Mapping[str, Any]) -> Partition | None:
+    """The Slurm partition of a target; None where it is something else."""
+    slurm = entry.get("slurm")
     if slurm is None:
         return None
     return Partition(name=slurm["partition"], sbatch_args=tuple(slurm["sbatch_args"]), cores=slurm["cores"])

@@ -13,6 +13,7 @@ from dtrain import env
 from dtrain.azureml.authentication import NO_ACCOUNT, check_login
 from dtrain.azureml.console import say, warn
 from dtrain.azureml.errors import Named, UserErrorException, WorkspaceException, take_options
+from dtrain.azureml.names import SECRETS
 from dtrain.files import read_json, write_json
 from dtrain.layout import Workspace as WorkspaceFolder
 
@@ -37,7 +38,7 @@ _CREATE = {
 }
 _CREATE_REFUSED = {
     "storage_account": "the workspace's folder is its storage",
-    "key_vault": "there is no key vault; give secrets to jobs as environment variables",
+    "key_vault": SECRETS,
     "app_insights": "there is no such service",
     "container_registry": "jobs run in this Python environment, not in containers",
     "default_cpu_compute_target": "create compute targets with ComputeTarget.create",
@@ -51,7 +52,7 @@ class Workspace(Named):
 
     _refused: ClassVar = {
         "delete": "remove the workspace's folder yourself",
-        "get_default_keyvault": "give secrets to jobs as environment_variables of an estimator or environment",
+        "get_default_keyvault": SECRETS,
         "images": "models are registered and downloaded here, not deployed",
         "setup": "use Workspace.create, or `dtrain azureml init`",
         "sync_keys": NO_ACCOUNT,

@@ -17,7 +17,7 @@ from dtrain.files import to_json
 F = TypeVar("F", bound=Callable[..., Any])
 
 _VERBS = (
-    *("run", "runs", "show", "logs", "stacks", "stop", "metrics", "register", "models", "pull", "verify"),
+    *("run", "runs", "show", "logs", "stacks", "stop", "metrics", "register", "models", "pull", "verify", "unregister"),
     *("azureml", "compute", "datastore", "env", "doctor"),
 )
 """In the order of the path of a run, as the help shows them."""

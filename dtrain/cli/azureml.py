@@ -27,9 +27,12 @@ class _ScriptOrVerb(click.Group):
 @click.option("--force", is_flag=True, help="Use dtrain's azureml although the real one is installed.")
 @click.option("--any-version", is_flag=True, help="Packages of another version than a job asks for only warn.")
 @click.option("--no-install", is_flag=True, help="Packages that are missing are an error, and nothing is installed for a job.")
+@click.option(
+    "--secret", "secrets", metavar="NAME", multiple=True, help="Variable whose value no output, log or record of a job may show."
+)
 @click.option("-m", "is_module", is_flag=True, help="SCRIPT is a module, as in `python -m`.")
 @click.pass_context
-def azureml(context: click.Context, /, **given: bool) -> None:
+def azureml(context: click.Context, /, **given: Any) -> None:
     """Run a control script written for Azure ML's SDK v1: `import azureml.core` and the rest are dtrain's.
 
     Its jobs run on this machine, and go on when the script ends. docs/azureml.md lists the names that there are.
@@ -175,7 +178,9 @@ def datastore() -> None:
 @click.argument("name")
 @click.argument("url")
 def add_datastore(workspace: Workspace, is_default: bool, name: str, url: str) -> None:
-    """Give s3://bucket/prefix or a folder's path a name, once it answers. Credentials are never kept: see docs/azureml.md.
+    """Give s3://bucket/prefix, az://container/prefix or a folder's path a name, once it answers.
+
+    Credentials are the environment's, and never kept: see docs/azureml.md.
 
     \b
     Example:

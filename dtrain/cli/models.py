@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dtrain.cli._main import json_option, main, pairs, print_json, print_table, workspace_option
 from dtrain.layout import Workspace
+
+if TYPE_CHECKING:
+    from dtrain.registry import ModelVersion
 
 
 @main.command()
@@ -36,8 +39,12 @@ def register(workspace: Workspace, reference: str, name: str, as_json: bool, **o
     if as_json:
         print_json(version.to_json())
     else:
-        files = "1 file" if len(version.files) == 1 else f"{len(version.files)} files"
-        click.echo(f"{version.id}  {files}  {version.size_bytes:,} bytes  from {version.run}")
+        click.echo(_line(version))
+
+
+def _line(version: ModelVersion) -> str:
+    files = "1 file" if len(version.files) == 1 else f"{len(version.files)} files"
+    return f"{version.id}  {files}  {version.size_bytes:,} bytes  from {version.run}"
 
 
 @main.command()
@@ -78,6 +85,31 @@ def pull(workspace: Workspace, model: str, folder: Path) -> None:
     from dtrain.registry import Registry
 
     click.echo(Registry(workspace.registry).pull(model, folder))
+
+
+@main.command()
+@workspace_option
+@click.option("--yes", is_flag=True, help="Do not ask first.")
+@click.argument("model", metavar="NAME:VERSION")
+def unregister(workspace: Workspace, model: str, yes: bool) -> None:
+    """Delete one version of a model for good, with those of its files that no other version has.
+
+    Its number is not used again. The run that it came from is left alone.
+
+    \b
+    Example:
+      dtrain unregister digits:1
+    """
+    from dtrain.errors import UsageError
+    from dtrain.registry import Registry
+
+    registry = Registry(workspace.registry)
+    version = registry.get(model)
+    if version.id == model and not yes:  # else it is refused below
+        if not sys.stdin.isatty():
+            raise UsageError(f"{model} would be deleted for good, and there is no terminal to ask on; say --yes")
+        click.confirm(f"Delete {_line(version)} for good?", abort=True, err=True)
+    click.echo(f"{_line(registry.delete(model))}  deleted")
 
 
 @main.command()

@@ -97,6 +97,13 @@ def end_of_job(run: RunLayout, job: SlurmJob, console: Console) -> RunStatus:
     return watch.end()
 
 
+def settle_job(run: RunLayout, job: SlurmJob, console: Console) -> RunStatus | None:
+    """The status of a submitted run that perhaps nobody follows, completed by what Slurm knows, and written; None before its job
+    has ended for good. Asks Slurm once."""
+    watch = _Watch(run, job, console)
+    return watch.end() if watch.is_over() else None
+
+
 class _Watch:
     """Watches a run's job: what Slurm and the job's own dtrain say, and when it is over."""
 

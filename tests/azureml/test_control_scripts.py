@@ -75,7 +75,9 @@ def test_a_target_that_was_named_by_hosts_stays_that_when_a_script_creates_it(az
     assert done.returncode == 0, done.stderr
     done = azure.control("print(json.dumps([cluster.max_nodes, cluster.vm_size]))")  # it is created where the script begins
     assert told(done) == [1, "hosts"]
-    assert "compute target cluster is hosts localhost:2, by `dtrain compute add`, and stays that" in done.stdout
+    assert (
+        "compute target cluster is hosts localhost:2, and stays so; `dtrain compute remove cluster` takes it away" in done.stdout
+    )
 
 
 @pytest.mark.needs("sklearn")

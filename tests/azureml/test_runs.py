@@ -1,4 +1,4 @@
-"""Runs, models and datastores by the SDK's names, in control scripts and in jobs."""
+"""Runs by the SDK's names, with their files, metrics and records, in control scripts and in jobs."""
 
 from __future__ import annotations
 
@@ -23,10 +23,20 @@ class Plot:
 run.log_image("a plot", plot=Plot())
 run.upload_file("notes/one.txt", "notes.txt")
 run.upload_file("outputs/two.txt", "notes.txt")
+run.upload_file("outputs/metrics/report.json", "notes.txt")
+run.upload_file("outputs/uploads/.attempt-1/a", "notes.txt")
 children = run.child_runs(2)
 children[0].log("y", 1)
 children[0].complete()
 children[1].fail("no good")
+grandchild = children[1].child_run()
+grandchild.complete()
+failed = [child.id for child in run.get_children(recursive=True, status="Failed")]
+for wrong in (f"../runs/{run.id}", run._layout.root.as_posix(), "latest"):
+    try:
+        Run(experiment, wrong)
+    except Exception as error:
+        print(error)
 told = {"before": run.get_status(), "metrics": run.get_metrics(), "files": run.get_file_names()}
 model = run.register_model("early", "notes/one.txt")
 run.complete()
@@ -35,16 +45,19 @@ with experiment.start_logging() as other:
 print(json.dumps({
     **told, "after": run.get_status(), "children": [[c.get_status(), c.parent.id == run.id] for c in run.get_children()],
     "runs": len(list(experiment.get_runs())), "number": [run.number, other.number], "model": [model.id, model.run.id == run.id],
+    "failed": failed == [children[1].id],
     "restored": sorted(os.listdir(run.restore_snapshot(path="restored"))), "other": other.get_status(),
 }))
 """
     )
     found = told(done)
     assert str(found["metrics"]) == "{'x': nan, 'l': [1, 2.5], 'a plot': 'a_plot_0.png'}"
-    assert found["files"] == ["a_plot_0.png", "notes/one.txt", "outputs/two.txt"]
+    own = ["outputs/metrics/report.json", "outputs/two.txt", "outputs/uploads/.attempt-1/a"]
+    assert found["files"] == ["a_plot_0.png", "notes/one.txt", *own]
+    assert (found["failed"], done.stdout.count("no run '")) == (True, 3)
     assert (found["before"], found["after"], found["other"]) == ("Running", "Completed", "Completed")
     assert found["children"] == [["Failed", True], ["Completed", True]]
-    assert (found["runs"], found["number"], found["model"]) == (2, [1, 4], ["early:1", True])
+    assert (found["runs"], found["number"], found["model"]) == (2, [1, 5], ["early:1", True])
     assert found["restored"] == [".azureml", "notes.txt", "submit.py"]
     assert {run["state"] for run in azure.json("runs")} == {"completed", "failed"}
 
@@ -88,42 +101,64 @@ print(json.dumps({"files": files, "other": other.get_file_names(), "none": none.
     assert "there is no file or folder 'nowhere' to keep" in str(found["refused"])
 
 
-def test_models(azure: AzureProject) -> None:
-    done = azure.control(
-        """
-os.makedirs("net/layers")
-open("net/layers/1.txt", "w").write("one")
-open("net/2.txt", "w").write("two")
-for number in (1, 2, 3):
-    options = {"properties": {"p": "q"}, "model_framework": Model.Framework.CUSTOM}
-    Model.register(ws, "net", "net", tags={"number": number}, **options)
-Model.register(ws, "submit.py", "script")
-path = Model(ws, "net", version=2).download("copies")
-Model(ws, id="net:3").delete()
-found = Model(ws, "net")
-found.add_tags({"stage": "production"})
-try:
-    Model(ws, "nets")
-except Exception as error:
-    absent = f"{type(error).__name__}: {error}"
-try:
-    found.download("copies")
-except Exception as error:
-    taken = str(error)
+METRICS = """
+from azureml.core import ScriptRun
+parent = experiment.start_logging()
+parent.log("a", 1)
+job = parent.submit_child(ScriptRunConfig("src", "train.py"))
+job.wait_for_completion(show_output=True)
+child = job.child_run()
+child.log("a", 3)
+child.log("b", 4)
+child.complete()
+parent.child_run().complete()
+parent.complete()
+names = {parent.id: "parent", job.id: "job", child.id: "child"}
+def named(metrics):
+    return {names[key]: value for key, value in metrics.items()}
+def count(**filters):
+    return len(list(Run.list(experiment, **filters)))
 print(json.dumps({
-    "path": path, "files": sorted(os.listdir(path)), "id": found.id, "tags": found.tags, "framework": found.model_framework,
-    "list": [m.id for m in Model.list(ws, "net")], "tagged": [m.id for m in Model.list(ws, tags=[["number", "1"]])],
-    "latest": sorted(ws.models), "absent": absent, "taken": taken, "path again": Model.get_model_path("net", 1, _workspace=ws),
+    "all": named(parent.get_metrics(recursive=True)), "b": named(parent.get_metrics("b", recursive=True)),
+    "job": named(job.get_metrics(recursive=True, run_type=ScriptRun.RUN_TYPE)),
+    "other": job.get_metrics(run_type="azureml.other"),
+    "runs": [count(), count(include_children=True), count(include_children=True, status="Failed"), count(type="azureml.other")],
+    "experiments": [each.name for each in Experiment.list(ws)], "archived": Experiment.list(ws, view_type="ArchivedOnly"),
 }))
 """
-    )
+
+
+def test_metrics_of_runs_below_and_lists_of_runs(azure: AzureProject) -> None:
+    azure.train("from azureml.core import Run\nrun = Run.get_context()\nrun.log('a', 2)\nprint('has', run.get_metrics())")
+    done = azure.control(METRICS)
+    assert "has {'a': 2}" in done.stdout
     found = told(done)
-    assert (found["path"], found["files"], found["path again"]) == ("copies/net", ["2.txt", "layers"], "azureml-models/net/1/net")
-    assert (found["id"], found["tags"], found["framework"]) == ("net:2", {"number": "2", "stage": "production"}, "Custom")
-    assert (found["list"], found["tagged"], found["latest"]) == (["net:2", "net:1"], ["net:1"], ["net", "script"])
-    assert str(found["absent"]).startswith("ModelNotFoundException: ModelNotFound: no model 'nets'")
-    assert "is there already; exist_ok=True replaces it" in str(found["taken"])
-    assert [model["id"] for model in azure.json("models", "net")] == ["net:1", "net:2"]
+    assert found["all"] == {"parent": {"a": 1}, "job": {"a": 2}, "child": {"a": 3, "b": 4}}
+    assert (found["b"], found["job"], found["other"]) == ({"child": {"b": 4}}, {"job": {"a": 2}, "child": {"a": 3, "b": 4}}, {})
+    assert (found["runs"], found["experiments"], found["archived"]) == ([1, 4, 0, 0], ["tests"], [])
+
+
+def test_runs_that_are_left_open(azure: AzureProject) -> None:
+    """By a control script and by a rank of a job: they ended with their processes, and that is what is told."""
+    azure.train("from azureml.core import Run\nRun.get_context().child_run().log('x', 1)")
+    azure.control(
+        """
+experiment.start_logging().log("x", 1)
+experiment.submit(ScriptRunConfig("src", "train.py")).wait_for_completion()
+"""
+    )
+    done = azure.control(
+        """
+for run in experiment.get_runs(include_children=True):
+    details = run.get_details()
+    print(details["status"], details["endTimeUtc"] is not None, details.get("error", {}).get("error", {}).get("message", ""))
+"""
+    )
+    child, job, own = done.stdout.splitlines()[-3:]
+    assert job == "Completed True "
+    for line in (child, own):
+        assert line.startswith("Failed True ")
+        assert line.endswith(": its process ended without complete()")
 
 
 JOB = """
@@ -181,6 +216,43 @@ print(json.dumps({
     assert (found["count"], found["back"], found["children"], found["logs"]) == (1, ["a"], [True], 2)
     assert found["url"] == f"file://{found['folder']}"
     assert azure.json("models", "new")[0]["run_state"] == "running"
+
+
+MANY = """
+import os
+from azureml.core import Run
+def count():
+    return len(os.listdir("/proc/self/fd"))
+Run.get_context().log("loss", 0)
+before = count()
+for number in range(1, 50):
+    Run.get_context().log("loss", number)
+print("opened", count() - before, Run.get_context().get_metrics()["loss"] == list(range(50)))
+"""
+
+
+def test_a_run_that_is_asked_for_anew_for_each_metric(azure: AzureProject) -> None:
+    """One file is open, and steps count on; so do runs of the control script's own close theirs when they are gone."""
+    azure.train(MANY)
+    done = azure.control(
+        """
+run = experiment.submit(ScriptRunConfig("src", "train.py"))
+run.wait_for_completion(show_output=True)
+def log_in_child():
+    child = run.child_run()
+    child.log("x", 1)
+    child.complete()
+log_in_child()
+before = len(os.listdir("/proc/self/fd"))
+for _ in range(5):
+    log_in_child()
+print(json.dumps({"id": run.id, "opened": len(os.listdir("/proc/self/fd")) - before}))
+"""
+    )
+    assert "opened 0 True" in done.stdout
+    found = told(done)
+    assert found["opened"] == 0
+    assert [row["step"] for row in azure.json("metrics", str(found["id"]), "--by-rank")] == list(range(50))
 
 
 def test_an_offline_run_records_and_tells_how_its_script_ended(azure: AzureProject) -> None:
@@ -284,9 +356,11 @@ except Exception as error:
     bad = str(error)
 run.tag("plain")
 run.complete()
+populated = run.get_metrics("confusion", populate=True)
 run.download_file("confusion_0.json", "confusion.json")
 print(json.dumps({
-    "metrics": run.get_metrics(), "same": json.load(open("confusion.json")) == matrix, "bad": bad, "tags": run.get_tags(),
+    "metrics": run.get_metrics(), "populated": populated == {"confusion": matrix},
+    "same": json.load(open("confusion.json")) == matrix, "bad": bad, "tags": run.get_tags(),
     "with tag": len(list(experiment.get_runs(tags="plain"))),
 }))
 """
@@ -295,7 +369,7 @@ print(json.dumps({
 def test_charts_and_tags_without_a_value(azure: AzureProject) -> None:
     found = told(azure.control(CHARTS))
     assert found["metrics"] == {name: f"{name}_0.json" for name in ("confusion", "predictions", "residuals", "accuracy")}
-    assert (found["same"], found["tags"], found["with tag"]) == (True, {"plain": None}, 1)
+    assert (found["same"], found["populated"], found["tags"], found["with tag"]) == (True, True, {"plain": None}, 1)
     assert "of data, schema_type, schema_version" in str(found["bad"])
     assert azure.json("show", "latest")["tags"] == {"plain": ""}
 

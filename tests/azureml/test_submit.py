@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -68,11 +69,14 @@ model = run.register_model("weights", "outputs/model.txt", tags={"stage": "test"
 path = model.download("copy")
 run.add_properties({"fixed": "1"})
 run.download_files(prefix="outputs", output_directory="down")
+run.download_file("azureml-logs/70_driver_log.txt")
+run.download_file("user_logs/std_log_process_01.txt", "down/")
 print(json.dumps({
     "metrics": run.get_metrics(), "all": run.get_metrics(ranks="all"), "files": run.get_file_names(), "id": run.id,
     "details": details, "model": [model.id, model.tags, model.properties, open(path).read(), list(ws.models)],
     "tags": run.get_tags(), "runs": [each.id for each in experiment.get_runs(tags="who")], "properties": run.get_properties(),
-    "down": open("down/outputs/model.txt").read(),
+    "down": open("down/outputs/model.txt").read(), "logs": [os.path.isfile(f) for f in
+        ("70_driver_log.txt", "down/std_log_process_01.txt")],
 }))
 """
     )
@@ -83,7 +87,7 @@ print(json.dumps({
     assert {"outputs/model.txt", "azureml-logs/70_driver_log.txt", "user_logs/std_log_process_01.txt"} <= set(found["files"])  # type: ignore[call-overload]
     assert found["model"] == ["weights:1", {"stage": "test"}, {"kind": "toy"}, "weights", ["weights"]]
     assert (found["tags"], found["properties"], found["down"]) == ({"who": "me"}, {"fixed": "1"}, "weights")
-    assert found["runs"] == [found["id"]]
+    assert (found["runs"], found["logs"]) == ([found["id"]], [True, True])
     details = found["details"]
     arguments = details["runDefinition"]["arguments"]  # type: ignore[index]
     assert arguments[:4] == ["--lr", "0.1", "--nesterov", "--data"]
@@ -333,6 +337,110 @@ for count in (1, 2, 3):
     )
     for line in ("rank 0 of 1", "rank 0 of 2", "rank 1 of 2", "process_count_per_node=3 exceeds the 2 of host localhost"):
         assert done.stdout.count(line) == 1
+
+
+def test_a_supervisor_that_does_not_start_leaves_no_run(azure: AzureProject) -> None:
+    azure.train("print('x')")
+    done = azure.control(
+        """
+import dtrain.azureml.start as start
+def lose(*_):
+    start._supervisors[-1].kill()
+    start._supervisors[-1].wait()
+start.fill_run = lose
+try:
+    experiment.submit(ScriptRunConfig("src", "train.py"))
+except Exception as error:
+    print(type(error).__name__, error, os.listdir("workspace/runs"))
+"""
+    )
+    assert done.stdout.splitlines()[-1].startswith("ExperimentExecutionException the supervisor of the run, ")
+    assert done.stdout.splitlines()[-1].endswith(" did not start; it said: nothing []")
+
+
+SBATCH = """#!/bin/sh
+test -e "${0%/*}/answer" || while kill -0 $PPID; do sleep 0.1; done
+echo 7
+"""
+KILLED = """
+import dtrain.azureml.start as start
+def kill(*_):
+    os.kill(os.getpid(), 9)
+setattr(start, sys.argv[1], kill)
+experiment.submit(ScriptRunConfig("src", "train.py"))
+"""
+
+
+@pytest.mark.parametrize("where", ["fill_run", "_tell"])
+def test_a_control_script_that_is_killed_in_a_submit_leaves_no_run(
+    azure: AzureProject, wait_until: Callable[..., None], where: str
+) -> None:
+    azure.train("print('x')")
+    done = azure.try_control(KILLED.replace("sys.argv[1]", repr(where)))
+    assert done.returncode == -signal.SIGKILL
+    wait_until(lambda: not list((azure.folder / "workspace" / "runs").iterdir()), timeout=30)
+
+
+UNFOLLOWED = """
+import signal, time
+def folder(run):
+    return run.get_details()["runFolder"]
+def lose(run):
+    pid = json.load(open(os.path.join(folder(run), "azureml", "supervisor.json")))["pid"]
+    os.kill(pid, signal.SIGKILL)
+def until(run, wanted):
+    while run.get_status() != wanted:
+        time.sleep(0.05)
+early = experiment.submit(ScriptRunConfig("src", "train.py", compute_target="queue"))
+until(early, "Queued")
+lose(early)
+until(early, "Failed")
+told = {"early": early.get_details()["error"]["error"]["message"], "elsewhere": []}
+record = os.path.join(folder(early), "azureml", "supervisor.json")
+values = {**json.load(open(record)), "host": "elsewhere"}
+open(record, "w").write(json.dumps(values))
+for ago_s in (10, 600):
+    status = {"state": "queued", "size": 1, "started": time.time() - ago_s}
+    open(os.path.join(folder(early), "status.json"), "w").write(json.dumps(status))
+    told["elsewhere"].append(early.get_status())
+open("bin/answer", "w").close()
+late = experiment.submit(ScriptRunConfig("src", "train.py", compute_target="queue"))
+while not os.path.exists(os.path.join(folder(late), "slurm.json")):
+    time.sleep(0.05)
+lose(late)
+told["waits"] = late.get_status()
+open("bin/state", "w").write("NODE_FAIL|None")
+until(late, "Failed")
+told["late"] = late.get_details()["error"]["error"]["message"]
+print(json.dumps({**told, "log": open(os.path.join(folder(late), "azureml", "console.log")).read()}))
+"""
+
+
+def make_slurm(azure: AzureProject) -> None:
+    """Commands of a Slurm whose sbatch answers where there is a file ``bin/answer``; its job's state is in ``bin/state``."""
+    for name, text in {
+        "sbatch": SBATCH,
+        "squeue": '#!/bin/sh\ncat "${0%/*}/state"\n',
+        "sinfo": "#!/bin/sh\necho 'debug|3|4'\n",
+    }.items():
+        (azure.folder / "bin").mkdir(exist_ok=True)
+        (azure.folder / "bin" / name).write_text(text)
+        (azure.folder / "bin" / name).chmod(0o755)
+    azure.env["PATH"] = f"{azure.folder / 'bin'}:{os.environ['PATH']}"
+    (azure.folder / "bin" / "state").write_text("PENDING|None")
+
+
+def test_a_queued_run_that_nobody_follows_any_more(azure: AzureProject) -> None:
+    """Its supervisor is killed before Slurm has answered, and after: what Slurm says then is what became of it. Of one on another
+    host, which may be as good as gone, it is believed for some minutes that it waits for Slurm's answer."""
+    make_slurm(azure)
+    assert azure.dtrain("compute", "add", "queue", "--slurm-partition", "debug").returncode == 0
+    azure.train("print('x')")
+    found = told(azure.control(UNFOLLOWED))
+    assert (found["elsewhere"], found["waits"]) == (["Queued", "Failed"], "Queued")
+    assert str(found["early"]).startswith("what submitted it to Slurm was killed, or its host ")
+    assert found["late"] == "Slurm ended job 7: one of its nodes failed"
+    assert str(found["log"]).endswith("dtrain: Slurm ended job 7: one of its nodes failed\n")
 
 
 @pytest.mark.parametrize(("where", "nodes"), [("cluster", 2), ("hosts", 1)])

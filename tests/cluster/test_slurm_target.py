@@ -134,6 +134,27 @@ print(json.dumps([each.get_status() for each in (run, early, late, failed)]))
     wait_until(lambda: not queue.slurm("squeue", "-h"), 30)
 
 
+def test_a_run_whose_supervisor_is_killed_goes_on_and_is_told_to_its_end(queue: SlurmProject) -> None:
+    done = control(
+        queue,
+        """
+import signal, time
+waits = ScriptRunConfig("src", "train.py", compute_target="queue")
+waits.run_config.environment_variables = {"WAIT": "1"}
+run = experiment.submit(waits)
+folder = run.get_details()["runFolder"]
+while run.get_status() != "Running":
+    time.sleep(0.05)
+os.kill(json.load(open(os.path.join(folder, "azureml", "supervisor.json")))["pid"], signal.SIGKILL)
+states = [run.get_status()]
+open(os.path.join(folder, "outputs", "go"), "w").close()
+run.wait_for_completion()
+print(json.dumps([*states, run.get_status(), run.get_metrics()]))
+""",
+    )
+    assert told(done) == ["Running", "Completed", {"rank": 0}]
+
+
 def test_ranks_on_nodes_have_the_packages_that_were_missing(queue: SlurmProject) -> None:
     wheel(queue.folder / "wheels", "toy", "1.1")
     queue.env.update(PIP_NO_INDEX="1", PIP_FIND_LINKS=str(queue.folder / "wheels"))

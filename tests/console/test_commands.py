@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import pty
 import signal
+import subprocess
 from collections.abc import Callable
 
 import orjson
@@ -12,7 +15,21 @@ import pytest
 
 from .conftest import Project
 
-COMMANDS = ["run", "runs", "show", "logs", "stacks", "stop", "metrics", "register", "models", "pull", "verify", "env"]
+COMMANDS = [
+    "run",
+    "runs",
+    "show",
+    "logs",
+    "stacks",
+    "stop",
+    "metrics",
+    "register",
+    "models",
+    "pull",
+    "verify",
+    "unregister",
+    "env",
+]
 
 TRAIN = """
 import sys, dtrain
@@ -129,6 +146,31 @@ def test_register_pull_verify(trained: Project) -> None:
         folder = trained.folder / reference
         assert trained.dtrain("pull", reference, str(folder)).returncode == 0
         assert (folder / "model.bin").read_bytes() == data
+    assert trained.dtrain("verify").returncode == 0
+
+
+def test_unregister(trained: Project) -> None:
+    """Asks on a terminal, wants --yes where there is none, and deletes no version that is not named."""
+    for _ in range(2):
+        trained.json("register", "latest", "--name", "net")
+    for args, code, words in (
+        (("net:1",), 2, "net:1 would be deleted for good, and there is no terminal to ask on; say --yes"),
+        (("net", "--yes"), 1, "'net' does not say which version is to be deleted; write net:VERSION"),
+        (("net:7", "--yes"), 1, "model 'net' has no version 7; it has 1, 2"),
+    ):
+        done = trained.dtrain("unregister", *args)
+        assert (done.returncode, words in done.stderr) == (code, True), done.stderr
+    for answer, left in (("n", [1, 2]), ("y", [2])):
+        ours, terminal = pty.openpty()
+        os.write(ours, f"{answer}\n".encode())
+        argv, environ = trained.argv("unregister", "net:1"), trained.environ()
+        done = subprocess.run(argv, stdin=terminal, cwd=trained.folder, env=environ, capture_output=True, text=True, check=False)
+        os.close(ours)
+        os.close(terminal)
+        assert (done.returncode, "Delete net:1  1 file  " in done.stderr) == (len(left) - 1, True), done.stderr
+        assert [each["version"] for each in trained.json("models", "net")] == left
+    assert trained.dtrain("unregister", "net:2", "--yes").stdout.endswith("  deleted\n")
+    assert trained.json("models") == []
     assert trained.dtrain("verify").returncode == 0
 
 
