@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from dtrain.azureml import records, venv
-from dtrain.azureml.files import files_elsewhere, list_code
+from dtrain.azureml.files import files_elsewhere, list_code, list_source
 from dtrain.azureml.records import AzureLayout, Mount, Order
 from dtrain.azureml.stores import copy_changed, list_files, open_store
 from dtrain.errors import DtrainError
@@ -38,6 +38,7 @@ def main() -> NoReturn:
     os.dup2(nothing, 0)  # the ranks inherit it
     console = Console()
     before = list_code(run)
+    write_json(AzureLayout(run).source, list_source(run), durable=False)
     mounted = {mount: list_files(Path(mount.folder)) for mount in order.mounts}
     try:
         spec = _prepared(run, order, console) if order.packages else order.spec

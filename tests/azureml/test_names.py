@@ -94,10 +94,10 @@ def test_a_module_can_be_asked_whether_it_has_a_name() -> None:
     import azureml.core
     import azureml.train.dnn
 
-    assert not hasattr(azureml.core, "Dataset")
+    assert not hasattr(azureml.core, "Image")
     assert getattr(azureml.core, "Workspce", None) is None
-    with pytest.raises(AttributeError, match="Dataset is not available without Azure: use a Datastore"):
-        azureml.core.Dataset  # noqa: B018
+    with pytest.raises(AttributeError, match="Image is not available without Azure: models are registered"):
+        azureml.core.Image  # noqa: B018
     assert pickle.loads(pickle.dumps(np.add)) is np.add
 
 
