@@ -137,7 +137,7 @@ def list_source(run: RunLayout) -> list[str]:
 
 
 def copy_source(run: RunLayout, target: Path) -> None:
-    """Copy what a job's folder began with to a folder, which is made; of a run that was not submitted, what is there."""
+    """Copy what a job's folder began with to a folder, which is made; where that is not recorded, what is there."""
     try:
         names: list[str] = read_json(AzureLayout(run).source)
     except FileNotFoundError:

@@ -58,7 +58,7 @@ class AzureLayout:
 
     @property
     def source(self) -> Path:
-        """The names of the files that the job's folder began with; absent of a run that was not submitted."""
+        """The names of the files that the job's folder began with; absent before it begins, and of a run that is no job."""
         return self.root / "source.json"
 
     def metrics(self, rank: int) -> Path:

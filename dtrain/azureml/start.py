@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dtrain import env, switches
-from dtrain.azureml import files, records
+from dtrain.azureml import records
 from dtrain.azureml.console import warn
 from dtrain.azureml.datapath import DataPath
 from dtrain.azureml.datastore import VARIABLE, DataReference, DataReferenceConfiguration, Datastore
@@ -22,7 +22,6 @@ from dtrain.azureml.errors import ExperimentExecutionException, UserErrorExcepti
 from dtrain.azureml.records import AzureLayout, Copy, Order, Submitted
 from dtrain.azureml.runconfig import RunConfiguration, ScriptRunConfig
 from dtrain.azureml.workspace import Workspace
-from dtrain.files import write_json
 from dtrain.launch.job import fill_run
 from dtrain.layout import RunLayout
 from dtrain.masking import Masker
@@ -76,7 +75,6 @@ def start(run: RunLayout, job: Job, workspace: Workspace) -> None:
         write_record(run.status, status)
         write_record(AzureLayout(run).supervisor, status.supervisor)
         fill_run(run, spec, workspace._folder)
-        write_json(AzureLayout(run).source, files.list_source(run), durable=False)
     except BaseException:
         if process is not None:
             process.kill()
