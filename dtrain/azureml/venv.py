@@ -166,14 +166,23 @@ def _join(root: Path) -> None:
             target.symlink_to(path)
 
 
+def _begin_child(mask: set[signal.Signals | int]) -> None:
+    """Between fork and exec: block the signals of ``mask`` alone, and end with this process."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    begin_group(signal.SIGTERM)
+
+
 def _run(argv: list[str], log: Path) -> None:
     """Run a program, its output appended to ``log``. Raises ExperimentExecutionException with its last lines when it fails."""
     with open(log, "ab") as file:
         begin = file.tell()
+        # A SIGTERM while it forks would raise where Python ignores that, or where nobody knows of the process yet.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         process = subprocess.Popen(
-            argv, cwd="/", stdin=subprocess.DEVNULL, stdout=file, stderr=file, preexec_fn=lambda: begin_group(signal.SIGTERM)
+            argv, cwd="/", stdin=subprocess.DEVNULL, stdout=file, stderr=file, preexec_fn=lambda: _begin_child(before)
         )
         try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             code = process.wait()
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)

@@ -147,6 +147,22 @@ print(run.get_status())
     assert not shop.supervisors()
 
 
+FORKED = """
+import os, signal, sys
+from pathlib import Path
+from dtrain.azureml import venv
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGTERM))
+venv._run(["/bin/sleep", "600"], Path("log"))
+"""
+
+
+def test_a_cancel_is_heard_also_while_pip_is_being_started(shop: AzureProject) -> None:
+    """Where Python forks, it ignores what a signal's handler raises; nor is the process left that was being started."""
+    shop.script(FORKED)
+    assert shop.run([sys.executable, "train.py"]).returncode == 143
+
+
 def test_no_install_and_a_python_of_ones_own(shop: AzureProject) -> None:
     shop.train("import sys\nprint(sys.executable)")
     text = "experiment.submit(Estimator('src', entry_script='train.py', pip_packages=['toy==1.0', 'numpy']))"
