@@ -174,7 +174,7 @@ class Run(Logged):
         return self.get_details()
 
     def cancel(self) -> None:
-        """Ask the job to end; returns at once."""
+        """Ask the job to end; returns at once, or within 2 s where it has not begun."""
         keep_files(self._layout)
         state.cancel(self._layout)
 

@@ -23,6 +23,7 @@ ENDED = ("Completed", "Failed", "Canceled")
 _ASK_S = 3.0
 _SUBMITTED_S = 300.0  # sbatch is given up after a minute; hosts' clocks differ
 _next_question: dict[Path, float] = {}
+_GONE_S = 2.0
 _WORDS = {"completed": "Completed", "failed": "Failed", "canceled": "Canceled"}
 
 
@@ -134,7 +135,7 @@ def _has_begun(run: RunLayout) -> bool:
 
 
 def cancel(run: RunLayout) -> None:
-    """Ask the run's supervisor, or Slurm, to end the job; returns at once.
+    """Ask the run's supervisor, or Slurm, to end the job; returns at once, or within 2 s where it has not begun.
 
     Raises UserErrorException for a supervisor on another host, and where Slurm does not take it.
     """
@@ -154,7 +155,13 @@ def cancel(run: RunLayout) -> None:
         return
     process = supervisor.find()
     if process is not None:
+        listens = _has_begun(run)
         process.send_signal(signal.SIGTERM)
+        until = time.monotonic() + _GONE_S
+        while not listens and supervisor.find() is not None and time.monotonic() < until:
+            time.sleep(0.01)
+        if not listens:
+            status_of(run)  # which records that it is canceled: nobody else does
     elif not supervisor.vanished():
         raise UserErrorException(f"run {run.id} is supervised on {supervisor.host}; call cancel() there")
 

@@ -276,6 +276,13 @@ print(json.dumps({"status": [run.get_status() for run in (first, second)]}))
     assert told(done)["status"] == ["Canceled", "Canceled"]
 
 
+def test_a_cancel_before_the_supervisor_listens_is_recorded(azure: AzureProject, wait_until: Callable[..., None]) -> None:
+    """Also where the control script does not ask again how it went."""
+    azure.train("import time\ntime.sleep(600)")
+    azure.control("experiment.submit(ScriptRunConfig('src', 'train.py')).cancel()")
+    wait_until(lambda: {run["state"] for run in azure.json("runs")} == {"canceled"})
+
+
 def test_ctrl_c_stops_the_waiting_and_not_the_run(azure: AzureProject, wait_until: Callable[..., None]) -> None:
     azure.train("import os, time\nwhile not os.path.exists(os.environ['GO']): time.sleep(0.05)")
     text = f"""
