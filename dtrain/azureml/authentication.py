@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from dtrain.azureml.console import warn
 from dtrain.azureml.errors import Named, UserErrorException
 
-_NO_ACCOUNT = "there is no account to log in to"
+NO_ACCOUNT = "there is no account to log in to"
 
 
 class NoLogin(Named):
@@ -15,13 +15,13 @@ class NoLogin(Named):
 
     _differs: ClassVar = {"(...)": "its arguments are not used, and that is said: there is no account to log in to"}
     _refused: ClassVar = {
-        "get_authentication_header": _NO_ACCOUNT,
-        "get_token": _NO_ACCOUNT,
-        "signed_session": _NO_ACCOUNT,
+        "get_authentication_header": NO_ACCOUNT,
+        "get_token": NO_ACCOUNT,
+        "signed_session": NO_ACCOUNT,
     }
 
     def __init__(self, *_: Any, **__: Any) -> None:
-        warn(f"{type(self).__name__} is not used: {_NO_ACCOUNT}")
+        warn(f"{type(self).__name__} is not used: {NO_ACCOUNT}")
 
 
 class AzureCliAuthentication(NoLogin):
@@ -43,4 +43,4 @@ class ServicePrincipalAuthentication(NoLogin):
 def check_login(auth: Any) -> None:
     """Raises UserErrorException for an ``auth=`` that is none of these."""
     if auth is not None and not isinstance(auth, NoLogin):
-        raise UserErrorException(f"auth={type(auth).__name__}(...) has no meaning here: {_NO_ACCOUNT}; leave it out")
+        raise UserErrorException(f"auth={type(auth).__name__}(...) has no meaning here: {NO_ACCOUNT}; leave it out")

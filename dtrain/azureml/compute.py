@@ -42,6 +42,8 @@ _PROVISIONING_REFUSED = dict.fromkeys(
 class AmlComputeProvisioningConfiguration(Named):
     """What ``AmlCompute.provisioning_configuration`` returns."""
 
+    _fields: ClassVar = ("vm_size", "vm_priority", "min_nodes", "max_nodes")
+
     def __init__(self, options: dict[str, Any]) -> None:
         self.vm_size: str = options["vm_size"]
         self.vm_priority: str = options["vm_priority"]
@@ -49,16 +51,42 @@ class AmlComputeProvisioningConfiguration(Named):
         self.max_nodes: int = options["max_nodes"]
 
 
+_NODE_STATES = (
+    "preparingNodeCount",
+    "runningNodeCount",
+    "idleNodeCount",
+    "unusableNodeCount",
+    "leavingNodeCount",
+    "preemptedNodeCount",
+)
+
+
 class AmlComputeStatus(Named):
     """What ``get_status()`` returns."""
 
+    _fields: ClassVar = (
+        "vm_size",
+        "vm_priority",
+        "errors",
+        "provisioning_state",
+        "allocation_state",
+        "current_node_count",
+        "target_node_count",
+        "scale_settings",
+        "node_state_counts",
+        "creation_time",
+    )
+
     def __init__(self, entry: dict[str, Any]) -> None:
         self.vm_size: str = entry["vm_size"]
+        self.vm_priority: str = entry["vm_priority"]
+        self.errors: list[dict[str, Any]] | None = None
         self.provisioning_state = "Succeeded"
         self.allocation_state = "Steady"
         self.current_node_count: int = entry["max_nodes"]
         self.target_node_count: int = entry["max_nodes"]
         self.scale_settings = {"minNodeCount": entry["min_nodes"], "maxNodeCount": entry["max_nodes"]}
+        self.node_state_counts = dict.fromkeys(_NODE_STATES, 0) | {"idleNodeCount": self.current_node_count}
         self.creation_time: str = entry["created"]
 
     def serialize(self) -> dict[str, Any]:
@@ -66,12 +94,13 @@ class AmlComputeStatus(Named):
         return {
             "currentNodeCount": self.current_node_count,
             "targetNodeCount": self.target_node_count,
-            "nodeStateCounts": {"preparingNodeCount": 0, "runningNodeCount": 0, "idleNodeCount": self.current_node_count},
+            "nodeStateCounts": self.node_state_counts,
             "allocationState": self.allocation_state,
             "creationTime": self.creation_time,
+            "errors": self.errors,
             "provisioningState": self.provisioning_state,
             "scaleSettings": self.scale_settings,
-            "vmPriority": "Dedicated",
+            "vmPriority": "LowPriority" if self.vm_priority.lower() == "lowpriority" else "Dedicated",
             "vmSize": self.vm_size,
         }
 
@@ -82,6 +111,7 @@ class ComputeTarget(Named):
     Raises ComputeTargetException when there is none of that name.
     """
 
+    _fields: ClassVar = ("workspace", "name")
     _refused: ClassVar = {
         "attach": "`dtrain compute add` names hosts or a Slurm partition, for ComputeTarget(ws, NAME)",
         "detach": "use delete(), which removes the entry",
@@ -90,8 +120,8 @@ class ComputeTarget(Named):
         "update": "delete the entry, and create it anew",
     }
     _differs: ClassVar = {
-        "create": "an entry of the workspace, there at once; any vm_size is this machine, with max_nodes as its nodes; hosts and "
-        "Slurm partitions: `dtrain compute add`, and one of that name stays what it is",
+        "create": "an entry of the workspace, there at once; any vm_size is this machine, with max_nodes as its nodes; what "
+        "`dtrain compute add` has named (hosts, a Slurm partition) stays that",
     }
 
     def __new__(cls, workspace: Workspace, name: str) -> ComputeTarget:
@@ -183,12 +213,18 @@ class ComputeTarget(Named):
 class AmlCompute(ComputeTarget):
     """A cluster of the SDK's: here this machine, hosts, or a Slurm partition."""
 
+    _differs: ClassVar = {
+        "provisioning_configuration": "vm_priority is kept as a word; idle_seconds_before_scaledown, tags, description and "
+        "location have no effect: there is nothing to provision",
+    }
+
     @staticmethod
-    def provisioning_configuration(vm_size: str = "", **given: Any) -> AmlComputeProvisioningConfiguration:
+    def provisioning_configuration(
+        vm_size: str = "", vm_priority: str = "dedicated", min_nodes: int = 0, max_nodes: int | None = None, **given: Any
+    ) -> AmlComputeProvisioningConfiguration:
         """What ``ComputeTarget.create`` takes. Raises ComputeTargetException for node counts that cannot be."""
-        options = take_options(
-            "AmlCompute.provisioning_configuration", {"vm_size": vm_size, **given}, _PROVISIONING, _PROVISIONING_REFUSED
-        )
+        placed = {"vm_size": vm_size, "vm_priority": vm_priority, "min_nodes": min_nodes, "max_nodes": max_nodes}
+        options = take_options("AmlCompute.provisioning_configuration", {**placed, **given}, _PROVISIONING, _PROVISIONING_REFUSED)
         for name in ("min_nodes", "max_nodes"):
             if not isinstance(options[name], int | None) or isinstance(options[name], bool):
                 raise ComputeTargetException(f"{name}={options[name]!r} is not a whole number of nodes")

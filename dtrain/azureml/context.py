@@ -26,7 +26,7 @@ _failing: list[str] = []
 
 
 class _OfflineRun(Logged):
-    """The run of a script that no job runs. Its folder is made when it is first used, in ./workspace or $DTRAIN_WORKSPACE."""
+    """The run of a script that no job runs. Its folder is made with it, in ./workspace or $DTRAIN_WORKSPACE."""
 
     _refused: ClassVar = {
         "experiment": "an offline run belongs to none; ask run.id.startswith('OfflineRun'), and use Workspace.from_config()",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 class DataPath(Named):
     """A file or folder of a datastore, for ``resume_from``. Called by control scripts."""
 
+    _fields: ClassVar = ("datastore_name", "path_on_datastore")
     _differs: ClassVar = {
         "create_from_data_reference": "the same place; whether it is mounted or downloaded is the reference's",
     }
@@ -48,6 +49,7 @@ class DataPath(Named):
 class DataPathComputeBinding(Named):
     """How a job is given a :class:`DataPath`: ``mount`` or ``download``."""
 
+    _fields: ClassVar = ("mode", "path_on_compute", "overwrite")
     _differs: ClassVar = {"(path_on_compute=)": "not used: the job is given a path of its own"}
 
     def __init__(self, mode: str = "mount", path_on_compute: str | None = None, overwrite: bool = False) -> None:

@@ -26,6 +26,7 @@ _MOUNT = "a folder itself, which Azure's mount only lets jobs read; of an object
 class FileDataset(Named):
     """A file or folder of a datastore. Made by ``Dataset.File.from_files``; called by control scripts."""
 
+    _fields: ClassVar = ("name", "description", "tags", "version")
     _refused: ClassVar = {
         "as_cache": "as_download() gives each job a copy",
         "as_hdfs": "there is no Spark here",
@@ -140,6 +141,7 @@ class FileDataset(Named):
 class DatasetConsumptionConfig(Named):
     """A dataset under the name of a job's input; its as_mount() and as_download() are what a job takes."""
 
+    _fields: ClassVar = ("name", "dataset")
     _differs: ClassVar = {"as_mount": _MOUNT, "as_download": "a copy in the run's folder; path_on_compute is not used"}
     _refused: ClassVar = {"as_hdfs": "there is no Spark here", "as_cache": "as_download() gives each job a copy"}
 

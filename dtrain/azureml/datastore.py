@@ -44,6 +44,7 @@ class Datastore(Named):
     Raises UserErrorException when there is none of that name.
     """
 
+    _fields: ClassVar = ("workspace", "name", "datastore_type", "container_name", "account_name")
     _refused: ClassVar = {
         "register_azure_file_share": "mount the share, and name its folder: `dtrain datastore add NAME FOLDER`",
         "register_azure_data_lake_gen2": "`dtrain datastore add NAME abfss://FILESYSTEM@ACCOUNT.dfs.core.windows.net`",
@@ -210,10 +211,11 @@ class Datastore(Named):
 class DataReference(Named):
     """A file or folder of a datastore, which becomes a path in a job's arguments."""
 
+    _fields: ClassVar = ("datastore", "data_reference_name", "path_on_datastore", "mode")
     _refused: ClassVar = {"as_upload": "let the script write to ./outputs, and use run.download_files afterwards"}
     _differs: ClassVar = {
         "as_mount": "the folder itself: what the job writes there stays; of an object store a copy, whose changes are uploaded",
-        "as_download": "a copy in the run's folder; path_on_compute is not used",
+        "as_download": "a copy in the run's folder, always a new one; path_on_compute is not used, and that is said",
     }
 
     def __init__(
@@ -227,6 +229,11 @@ class DataReference(Named):
     ) -> None:  # long because the SDK's signature is this
         """Without a name it has one that no other place or mode has. Raises UserErrorException for a bad name or mode."""
         _check_mode(mode)
+        if path_on_compute is not None:
+            warn(
+                f"path_on_compute={path_on_compute!r} is not used: the job has the files at a path of its own, which the "
+                "reference becomes in its arguments"
+            )
         if data_reference_name and not re.fullmatch(r"\w+", data_reference_name):
             raise UserErrorException(
                 f"data_reference_name={data_reference_name!r} is not allowed; use letters, digits and '_': it becomes part of a "
@@ -249,7 +256,8 @@ class DataReference(Named):
 
     def as_download(self, path_on_compute: str | None = None, overwrite: bool = False) -> DataReference:
         """The same as a path to a copy in the run's folder."""
-        return DataReference(self.datastore, self._given_name, self.path_on_datastore, "download")
+        named = (self._given_name, self.path_on_datastore)
+        return DataReference(self.datastore, *named, "download", path_on_compute, overwrite)
 
     def path(self, path: str | None = None, data_reference_name: str | None = None) -> DataReference:
         """A reference to what lies below this one."""
@@ -269,6 +277,7 @@ class DataReference(Named):
         if self.mode == "mount" and store.folder is not None:
             path = store.folder / name
             if not path.exists():
+                warn(f"datastore {self.datastore.name!r} has no {name!r}: the job is given a new, empty folder of that name")
                 path.mkdir(parents=True)
             return path
         target = data / self.data_reference_name / self._relative.name
@@ -289,7 +298,10 @@ class DataReferenceConfiguration(Settings):
     """A file or folder of a datastore by its name, for ``run_config.data_references``."""
 
     _fields: ClassVar = ("datastore_name", "mode", "path_on_datastore", "path_on_compute", "overwrite")
-    _differs: ClassVar = {"path_on_compute": "not used: the job is given the path of a copy in the run's folder"}
+    _differs: ClassVar = {
+        "path_on_compute": "not used, and that is said: the job is given the path of a copy in the run's folder",
+        "overwrite": "no effect: a copy is the run's own, and always new",
+    }
 
     def __init__(
         self,
@@ -304,7 +316,8 @@ class DataReferenceConfiguration(Settings):
 
     def _reference(self, workspace: Workspace, name: str) -> DataReference:
         """What it means in a workspace. Raises UserErrorException for a datastore or mode that is not there."""
-        return DataReference(Datastore(workspace, self.datastore_name), name, self.path_on_datastore, self.mode)
+        store = Datastore(workspace, self.datastore_name)
+        return DataReference(store, name, self.path_on_datastore, self.mode, self.path_on_compute, self.overwrite)
 
 
 def _set_secrets(secrets: Mapping[str, str]) -> set[str]:

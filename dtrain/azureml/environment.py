@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from dtrain.azureml.console import warn
 from dtrain.azureml.errors import Settings, UserErrorException
 from dtrain.azureml.workspace import Workspace
-from dtrain.errors import did_you_mean
 from dtrain.files import read_json, write_json
 from dtrain.layout import check_name
 
@@ -37,18 +38,15 @@ class CondaDependencies(Settings):
 
     @staticmethod
     def create(
+        pip_indexurl: str | None = None,
         pip_packages: Sequence[str] | None = None,
         conda_packages: Sequence[str] | None = None,
         python_version: str | None = None,
         pin_sdk_version: bool = True,
-        **given: Any,
     ) -> CondaDependencies:
-        """Packages of pip and conda. ``python_version`` is compared with this Python's."""
-        for name, value in given.items():
-            if name not in ("pip_indexurl",):
-                raise TypeError(f"CondaDependencies.create() has no argument {name!r}{did_you_mean(name, ['pip_packages'])}")
-            if value:
-                raise UserErrorException("pip_indexurl= has no effect here; set PIP_INDEX_URL, which dtrain's pip reads")
+        """Packages of pip and conda. ``python_version`` is compared with this Python's. UserErrorException for an index."""
+        if pip_indexurl is not None:
+            raise UserErrorException("pip_indexurl= has no effect here; set PIP_INDEX_URL, which dtrain's pip reads")
         made = CondaDependencies()
         made._pip = list(pip_packages or [])
         made._conda = [*([f"python={python_version}"] if python_version else []), *(conda_packages or [])]
@@ -63,7 +61,8 @@ class CondaDependencies(Settings):
         self._conda.append(conda_package)
 
     def add_channel(self, channel: str) -> None:
-        """Nothing comes from conda's channels; packages that are missing are pip's."""
+        """Only a warning: nothing comes from conda's channels."""
+        warn(f"channel {channel!r} is not used: packages that are missing are pip's")
 
     def add_tensorflow_pip_package(self, core_type: str = "cpu", version: str | None = None) -> None:
         """Ask for TensorFlow."""
@@ -117,14 +116,16 @@ class PythonSection(Settings):
 class DockerSection(Settings):
     """``environment.docker``: read, and said at submit not to be used."""
 
-    _fields: ClassVar = ("enabled", "base_image", "base_dockerfile", "gpu_support", "shm_size")
-    _refused: ClassVar = {"base_image_registry": _NO_CONTAINER, "arguments": _NO_CONTAINER, "shared_volumes": _NO_CONTAINER}
+    _fields: ClassVar = ("enabled", "base_image", "base_dockerfile", "gpu_support", "shared_volumes", "arguments", "shm_size")
+    _differs: ClassVar = dict.fromkeys(_fields, "no container is started: jobs run in this Python environment, and that is said")
+    _refused: ClassVar = {"base_image_registry": _NO_CONTAINER}
 
     def __init__(self) -> None:
         self.enabled = False
         self.base_image: str | None = None
         self.base_dockerfile: str | None = None
-        self.gpu_support = False
+        self.gpu_support, self.shared_volumes = False, True
+        self.arguments: list[str] = []
         self.shm_size: str | None = None
 
 
@@ -147,6 +148,7 @@ class Environment(Settings):
         "save_to_directory": "Environment.register(ws) keeps it",
     }
     _differs: ClassVar = {
+        "from_pip_requirements": "pip_version is not used, and that is said",
         "docker": "no container is started: submit says so where docker is asked for",
         "python": "packages that this Python has not are installed by pip, into a virtual environment of the workspace; "
         "interpreter_path is used with user_managed_dependencies=True, and has to have dtrain",
@@ -163,6 +165,8 @@ class Environment(Settings):
     @staticmethod
     def from_pip_requirements(name: str, file_path: str, pip_version: str | None = None) -> Environment:
         """An environment of a requirements file's packages. Raises UserErrorException when there is no such file."""
+        if pip_version is not None:
+            warn(f"pip_version={pip_version!r} is not used: packages that are missing are installed by the pip that is here")
         made = Environment(name)
         made.python.conda_dependencies._pip = read_requirements(Path(file_path))
         return made
@@ -175,16 +179,13 @@ class Environment(Settings):
         return made
 
     def register(self, workspace: Workspace) -> Environment:
-        """Keep it in the workspace, for :meth:`get`; the same again is the version that it was."""
-        check_name("environment", self.name)
-        path = _path(workspace, self.name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        known = read_json(path) if path.exists() else {"version": "0"}
-        values = self._values()
-        self.version = known["version"]
-        if known != {"version": self.version, **values}:
-            self.version = str(1 + int(self.version))
-            write_json(path, {"version": self.version, **values})
+        """Keep it in the workspace as the next version of its name; the same again is the version that it was."""
+        folder = _folder(workspace) / check_name("environment", self.name)
+        values, versions = self._values(), _versions(folder)
+        if versions and read_json(folder / f"{versions[-1]}.json") == values:
+            self.version = str(versions[-1])
+        else:
+            self.version = str(_write_next(folder, values))
         return self
 
     def _values(self) -> dict[str, Any]:
@@ -213,20 +214,24 @@ class Environment(Settings):
 
     @staticmethod
     def get(workspace: Workspace, name: str, version: str | None = None, label: str | None = None) -> Environment:
-        """The newest that was registered under this name. Raises UserErrorException when there is none."""
-        try:
-            values = read_json(_path(workspace, check_name("environment", name)))
-        except FileNotFoundError:
+        """The version that was registered under this name; None: the newest. Raises UserErrorException when there is none."""
+        if label not in (None, "latest"):
+            raise UserErrorException(f"label={label!r} is not available: 'latest' is the newest version, as no label is")
+        folder = _folder(workspace) / check_name("environment", name)
+        versions = _versions(folder)
+        if not versions:
             if name.startswith("AzureML-"):
                 return _curated(name)
             raise UserErrorException(
                 f"no environment {name!r} is registered in workspace {workspace.name!r}; register() keeps one, and "
                 "Environment(name) makes one, with the packages that the script needs"
-            ) from None
-        if version not in (None, values["version"]):
-            raise UserErrorException(f"environment {name!r} has version {values['version']} only; {version!r} was asked for")
-        made = Environment._of(name, values)
-        made.version = values["version"]
+            )
+        number = str(versions[-1] if version is None else version)
+        if number not in map(str, versions):
+            has = ", ".join(map(str, versions))
+            raise UserErrorException(f"environment {name!r} has version {has}, and not {number}, which was asked for")
+        made = Environment._of(name, read_json(folder / f"{number}.json"))
+        made.version = number
         return made
 
     def __repr__(self) -> str:
@@ -238,11 +243,54 @@ class Environment(Settings):
         return Environment._of(new_name, self._values())
 
     @staticmethod
-    def list(workspace: Workspace) -> dict[str, Environment]:
-        """The registered environments by name."""
-        folder = _path(workspace, "x").parent
-        names = sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else []
-        return {name: Environment.get(workspace, name) for name in names}
+    def list(workspace: Workspace) -> Mapping[str, Environment]:
+        """The registered environments by name, the newest version of each; a curated one is found by its name, too."""
+        return _Environments(workspace)
+
+
+class _Environments(Mapping[str, Environment]):
+    """Environments of a workspace; each is read when it is asked for, as :meth:`Environment.get` does."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+
+    def __getitem__(self, name: str) -> Environment:
+        try:
+            return Environment.get(self._workspace, name)
+        except UserErrorException as error:
+            raise KeyError(str(error)) from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(path.name for path in _folder(self._workspace).glob("*") if _versions(path)))
+
+    def __len__(self) -> int:
+        return len(tuple(iter(self)))
+
+
+def _folder(workspace: Workspace) -> Path:
+    """Where a workspace's registered environments are, each a folder of versions."""
+    return workspace._folder.azureml / "environments"
+
+
+def _versions(folder: Path) -> list[int]:
+    """The versions in an environment's folder, oldest first; none where it is absent."""
+    return sorted(int(path.stem) for path in folder.glob("[0-9]*.json"))
+
+
+def _write_next(folder: Path, values: dict[str, Any]) -> int:
+    """Write the next version to an environment's folder, and return its number, which no other writer is given as well."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = folder / f".{os.getpid()}-{os.urandom(4).hex()}.tmp"
+    write_json(written, values)
+    try:
+        number = max(_versions(folder), default=0)
+        while True:
+            number += 1
+            with contextlib.suppress(FileExistsError):
+                os.link(written, folder / f"{number}.json")
+                return number
+    finally:
+        written.unlink()
 
 
 _FRAMEWORKS = {
@@ -260,10 +308,6 @@ def _curated(name: str) -> Environment:
     made.python.conda_dependencies._pip = [package for word, package in _FRAMEWORKS.items() if word in name.lower()]
     warn(f"environment {name}: Azure's curated environments are not here; the job runs in this Python, with what is installed")
     return made
-
-
-def _path(workspace: Workspace, name: str) -> Path:
-    return workspace._folder.azureml / "environments" / f"{name}.json"
 
 
 def _name(requirement: str) -> str:

@@ -5,7 +5,7 @@ All are :class:`dtrain.errors.DtrainError` too. The names of the SDK's own hiera
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from dtrain.errors import DtrainError, did_you_mean
@@ -78,14 +78,14 @@ class ServiceException(AzureMLException):
 
 
 class NoSuchName(AzureMLException, AttributeError):
-    """A member that this class of the SDK's has and we have not, or that it never had."""
+    """A member that this class or module of the SDK's has and we have not, or that it never had."""
 
 
-class NoSuchImport(AzureMLException, ImportError):
-    """A name of an ``azureml`` module that we do not have. No AttributeError: ``from x import y`` would lose its text."""
+class NoSuchImport(AzureMLException, ModuleNotFoundError):
+    """A name of an ``azureml`` module that we do not have, from ``from x import y``."""
 
 
-class NoSuchModule(AzureMLException, ModuleNotFoundError):
+class NoSuchModule(NoSuchImport):
     """A module of ``azureml`` that we do not have."""
 
 
@@ -132,6 +132,8 @@ class Named(metaclass=NamedType):
     _differs: ClassVar[Mapping[str, str]] = {}
     _options: ClassVar[tuple[str, ...]] = ()
     """Names of the constructor's keyword arguments, where those are many."""
+    _fields: ClassVar[tuple[str, ...]] = ()
+    """Names of the attributes that its methods set."""
 
     if not TYPE_CHECKING:
 
@@ -140,13 +142,16 @@ class Named(metaclass=NamedType):
 
 
 class Settings(Named):
-    """An object whose attributes scripts set: one that we do not know is refused, for it would have no effect."""
+    """An object whose attributes scripts set: one that is not among its ``_fields`` is refused, for it would have no effect."""
 
-    _fields: ClassVar[tuple[str, ...]] = ()
+    _checks: ClassVar[Mapping[str, Callable[[str, Any], Any]]] = {}
+    """By a field's name, what raises UserErrorException for a value that cannot be; called with name and value."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not name.startswith("_") and name not in self._fields and not isinstance(getattr(type(self), name, None), property):
             _refuse(type(self), name)
+        if (check := self._checks.get(name)) is not None:
+            check(name, value)
         super().__setattr__(name, value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,6 +63,16 @@ _PACKAGES = "what is missing is installed by pip, into a virtual environment of 
 _NO_CONTAINER = "no container is started: jobs run in this Python environment, and that is said"
 
 
+_PACKAGE_OPTIONS = (
+    "pip_packages",
+    "conda_packages",
+    "pip_requirements_file",
+    "pip_requirements_file_path",
+    "conda_dependencies_file",
+    "conda_dependencies_file_path",
+)
+
+
 class Estimator(Named):
     """A script, its arguments, and how many processes of which packages run it. Called by control scripts; does not block.
 
@@ -74,11 +85,12 @@ class Estimator(Named):
         "(conda_packages=)": _PACKAGES,
         "(custom_docker_base_image=)": _NO_CONTAINER,
         "(custom_docker_image=)": _NO_CONTAINER,
+        "(environment_definition=)": "in place of packages that are given otherwise, which are named as not used",
         "(node_count=)": "groups of processes of this machine, hosts, or nodes of Slurm's, up to the compute target's max_nodes",
         "(pip_packages=)": _PACKAGES,
         "(resume_from=)": "a path, a datastore's path or a run (its outputs): the script is given it as --resume-from",
         "(shm_size=)": _NO_CONTAINER,
-        "(use_docker=)": _NO_CONTAINER,
+        "(use_docker=)": "no container is started, whichever is given: jobs run in this Python environment",
         "(use_gpu=)": "a job sees the GPUs of the machine; where there is none, that is said",
         "(user_managed=)": "True: packages are not looked for",
     }
@@ -156,7 +168,7 @@ class Estimator(Named):
                 "with distributed_training=MpiConfiguration()"
             )
         if isinstance(chosen, MpiConfiguration) and per_node != 1:
-            chosen.process_count_per_node = per_node
+            chosen = MpiConfiguration(per_node, chosen.node_count)
         if chosen is not None and type(self) is SKLearn:
             raise UserErrorException("SKLearn is of one process; use Estimator for a script that joins several by MPI")
         if isinstance(chosen, TensorflowConfiguration) and type(self) is Chainer:
@@ -165,7 +177,11 @@ class Estimator(Named):
 
     def _environment(self, source: Path, options: dict[str, Any]) -> Environment:
         environment: Environment | None = options["environment_definition"]
-        if environment is None:
+        if environment is not None:
+            for name in _PACKAGE_OPTIONS:
+                if options[name]:
+                    warn(f"{name}={options[name]!r} is not used: environment_definition= says which packages the job has")
+        else:
             environment = Environment("estimator")
             dependencies = environment.python.conda_dependencies
             if (conda := options["conda_dependencies_file"] or options["conda_dependencies_file_path"]) is not None:
@@ -177,6 +193,8 @@ class Estimator(Named):
             dependencies._conda += options["conda_packages"] or []
             if self._framework is not None:
                 dependencies._pip.append(self._framework)
+        if options["user_managed"] or options["environment_variables"]:
+            environment = copy.deepcopy(environment)  # which may be another estimator's, too
         if options["user_managed"]:
             environment.python.user_managed_dependencies = True
         environment.environment_variables.update(options["environment_variables"] or {})

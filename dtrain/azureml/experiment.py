@@ -25,6 +25,7 @@ class Experiment(Named):
     Raises UserErrorException for a name that cannot be.
     """
 
+    _fields: ClassVar = ("workspace", "name")
     _refused: ClassVar = {
         "archive": "an experiment is its runs: remove the folders of those that are not needed, `dtrain runs` lists them",
         "delete": "an experiment is its runs: remove the folders of those that are not needed, `dtrain runs` lists them",
@@ -81,8 +82,8 @@ class Experiment(Named):
         type: str | None = None,
         tags: Any = None,
         properties: Any = None,
-        status: str | None = None,
         include_children: bool = False,
+        status: str | None = None,
     ) -> Iterator[Run]:
         """The runs of the experiment, newest first. ``tags`` and ``properties``: a name, or a dict of names and values."""
         if type not in (None, RUN_TYPE):

@@ -14,7 +14,9 @@ from typing import IO
 from dtrain.azureml.errors import UserErrorException
 from dtrain.azureml.records import AzureLayout
 from dtrain.errors import did_you_mean
+from dtrain.files import read_json
 from dtrain.layout import RunLayout
+from dtrain.snapshot import list_files
 
 BUILD_LOG = "azureml-logs/20_image_build_log.txt"
 DRIVER_LOG = "azureml-logs/70_driver_log.txt"
@@ -127,6 +129,24 @@ def new_file(run: RunLayout, name: str, suffix: str) -> Path:
             target.touch(exist_ok=False)
             return target
     raise AssertionError
+
+
+def list_source(run: RunLayout) -> list[str]:
+    """The names of the files and links in the ranks' working folder as of now, but ./outputs and ./logs."""
+    return [file.path for file in list_files(run.code)]
+
+
+def copy_source(run: RunLayout, target: Path) -> None:
+    """Copy what a job's folder began with to a folder, which is made; where that is not recorded, what is there."""
+    try:
+        names: list[str] = read_json(AzureLayout(run).source)
+    except FileNotFoundError:
+        names = list_source(run)
+    target.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # the job has removed it
+            shutil.copy2(run.code / name, target / name, follow_symlinks=False)
 
 
 def list_code(run: RunLayout) -> dict[str, tuple[int, int]]:

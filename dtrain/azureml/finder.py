@@ -15,7 +15,7 @@ from typing import Any
 
 from dtrain import __version__, switches
 from dtrain.azureml import names
-from dtrain.azureml.errors import TABLE, NoSuchImport, NoSuchModule
+from dtrain.azureml.errors import TABLE, NoSuchImport, NoSuchModule, NoSuchName
 from dtrain.errors import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class AzureFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if fullname.partition(".")[0] != _TOP:
             return None
         if fullname not in names.MODULES:
-            raise _no_module(fullname)
+            raise _no_import(fullname)
         return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
@@ -58,27 +58,40 @@ class _AzureModule(ModuleType):
             return value
         if f"{module}.{name}" in names.MODULES:
             return importlib.import_module(f"{module}.{name}")
-        refused = names.REFUSED.get(module, {}).get(name) or names.REFUSED_MODULES.get(f"{module}.{name}")
-        if refused is not None:
-            raise NoSuchImport(f"{module}.{name} is not available without Azure: {refused} ({TABLE})", name=module)
-        known = sorted(names.MODULES[module])
-        raise NoSuchImport(
-            f"dtrain's {module} has no {name!r}{did_you_mean(name, known)}; it has {', '.join(known) or 'no names'} ({TABLE})",
-            name=module,
-        )
+        # No ImportError, which hasattr() and pickle's search of all modules would not take for an answer; `from x import y` asks
+        # the finder next, and is told the same by that.
+        raise NoSuchName(_no_name(module, name))
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *names.MODULES[self.__name__]})
 
 
-def _no_module(name: str) -> NoSuchModule:
-    parts = name.split(".")
-    parents = (".".join(parts[:n]) for n in range(len(parts), 1, -1))
-    reason = next((names.REFUSED_MODULES[parent] for parent in parents if parent in names.REFUSED_MODULES), None)
+def _no_name(module: str, name: str) -> str:
+    """What is said of a name that one of our modules has not."""
+    refused = names.REFUSED.get(module, {}).get(name) or names.REFUSED_MODULES.get(f"{module}.{name}")
+    if refused is not None:
+        return f"{module}.{name} is not available without Azure: {refused} ({TABLE})"
+    known = sorted(names.MODULES[module])
+    return f"dtrain's {module} has no {name!r}{did_you_mean(name, known)}; it has {', '.join(known) or 'no names'} ({TABLE})"
+
+
+def _no_import(fullname: str) -> NoSuchImport:
+    """The error for a module that we have not, or a name: `from x import y` asks for ``x.y`` as for a module.
+
+    Its ``name`` is not ``fullname``: Python would drop it, and say in its own words that y cannot be imported.
+    """
+    parent, _, name = fullname.rpartition(".")
+    parts = fullname.split(".")
+    above = (".".join(parts[:n]) for n in range(len(parts), 1, -1))
+    reason = next((names.REFUSED_MODULES[each] for each in above if each in names.REFUSED_MODULES), None)
     if reason is not None:
-        return NoSuchModule(f"{name} is not available without Azure: {reason} ({TABLE})", name=name)
-    near = did_you_mean(name, names.MODULES)
-    return NoSuchModule(f"dtrain has no module {name!r}{near}; it has {', '.join(sorted(names.MODULES))} ({TABLE})", name=name)
+        return NoSuchModule(f"{fullname} is not available without Azure: {reason} ({TABLE})", name=parent)
+    if name in names.REFUSED.get(parent, {}) or names.MODULES.get(parent):
+        return NoSuchImport(_no_name(parent, name), name=parent)
+    near = did_you_mean(fullname, names.MODULES)
+    return NoSuchModule(
+        f"dtrain has no module {fullname!r}{near}; it has {', '.join(sorted(names.MODULES))} ({TABLE})", name=parent
+    )
 
 
 def real_sdk() -> str | None:

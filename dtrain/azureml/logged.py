@@ -180,7 +180,11 @@ class Logged(Named):
     def upload_files(
         self, names: Sequence[str], paths: Sequence[str], return_artifacts: bool = False, timeout_seconds: Any = None
     ) -> None:
-        """Copy local files into the run under these names."""
+        """Copy local files into the run under these names. Raises UserErrorException as upload_file, and for return_artifacts."""
+        if return_artifacts:
+            raise UserErrorException(
+                "return_artifacts=True is not available: get_file_names() and download_file() tell of the files"
+            )
         if len(names) != len(paths):
             raise UserErrorException(f"{len(names)} names and {len(paths)} paths: give one name for each path")
         for name, path in zip(names, paths, strict=True):

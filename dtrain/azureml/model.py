@@ -12,6 +12,7 @@ from dtrain.azureml import files
 from dtrain.azureml.errors import ModelNotFoundException, Named, UserErrorException, take_options
 from dtrain.azureml.fetching import fetch
 from dtrain.azureml.interactive import new_run
+from dtrain.azureml.names import NO_DEPLOY
 from dtrain.azureml.records import AzureLayout
 from dtrain.azureml.state import end_by_hand
 from dtrain.azureml.workspace import Workspace
@@ -26,20 +27,15 @@ if TYPE_CHECKING:
 # Kept as tags of the registry's; not among the model's own tags.
 _PREFIX = "azureml."
 _PROPERTY = f"{_PREFIX}property."
-_NO_DEPLOY = "models are registered and downloaded here, not deployed; `dtrain pull NAME:VERSION FOLDER` copies one out"
-_KNOWN: Mapping[str, Any] = {
-    "tags": None,
-    "properties": None,
-    "description": None,
-    "model_framework": None,
-    "model_framework_version": None,
+REGISTER: Mapping[str, Any] = dict.fromkeys(("tags", "properties", "description", "model_framework", "model_framework_version"))
+"""What a model may be registered with, and its default."""
+REGISTER_REFUSED: Mapping[str, str] = {
+    **dict.fromkeys(("child_paths", "sample_input_dataset", "sample_output_dataset", "resource_configuration"), NO_DEPLOY),
+    "datasets": "name them in tags= or properties=",
 }
-_REFUSED = dict.fromkeys(
-    ("datasets", "child_paths", "sample_input_dataset", "sample_output_dataset", "resource_configuration"), _NO_DEPLOY
-)
 
 
-class Framework:
+class Framework(Named):
     """``Model.Framework``: names of frameworks, as text."""
 
     CHAINER = "Chainer"
@@ -61,18 +57,19 @@ class Model(Named):
 
     Framework = Framework
 
+    _fields: ClassVar = ("workspace",)
     _refused: ClassVar = {
-        "deploy": _NO_DEPLOY,
-        "package": _NO_DEPLOY,
-        "profile": _NO_DEPLOY,
-        "print_configuration": _NO_DEPLOY,
-        "add_dataset_references": _NO_DEPLOY,
+        "deploy": NO_DEPLOY,
+        "package": NO_DEPLOY,
+        "profile": NO_DEPLOY,
+        "print_configuration": NO_DEPLOY,
+        "add_dataset_references": NO_DEPLOY,
         "get_sas_urls": "download() copies the files",
         "remove_properties": "properties never change",
         "created_by": "there are no accounts here",
         "mime_type": "a model's files are kept as they are",
         "parent_id": "run_id is the run that it came from",
-        "resource_configuration": _NO_DEPLOY,
+        "resource_configuration": NO_DEPLOY,
         "unpack": "a model's files are kept as they are",
     }
     _differs: ClassVar = {
@@ -83,10 +80,11 @@ class Model(Named):
         "get_model_path": "downloads to ./azureml-models/NAME/VERSION",
     }
 
-    def __init__(self, workspace: Workspace, name: str | None = None, id: str | None = None, **given: Any) -> None:
-        wanted = take_options(
-            "Model", given, {"tags": None, "properties": None, "version": None, "run_id": None, "model_framework": None}, {}
-        )
+    def __init__(
+        self, workspace: Workspace, name: str | None = None, id: str | None = None, tags: Any = None, **given: Any
+    ) -> None:
+        known = dict.fromkeys(("tags", "properties", "version", "run_id", "model_framework"))
+        wanted = take_options("Model", {"tags": tags, **given}, known, {})
         self.workspace = workspace
         reference = id or name
         if reference is None:
@@ -162,22 +160,39 @@ class Model(Named):
         return Run.get(self.workspace, self._version.run)
 
     @staticmethod
-    def list(workspace: Workspace, name: str | None = None, tags: Any = None, latest: bool = False, **given: Any) -> list[Model]:
+    def list(
+        workspace: Workspace,
+        name: str | None = None,
+        tags: Any = None,
+        properties: Any = None,
+        run_id: str | None = None,
+        latest: bool = False,
+        **given: Any,
+    ) -> list[Model]:  # long because the SDK's signature is this
         """The models of a workspace, newest version first; ``latest``: one of each name."""
-        wanted = take_options("Model.list", given, {"properties": None, "run_id": None, "model_framework": None}, {})
+        known = {"expand": True, "page_count": 255, "model_framework": None}
+        wanted = {
+            **take_options("Model.list", given, known, {"dataset_id": NO_DEPLOY}),
+            "tags": tags,
+            "properties": properties,
+            "run_id": run_id,
+        }
         found = []
         for each in _registry(workspace).names() if name is None else [name]:
-            versions = [model for model in _versions(workspace, each) if _fits(model, {**wanted, "tags": tags})]
+            versions = [model for model in _versions(workspace, each) if _fits(model, wanted)]
             found += [Model._of(workspace, model) for model in reversed(versions[-1:] if latest else versions)]
         return found
 
     @staticmethod
-    def register(workspace: Workspace, model_path: str, model_name: str, **given: Any) -> Model:
+    def register(
+        workspace: Workspace, model_path: str, model_name: str, tags: Any = None, properties: Any = None, **given: Any
+    ) -> Model:
         """Register a local file or folder as the next version of ``model_name``. Blocks until it is kept.
 
         Raises UserErrorException when there is no such file.
         """
-        options = take_options("Model.register", given, _KNOWN, _REFUSED)
+        placed = {"tags": tags, "properties": properties}
+        options = take_options("Model.register", {**placed, **given}, REGISTER, REGISTER_REFUSED)
         source = Path(model_path)
         if not source.exists():
             raise UserErrorException(f"there is no file or folder {model_path!r} to register (from {Path.cwd()})")
@@ -263,7 +278,7 @@ class Model(Named):
 
     def update(self, tags: Mapping[str, str] | None = None, description: str | None = None, **given: Any) -> None:
         """Replace all tags, or the description, or both."""
-        take_options("Model.update", given, {}, _REFUSED)
+        take_options("Model.update", given, {}, REGISTER_REFUSED)
         changes: dict[str, str | None] = {}
         if tags is not None:
             changes = {**dict.fromkeys(self.tags), **{str(key): str(value) for key, value in tags.items()}}

@@ -124,9 +124,9 @@ MODULES: dict[str, dict[str, str]] = {
     "azureml.widgets": {"RunDetails": "dtrain.azureml.widgets:RunDetails"},
 }
 
-_NO_DATASET = "use Dataset.File, or a Datastore: ws.get_default_datastore().path('...').as_mount() in script_params"
+NO_DATASET = "use Dataset.File, or a Datastore: ws.get_default_datastore().path('...').as_mount() in script_params"
 _NO_TABLE = "give the job the file by Dataset.File, and let it read that: pandas.read_csv(path)"
-_NO_DEPLOY = "models are registered and downloaded here, not deployed; `dtrain pull NAME:VERSION FOLDER` copies one out"
+NO_DEPLOY = "models are registered and downloaded here, not deployed; `dtrain pull NAME:VERSION FOLDER` copies one out"
 _NO_EXPLAIN = "interpret the model with the library itself, in the training script"
 _NO_PIPELINE = "submit the steps one after another from the control script, with wait_for_completion() between them"
 _NO_SWEEP = "submit one run for each setting from a loop; experiment.submit() returns at once"
@@ -135,12 +135,12 @@ _NO_TORCH = "dtrain starts Chainer and TensorFlow ranks; a PyTorch script on one
 REFUSED: dict[str, dict[str, str]] = {
     "azureml.core": {
         "ContainerRegistry": "jobs run in this Python environment, not in containers",
-        "Image": _NO_DEPLOY,
+        "Image": NO_DEPLOY,
         "LinkedService": "there are no services of Azure's to link",
-        "Webservice": _NO_DEPLOY,
+        "Webservice": NO_DEPLOY,
     },
     "azureml.core.compute": {
-        "AksCompute": _NO_DEPLOY,
+        "AksCompute": NO_DEPLOY,
         "BatchCompute": "AmlCompute stands for this machine",
         "ComputeInstance": "AmlCompute stands for this machine",
         "DataFactoryCompute": "AmlCompute stands for this machine",
@@ -150,7 +150,7 @@ REFUSED: dict[str, dict[str, str]] = {
     },
     "azureml.core.container_registry": {"ContainerRegistry": "jobs run in this Python environment, not in containers"},
     "azureml.core.environment": {"DockerSection": "jobs run in this Python environment, not in containers"},
-    "azureml.core.model": {"InferenceConfig": _NO_DEPLOY},
+    "azureml.core.model": {"InferenceConfig": NO_DEPLOY},
     "azureml.core.runconfig": {
         "PyTorchConfiguration": _NO_TORCH,
         "ParallelTaskConfiguration": _NO_SWEEP,
@@ -162,21 +162,21 @@ REFUSED: dict[str, dict[str, str]] = {
 
 REFUSED_MODULES: dict[str, str] = {
     "azureml.automl": _NO_SWEEP,
-    "azureml.core.image": _NO_DEPLOY,
+    "azureml.core.image": NO_DEPLOY,
     "azureml.contrib.fairness": _NO_EXPLAIN,
-    "azureml.contrib.services": _NO_DEPLOY,
+    "azureml.contrib.services": NO_DEPLOY,
     "azureml.core.keyvault": SECRETS,
-    "azureml.core.resource_configuration": _NO_DEPLOY,
-    "azureml.core.webservice": _NO_DEPLOY,
+    "azureml.core.resource_configuration": NO_DEPLOY,
+    "azureml.core.webservice": NO_DEPLOY,
     "azureml.data.azure_storage_datastore": "use ws.get_default_datastore(), or Datastore(ws, name)",
     "azureml.data.output_dataset_config": "let the script write to ./outputs",
-    "azureml.dataprep": _NO_DATASET,
-    "azureml.datadrift": _NO_DATASET,
+    "azureml.dataprep": NO_DATASET,
+    "azureml.datadrift": NO_DATASET,
     "azureml.explain": _NO_EXPLAIN,
     "azureml.interpret": _NO_EXPLAIN,
     "azureml.mlflow": "log with Run.get_context().log(...); `dtrain metrics RUN --csv` gives what was logged to others",
-    "azureml.monitoring": _NO_DEPLOY,
-    "azureml.opendatasets": _NO_DATASET,
+    "azureml.monitoring": NO_DEPLOY,
+    "azureml.opendatasets": NO_DATASET,
     "azureml.pipeline": _NO_PIPELINE,
     "azureml.train.automl": _NO_SWEEP,
     "azureml.train.hyperdrive": _NO_SWEEP,

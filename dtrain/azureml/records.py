@@ -20,9 +20,7 @@ from dtrain.files import read_json, write_json
 from dtrain.layout import RunLayout
 from dtrain.spec import JobSpec
 
-EventKind = Literal[
-    "tag", "property", "cancel", "fail", "warning", "status", "name", "preparing", "prepared", "mounted", "uploaded"
-]
+EventKind = Literal["tag", "property", "cancel", "fail", "warning", "name", "preparing", "prepared", "mounted", "uploaded"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,11 @@ class AzureLayout:
     def build_log(self) -> Path:
         """What pip said when it made the job's environment; absent where none had to be made."""
         return self.root / "build.log"
+
+    @property
+    def source(self) -> Path:
+        """The names of the files that the job's folder began with; absent before it begins, and of a run that is no job."""
+        return self.root / "source.json"
 
     def metrics(self, rank: int) -> Path:
         """What a rank logged by the SDK's names, as it was logged; numbers are in dtrain's own metrics file as well."""
@@ -118,7 +121,9 @@ def read_submitted(run: RunLayout) -> Submitted:
         return Submitted(**read_json(AzureLayout(run).submitted))
     except FileNotFoundError:
         spec = read_json(run.spec)
-        definition = {"script": spec["target"], "arguments": spec["args"], "nodeCount": 1}
+        python: dict[str, Any] = {"pip": [], "conda": [], "interpreterPath": spec.get("python") or "python"}
+        environment = {"name": "", "environmentVariables": spec.get("environment", {}), "python": python}
+        definition = {"script": spec["target"], "arguments": spec["args"], "nodeCount": 1, "environment": environment}
         return Submitted(experiment=spec["experiment"], definition=definition)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,15 +24,6 @@ if TYPE_CHECKING:
     from dtrain.azureml.experiment import Experiment
     from dtrain.azureml.model import Model
 
-_REGISTER: Mapping[str, Any] = {
-    "tags": None,
-    "properties": None,
-    "description": None,
-    "model_framework": None,
-    "model_framework_version": None,
-}
-_NO_DEPLOY = "models are registered and downloaded here, not deployed"
-
 
 class Run(Family):
     """A run by its experiment and id. Raises UserErrorException when there is none.
@@ -40,6 +31,7 @@ class Run(Family):
     Only :meth:`wait_for_completion` blocks for long; the others read the run's folder, or write to it.
     """
 
+    _fields: ClassVar = ("experiment",)
     _refused: ClassVar = {
         "add_type_providers": "there is one type of run here",
         "get_detailed_status": "use get_details()",
@@ -55,11 +47,11 @@ class Run(Family):
         "get_details": "also 'runFolder', dtrain's folder of the run, and 'warnings'",
         "get_status": "told from the run's processes and files; Queued until the first rank has begun",
         "cancel": "ends the ranks by SIGTERM, and SIGKILL after 10 s",
-        "complete": "in a job it has no effect but a note: the job ends when its script does; in a control script refused for "
-        "one that has not completed",
+        "complete": "in a job it has no effect: the job ends when its script does; in a control script refused for one that has "
+        "not completed",
         "fail": "in a job, this rank ends with exit code 1 when its script has ended; in a control script the job's run is "
         "Failed from then on, and ended where it still runs",
-        "restore_snapshot": "copies the run's code folder",
+        "restore_snapshot": "copies what the run's code folder began with, to ./ID-code where no path is given",
         "register_model": "model_path is a file or folder of the run; None: all outputs",
         "get_snapshot_id": "the run's id",
         "get_portal_url": "there is no portal: the run's folder, as a file:// URL",
@@ -76,6 +68,11 @@ class Run(Family):
         layout = RunLayout(experiment.workspace._folder.runs / run_id)
         if Path(run_id).name != run_id or not layout.spec.is_file():
             raise UserErrorException(f"no run {run_id!r} in workspace {experiment.workspace.name!r} ({layout.root.parent})")
+        if (its := records.read_submitted(layout).experiment) != experiment.name:
+            raise UserErrorException(
+                f"run {run_id!r} is of experiment {its!r}, and not of {experiment.name!r}: use Run(Experiment(ws, {its!r}), id), "
+                "or Run.get(ws, id)"
+            )
         self._layout = layout
 
     @staticmethod
@@ -181,7 +178,7 @@ class Run(Family):
         state.cancel(self._layout)
 
     def complete(self, _set_status: bool = True) -> None:
-        """End a run of ``start_logging`` or ``child_run``; in a job, note that its script is done. UserErrorException else."""
+        """End a run of ``start_logging`` or ``child_run``; a job ends when its script does. UserErrorException else."""
         from dtrain.azureml.context import is_rank_of
 
         status = state.status_of(self._layout)
@@ -189,9 +186,7 @@ class Run(Family):
             if status.state == "running":
                 keep_files(self._layout)
                 state.end_by_hand(self._layout, "", exit_code=0)
-        elif is_rank_of(self._layout):
-            records.note(self._layout, "status", asked="complete")
-        elif status.state != "completed":
+        elif status.state != "completed" and not is_rank_of(self._layout):
             raise UserErrorException(
                 f"run {self.id} is a job, and {self.get_status()}, as its processes tell; complete() is for runs of "
                 "start_logging() and child_run(). wait_for_completion() waits for a job, cancel() ends it"
@@ -266,15 +261,17 @@ class Run(Family):
         return DataPath._of_outputs(self)
 
     def restore_snapshot(self, snapshot_id: str | None = None, path: str | None = None) -> str:
-        """Copy the source that the run was submitted with to ``path`` (None: here), and return its absolute path.
+        """Copy the files that the run was submitted with to folder ``path`` (None: ./ID-code), and return its absolute path.
 
-        Raises UserErrorException when the folder is there and not empty.
+        A file that the job has changed since is copied as it is now. Raises UserErrorException for an id that is not
+        :meth:`get_snapshot_id`, and when the folder is there and not empty.
         """
+        if snapshot_id not in (None, self.get_snapshot_id()):
+            raise UserErrorException(f"snapshot_id={snapshot_id!r}: run {self.id} has one snapshot, and its id is the run's")
         target = Path(path or f"./{self.id}-code").absolute()
         if target.exists() and any(target.iterdir()):
             raise UserErrorException(f"{target} is not empty; choose a folder that is new or empty")
-        ignore = shutil.ignore_patterns("outputs", "logs", "__pycache__")
-        shutil.copytree(self._layout.code, target, dirs_exist_ok=True, ignore=ignore, symlinks=True)
+        files.copy_source(self._layout, target)
         return str(target)
 
     def take_snapshot(self, file_or_folder_path: str) -> str:
@@ -296,14 +293,17 @@ class Run(Family):
         """The run's id, by which :meth:`restore_snapshot` knows its source."""
         return self.id
 
-    def register_model(self, model_name: str, model_path: str | None = None, **given: Any) -> Model:
+    def register_model(
+        self, model_name: str, model_path: str | None = None, tags: Any = None, properties: Any = None, **given: Any
+    ) -> Model:
         """Register a file or folder of the run (None: all its outputs) as the next version of ``model_name``.
 
-        Takes tags, properties, description, model_framework, model_framework_version. Raises UserErrorException.
+        Takes description, model_framework, model_framework_version, too. Raises UserErrorException.
         """
-        from dtrain.azureml.model import register_from_run
+        from dtrain.azureml.model import REGISTER, REGISTER_REFUSED, register_from_run
 
-        options = take_options("register_model", given, _REGISTER, dict.fromkeys(_DEPLOYED, _NO_DEPLOY) | _SETS)
+        placed = {"tags": tags, "properties": properties}
+        options = take_options("register_model", {**placed, **given}, REGISTER, REGISTER_REFUSED)
         try:
             return register_from_run(self.experiment.workspace, self._layout, model_name, model_path, options)
         except UserErrorException:
@@ -328,7 +328,3 @@ class Run(Family):
 
     def __hash__(self) -> int:
         return hash(self._layout.root)
-
-
-_DEPLOYED = ("sample_input_dataset", "sample_output_dataset", "resource_configuration")
-_SETS = {"datasets": "name them in tags= or properties="}

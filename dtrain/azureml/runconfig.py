@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -17,6 +19,17 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserErrorException(f"{name}={value!r} is not a number from {least}")
     return value
+
+
+def _check_count_or_none(name: str, value: Any) -> None:
+    if value is not None:
+        check_count(name, value)
+
+
+def _check_seconds(name: str, value: Any) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not (is_number and value > 0):
+        raise UserErrorException(f"{name}={value!r} is not a number of seconds above 0, nor None")
 
 
 def _list_of(arguments: Any) -> list[Any]:
@@ -35,31 +48,55 @@ def _one_of(name: str, value: Any, allowed: Sequence[str]) -> str:
 class DockerConfiguration(Settings):
     """Whether a container is asked for, which no job here runs in: submit says so."""
 
-    _fields: ClassVar = ("use_docker", "shm_size", "arguments")
-    _differs: ClassVar = {"use_docker": "no container is started: jobs run in this Python environment, and that is said"}
+    _fields: ClassVar = ("use_docker", "shared_volumes", "arguments", "shm_size")
+    _differs: ClassVar = dict.fromkeys(_fields, "no container is started: jobs run in this Python environment, and that is said")
 
-    def __init__(self, use_docker: bool = False, shm_size: str | None = None, arguments: Sequence[str] | None = None) -> None:
-        self.use_docker, self.shm_size, self.arguments = use_docker, shm_size, list(arguments or [])
+    def __init__(
+        self,
+        use_docker: bool = False,
+        shared_volumes: bool = True,
+        arguments: Sequence[str] | None = None,
+        shm_size: str | None = None,
+    ) -> None:
+        self.use_docker, self.shared_volumes = use_docker, shared_volumes
+        self.arguments, self.shm_size = list(arguments or []), shm_size
+
+
+def _only_true(name: str, value: Any) -> None:
+    if value is not True:
+        raise UserErrorException(f"{name}={value!r} is not available: a run's source, ./outputs and ./logs are always kept")
+
+
+class HistorySection(Settings):
+    """``run_config.history``: what is kept of a run, which is all of it."""
+
+    _fields: ClassVar = ("output_collection", "snapshot_project")
+    _checks: ClassVar = dict.fromkeys(_fields, _only_true)
+    _differs: ClassVar = dict.fromkeys(_fields, "always True: a run's source, ./outputs and ./logs are kept")
+    _refused: ClassVar = {"directories_to_watch": "./outputs and ./logs are kept; let the script write there"}
+
+    def __init__(self) -> None:
+        self.output_collection = self.snapshot_project = True
 
 
 class MpiConfiguration(Settings):
     """Ranks under mpirun: ``node_count`` x ``process_count_per_node``."""
 
     _fields: ClassVar = ("process_count_per_node", "node_count")
+    _checks: ClassVar = {"process_count_per_node": check_count, "node_count": _check_count_or_none}
 
     def __init__(self, process_count_per_node: int = 1, node_count: int | None = None) -> None:
-        self.process_count_per_node = check_count("process_count_per_node", process_count_per_node)
-        self.node_count = node_count if node_count is None else check_count("node_count", node_count)
+        self.process_count_per_node, self.node_count = process_count_per_node, node_count
 
 
 class TensorflowConfiguration(Settings):
     """A TensorFlow cluster of workers and parameter servers; worker 0 leads."""
 
     _fields: ClassVar = ("worker_count", "parameter_server_count")
+    _checks: ClassVar = {"worker_count": check_count, "parameter_server_count": functools.partial(check_count, least=0)}
 
     def __init__(self, worker_count: int = 1, parameter_server_count: int = 1) -> None:
-        self.worker_count = check_count("worker_count", worker_count)
-        self.parameter_server_count = check_count("parameter_server_count", parameter_server_count, 0)
+        self.worker_count, self.parameter_server_count = worker_count, parameter_server_count
 
 
 class RunConfiguration(Settings):
@@ -72,6 +109,7 @@ class RunConfiguration(Settings):
         "communicator",
         "target",
         "environment",
+        "history",
         "node_count",
         "mpi",
         "tensorflow",
@@ -80,6 +118,7 @@ class RunConfiguration(Settings):
         "environment_variables",
         "docker",
     )
+    _checks: ClassVar = {"node_count": check_count, "max_run_duration_seconds": _check_seconds}
     _differs: ClassVar = {
         "auto_prepare_environment": "always True: packages that are missing are installed; `dtrain azureml --no-install` refuses",
     }
@@ -87,7 +126,6 @@ class RunConfiguration(Settings):
         "amlcompute": "create the target with ComputeTarget.create, and set target to its name",
         "data": "use data_references, or a Datastore's path in the arguments",
         "hdi": "there is no Spark here",
-        "history": "outputs and logs are always kept",
         "load": "make a RunConfiguration in the script",
         "save": "make a RunConfiguration in the script",
         "services": "there are no services of Azure's",
@@ -114,6 +152,7 @@ class RunConfiguration(Settings):
         self.max_run_duration_seconds: float | None = None
         self.environment_variables: dict[str, str] = {}
         self.docker = DockerConfiguration()
+        self.history = HistorySection()
         self.environment = Environment("default")
         if conda_dependencies is not None:
             self.environment.python.conda_dependencies = conda_dependencies
@@ -153,6 +192,16 @@ _SCRIPT_RUN: Mapping[str, Any] = {
 }
 
 
+# Options that stand for a field of the run configuration; distribute() sets several by the last one.
+_OF_THE_RUN = {
+    "compute_target": "target",
+    "environment": "environment",
+    "max_run_duration_seconds": "max_run_duration_seconds",
+    "docker_runtime_config": "docker",
+    "distributed_job_config": "",
+}
+
+
 class ScriptRunConfig(Settings):
     """A script and how it is run, for ``experiment.submit``. Called by control scripts; does not block."""
 
@@ -175,6 +224,8 @@ class ScriptRunConfig(Settings):
             raise TypeError(f"ScriptRunConfig() got {sorted(twice)[0]!r} twice")
         options = take_options("ScriptRunConfig", {**named, **given}, _SCRIPT_RUN, self._refused)
         config: RunConfiguration = options["run_config"] or RunConfiguration()
+        if any(options[name] != _SCRIPT_RUN[name] for name in _OF_THE_RUN):
+            config = copy.copy(config)  # which may be another one's, too
         self.source_directory = source_directory or "."
         self.script = options["script"] or config.script
         self.arguments = _list_of(config.arguments if options["arguments"] is None else options["arguments"])
@@ -182,14 +233,9 @@ class ScriptRunConfig(Settings):
         self.resume_from = options["resume_from"]
         if self.script is None:
             raise UserErrorException("ScriptRunConfig has no script: give script='train.py'")
-        if options["compute_target"] is not None:
-            config.target = options["compute_target"]
-        if options["docker_runtime_config"] is not None:
-            config.docker = options["docker_runtime_config"]
-        if options["environment"] is not None:
-            config.environment = options["environment"]
-        if options["max_run_duration_seconds"] != _SCRIPT_RUN["max_run_duration_seconds"]:
-            config.max_run_duration_seconds = options["max_run_duration_seconds"]
+        for name, field in _OF_THE_RUN.items():
+            if field and options[name] != _SCRIPT_RUN[name]:
+                setattr(config, field, options[name])
         distribute(config, options["distributed_job_config"])
 
 

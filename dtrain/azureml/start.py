@@ -154,7 +154,10 @@ def _resume_path(resume_from: Any, found: _Data) -> str:
         return str(layout.outputs)
     if isinstance(resume_from, Datastore | DataReference):
         return found.copy_of(resume_from.as_mount() if isinstance(resume_from, Datastore) else resume_from)
-    return str(Path(resume_from).absolute())
+    path = Path(resume_from).absolute()
+    if not path.exists():
+        raise UserErrorException(f"resume_from={str(resume_from)!r}: there is no file or folder {path}")
+    return str(path)
 
 
 def _start_supervisor(run: RunLayout) -> subprocess.Popen[bytes]:

@@ -70,8 +70,9 @@ class FolderStore:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """All files below a folder, also where links lead."""
-    return [Path(parent, name) for parent, _, names in os.walk(folder, followlinks=True) for name in names]
+    """All files below a folder, also where links lead; links that lead nowhere, sockets and the like are left out."""
+    paths = (Path(parent, name) for parent, _, names in os.walk(folder, followlinks=True) for name in names)
+    return [path for path in paths if path.is_file()]
 
 
 def _copy(source: Path, target: Path) -> None:

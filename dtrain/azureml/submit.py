@@ -12,7 +12,7 @@ from dtrain import switches
 from dtrain.azureml.compute import check_nodes, find_entry
 from dtrain.azureml.dataset import check_datasets
 from dtrain.azureml.environment import Environment
-from dtrain.azureml.errors import AzureMLException, UserErrorException
+from dtrain.azureml.errors import AzureMLException, Settings, UserErrorException
 from dtrain.azureml.estimator import Estimator
 from dtrain.azureml.old_code import find_old_names, uses_horovod
 from dtrain.azureml.packages import missing_packages
@@ -44,10 +44,10 @@ def submit(workspace: Workspace, experiment: str, config: Any, *, parent: str = 
     nodes = _count_nodes(run_config, distribution, len(hosts))
     check_nodes(target, entry, nodes)
     wanted, notes = _check_environment(run_config)
-    old, old_names = find_old_names(Path(script_run.source_directory).absolute(), str(script_run.script))
-    notes += old_names
     try:
         spec = _job_spec(script_run, experiment, distribution, nodes, partition)
+        old, old_names = find_old_names(Path(script_run.source_directory).absolute(), str(script_run.script))
+        notes += old_names
         spec = dataclasses.replace(spec, hosts=_seats(hosts, distribution, nodes), environment={**old, **spec.environment})
         if partition is None:
             planner(spec, workspace._folder)
@@ -82,8 +82,6 @@ def _script_run(config: Any) -> ScriptRunConfig:
 def _count_nodes(config: RunConfiguration, distribution: Any, hosts: int) -> int:
     """How many nodes a job has; of ``hosts``, where the target is made of them, it may take them all."""
     nodes = config.node_count
-    if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1:
-        raise UserErrorException(f"node_count={nodes!r} is not a number from 1")
     if distribution is None and nodes > 1:
         raise UserErrorException(f"node_count={nodes} without a communicator: give distributed_job_config=MpiConfiguration()")
     if isinstance(distribution, TensorflowConfiguration):
@@ -108,13 +106,9 @@ def _check_environment(config: RunConfiguration) -> tuple[list[str], list[str]]:
     if not isinstance(environment, Environment):
         raise UserErrorException(f"environment={environment!r:.80} is no Environment; Environment.get(ws, name) gives one")
     notes = []
-    if (
-        config.docker.use_docker
-        or environment.docker.enabled
-        or environment.docker.base_image
-        or environment.docker.base_dockerfile
-    ):
-        notes.append("docker is not used: the job runs in this Python environment")
+    sections: tuple[Settings, ...] = (config.docker, environment.docker)
+    if asked := dict.fromkeys(name for section in sections for name in _changed(section)):
+        notes.append(f"docker is not used ({', '.join(asked)}): the job runs in this Python environment")
     python = environment.python
     if python.user_managed_dependencies:
         return [], notes
@@ -127,6 +121,12 @@ def _check_environment(config: RunConfiguration) -> tuple[list[str], list[str]]:
     any_version, install = switches.takes_any_version(), switches.installs_packages()
     wanted, others = missing_packages(dependencies._pip, dependencies._conda, any_version=any_version, install=install)
     return wanted, [*notes, *others]
+
+
+def _changed(section: Settings) -> list[str]:
+    """The settings of a section that are not as its constructor makes them."""
+    untouched = type(section)()
+    return [name for name in section._fields if getattr(section, name) != getattr(untouched, name)]
 
 
 def _own_python(environment: Environment) -> Path | None:

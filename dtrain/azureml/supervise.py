@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from dtrain.azureml import records, venv
-from dtrain.azureml.files import files_elsewhere, list_code
+from dtrain.azureml.files import files_elsewhere, list_code, list_source
 from dtrain.azureml.records import AzureLayout, Copy, Order
 from dtrain.azureml.stores import copy_changed, list_files, make_copy, open_store
 from dtrain.errors import DtrainError
@@ -44,6 +44,7 @@ def main() -> NoReturn:
     os.dup2(nothing, 0)  # the ranks inherit it
     console = Console(masker=Masker(order.spec.secret_values().values()))
     before = list_code(run)
+    write_json(AzureLayout(run).source, list_source(run), durable=False)
     try:
         spec = _with_packages(run, order, console) if order.packages else order.spec
         for copy in order.copies:

@@ -36,9 +36,18 @@ def rows() -> Iterator[tuple[str, str, str]]:
             found = getattr(importlib.import_module(home), attribute)
             first = classes.setdefault(found, full) if isinstance(found, type) else full
             yield full, "works", "" if first == full else f"the same as {_code(first)}"
-    for cls in sorted(classes, key=lambda each: each.__name__):
+    homes = {cls.__module__ for cls in classes}
+    bases = {base for cls in classes for base in cls.__mro__}
+    parts = {cls for cls in subclasses(Named) - bases if cls.__module__ in homes and not cls.__name__.startswith("_")}
+    for cls in sorted({*classes, *parts}, key=lambda each: each.__name__):
         if issubclass(cls, Named):
             yield from _members(cls)
+
+
+def subclasses(cls: type) -> set[type]:
+    """Those of a class, and theirs: also classes that no module of the SDK names, and whose objects are attributes of others."""
+    children: list[type] = cls.__subclasses__()
+    return {each for child in children for each in (child, *subclasses(child))}
 
 
 def _members(cls: type[Named]) -> Iterator[tuple[str, str, str]]:

@@ -27,6 +27,7 @@ _SHARE = 10
 class RunDetails(Named):
     """A run to be shown. Called by control scripts and notebooks."""
 
+    _fields: ClassVar = ("run",)
     _differs: ClassVar = {
         "show": "in a notebook state, metrics and the last lines of a log, anew every second until the run has ended: widgets "
         "where ipywidgets is installed, with every rank's log; elsewhere the same as text, once",

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import orjson
+
 from dtrain import env
-from dtrain.azureml.authentication import check_login
-from dtrain.azureml.console import say
+from dtrain.azureml.authentication import NO_ACCOUNT, check_login
+from dtrain.azureml.console import say, warn
 from dtrain.azureml.errors import Named, UserErrorException, WorkspaceException, take_options
 from dtrain.azureml.names import SECRETS
 from dtrain.files import read_json, write_json
@@ -26,11 +28,7 @@ if TYPE_CHECKING:
 
 CONFIG_PLACES = ("config.json", ".azureml/config.json", "aml_config/config.json")
 
-_NO_ACCOUNT = "there is no account to log in to"
 _CREATE = {
-    "subscription_id": None,
-    "resource_group": None,
-    "location": None,
     "exist_ok": False,
     "show_output": True,
     "create_resource_group": True,
@@ -57,7 +55,7 @@ class Workspace(Named):
         "get_default_keyvault": SECRETS,
         "images": "models are registered and downloaded here, not deployed",
         "setup": "use Workspace.create, or `dtrain azureml init`",
-        "sync_keys": _NO_ACCOUNT,
+        "sync_keys": NO_ACCOUNT,
         "webservices": "models are registered and downloaded here, not deployed",
         "get_mlflow_tracking_uri": "metrics are in the run's folder: run.get_metrics(), `dtrain metrics RUN`",
     }
@@ -65,7 +63,8 @@ class Workspace(Named):
         "get_portal_url": "there is no portal: the workspace's folder, as a file:// URL",
         "from_config": "the config.json may be Azure's own; runs and models go to $DTRAIN_WORKSPACE, in a job to the job's "
         "workspace, else to its workspace_folder, else to the folder `workspace` beside it",
-        "create": "makes a folder and .azureml/config.json here; location and the like are kept as words",
+        "create": "makes a folder and .azureml/config.json here; location and the like are kept as words; friendly_name, tags "
+        "and sku are not, and that is said",
         "list": "the one workspace that from_config finds",
     }
 
@@ -111,7 +110,7 @@ class Workspace(Named):
         """The workspace that ``config.json`` describes: in ``path`` (a file, or a folder to begin in; None: this one), in
         ``.azureml`` or ``aml_config`` of it, or in a folder above. Raises UserErrorException when there is none."""
         config = _find_config(Path(path or ".").absolute(), _file_name)
-        values = read_json(config)
+        values = _read_config(config)
         missing = [key for key in ("subscription_id", "resource_group", "workspace_name") if key not in values]
         if missing:
             raise UserErrorException(f"{config} has no {', '.join(missing)}; `dtrain azureml init` writes a whole one")
@@ -127,7 +126,14 @@ class Workspace(Named):
         )
 
     @staticmethod
-    def create(name: str, auth: Any = None, **given: Any) -> Workspace:
+    def create(
+        name: str,
+        auth: Any = None,
+        subscription_id: str | None = None,
+        resource_group: str | None = None,
+        location: str | None = None,
+        **given: Any,
+    ) -> Workspace:
         """Make the workspace's folder (``./workspace``, or $DTRAIN_WORKSPACE) and ``.azureml/config.json`` here.
 
         Raises WorkspaceException when there is one already, unless ``exist_ok``, or one of another name.
@@ -135,8 +141,10 @@ class Workspace(Named):
         if not re.fullmatch(r"[A-Za-z0-9][\w-]{1,259}", name):
             raise UserErrorException(f"workspace name {name!r} is not allowed; use 2 to 260 letters, digits, '_' or '-'")
         options = take_options("Workspace.create", given, _CREATE, _CREATE_REFUSED)
-        group, location = options["resource_group"] or "local", options["location"] or "local"
-        workspace = Workspace(options["subscription_id"] or "local", group, name, auth, location=location)
+        for option in ("friendly_name", "tags", "sku"):
+            if options[option] != _CREATE[option]:
+                warn(f"Workspace.create({option}={options[option]!r}) is not kept: a workspace is a folder, with a name")
+        workspace = Workspace(subscription_id or "local", resource_group or "local", name, auth, location=location)
         if workspace._record.exists() and not options["exist_ok"]:
             raise WorkspaceException(
                 f"workspace {name!r} exists in {workspace._folder.root}; use Workspace.from_config(), or exist_ok=True"
@@ -283,6 +291,17 @@ def _find_config(start: Path, file_name: str | None) -> Path:
     raise UserErrorException(
         f"no workspace: there is no {' or '.join(CONFIG_PLACES)} in {start} or a folder above; `dtrain azureml init` writes one"
     )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """What a config.json says, written by whomever. Raises UserErrorException for what is no JSON object."""
+    try:
+        values = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError as error:
+        raise UserErrorException(f"{path} is no JSON ({error}); mend it, or let `dtrain azureml init` write one") from error
+    if not isinstance(values, dict):
+        raise UserErrorException(f"{path} is no JSON object, with a workspace_name; `dtrain azureml init` writes one")
+    return values
 
 
 def _upwards(folder: Path) -> Iterator[Path]:

@@ -52,15 +52,17 @@ class AzureProject(Project):
 
 @pytest.fixture
 def azure(tmp_path: Path) -> Iterator[AzureProject]:
-    """A project with a workspace; when the test ends, no process of any of its runs may be left."""
+    """A project with a workspace; when the test ends its jobs have ended, or are about to, and no process of theirs is left."""
     project = AzureProject(tmp_path)
     done = project.dtrain("azureml", "init", "--name", "mine")
     assert done.returncode == 0, done.stderr
     for step in watched(project):
         yield step  # type: ignore[misc]
-        for process in project.supervisors():
+        _, left = psutil.wait_procs(project.supervisors(), timeout=30)
+        for process in left:
             process.terminate()
-        psutil.wait_procs(project.supervisors(), timeout=30)
+        psutil.wait_procs(left, timeout=30)
+    assert not left, f"jobs of the test go on, supervised by {left}"
 
 
 PYTHON = sys.executable

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
+import pickle
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dtrain.azureml import names
-from dtrain.azureml.errors import NoSuchImport, NoSuchModule, NoSuchName
+from dtrain.azureml.errors import Named, NoSuchImport, NoSuchModule, NoSuchName, members_of
 from dtrain.azureml.finder import AzureFinder
-from dtrain.azureml.table import table
+from dtrain.azureml.table import subclasses, table
 from tests.azureml.conftest import AzureProject
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "azureml.md"
@@ -21,6 +26,23 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "azureml.md"
 def test_the_document_lists_every_name() -> None:
     """It holds the table that the code makes: see dtrain/azureml/table.py for the command."""
     assert table() in DOCUMENT.read_text()
+
+
+def test_what_objects_are_given_in_their_methods_is_listed() -> None:
+    """An attribute that is set by ``self.name = ...`` alone would be in no table and in no error's "it has ..."."""
+    table()  # so that the classes are there
+    for cls in subclasses(Named):
+        tree = ast.walk(ast.parse(textwrap.dedent(inspect.getsource(cls))))
+        stored = [node for node in tree if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)]
+        own = {node.attr for node in stored if isinstance(node.value, ast.Name) and node.value.id == "self"}
+        assert {name for name in own if not name.startswith("_")} <= set(members_of(cls)), cls
+
+
+@pytest.mark.parametrize(
+    "name", ["Run.experiment", "PythonSection.interpreter_path", "DockerSection.base_image", "Framework.KERAS"]
+)
+def test_classes_that_no_module_names_are_listed(name: str) -> None:
+    assert f"| `{name}` |" in table()
 
 
 @pytest.fixture
@@ -52,7 +74,11 @@ def test_a_name_that_we_have_not_says_what_to_use() -> None:
     with pytest.raises(NoSuchModule, match="hyperdrive is not available without Azure: submit one run for each setting"):
         from azureml.train.hyperdrive import HyperDriveConfig  # noqa: F401
     with pytest.raises(NoSuchModule, match=r"azureml\.pipeline is not available .*: submit the steps"):
-        import azureml.pipeline.steps  # noqa: F401
+        import azureml.pipeline.steps
+    with pytest.raises(NoSuchModule, match=r"azureml\.core\.webservice is not available .*: models are registered"):
+        from azureml.core import webservice  # noqa: F401
+    with pytest.raises(NoSuchModule, match=r"no module 'azureml\.cor' \(did you mean azureml\.core\?\)"):
+        import azureml.cor  # noqa: F401
     from azureml.core import Model, Run, Workspace
 
     with pytest.raises(NoSuchName, match=r"Model\.deploy is not available without Azure: models are registered"):
@@ -60,6 +86,19 @@ def test_a_name_that_we_have_not_says_what_to_use() -> None:
     with pytest.raises(NoSuchName, match="Workspace has no 'from_confg'"):
         Workspace.from_confg  # noqa: B018
     assert not hasattr(Run, "log_the_loss")
+
+
+@pytest.mark.usefixtures("finder")
+def test_a_module_can_be_asked_whether_it_has_a_name() -> None:
+    """As pickle asks every module that is loaded, for the home of a function that does not know its own."""
+    import azureml.core
+    import azureml.train.dnn
+
+    assert not hasattr(azureml.core, "Image")
+    assert getattr(azureml.core, "Workspce", None) is None
+    with pytest.raises(AttributeError, match="Image is not available without Azure: models are registered"):
+        azureml.core.Image  # noqa: B018
+    assert pickle.loads(pickle.dumps(np.add)) is np.add
 
 
 def in_python(text: str, *path: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -101,6 +140,10 @@ def test_dtrain_run_and_the_other_ways_to_start(azure: AzureProject) -> None:
     assert alone.stdout.startswith("OfflineRun"), alone.stderr
     assert azure.json("show", "latest")["ranks"][0]["metrics"] == {"x": 1}
     assert azure.json("show", "latest")["state"] == "completed"
-    done = azure.dtrain("azureml", "trian.py")
-    assert done.returncode == 127
-    assert "did you mean train.py?" in done.stderr
+    other = subprocess.run(
+        [sys.executable, "-m", "dtrain.azureml", "trian.py"], cwd=azure.folder, capture_output=True, text=True, check=False
+    )
+    for done in (azure.dtrain("azureml", "trian.py"), other):
+        assert done.returncode == 127
+        assert done.stderr.startswith("dtrain: no such script: trian.py")
+        assert "did you mean train.py?" in done.stderr

@@ -8,6 +8,7 @@ import sys
 
 from tests.azureml.conftest import AzureProject
 from tests.azureml.test_submit import told
+from tests.console.conftest import another_python
 
 
 def test_runs_of_the_script_itself_and_their_children(azure: AzureProject) -> None:
@@ -485,3 +486,53 @@ RunDetails(run).show()
     assert "  | 20%" in lines
     assert len([line for line in lines if line.startswith("  rank 0 on ")]) == 2
     assert len([line for line in lines if "was logged as numbers and as rows; use two names" in line]) == 1
+
+
+def test_a_run_of_dtrain_run_is_seen_as_others(azure: AzureProject) -> None:
+    """One that no control script submitted, by another Python and with a variable; and asked for in another experiment."""
+    python = another_python(azure.folder / "venv")
+    script = azure.script("print('x')")
+    made = azure.dtrain("run", "--python", str(python), "--env", "A=1", "--experiment", "plain", script)
+    assert made.returncode == 0, made.stderr
+    done = azure.control(
+        f"""
+run = Run(Experiment(ws, "plain"), {azure.latest.id!r})
+asked = run.wait_for_completion()["runDefinition"]["environment"]
+try:
+    Run(experiment, run.id)
+except Exception as error:
+    refused = f"{{type(error).__name__}}: {{error}}"
+print(json.dumps([asked["python"]["interpreterPath"], asked["environmentVariables"], run.number, refused]))
+"""
+    )
+    *found, refused = told(done)
+    assert found == [str(python), {"A": "1"}, 1]
+    assert refused.startswith(f"UserErrorException: run {azure.latest.id!r} is of experiment 'plain', and not of 'tests'")
+
+
+def test_a_snapshot_is_what_was_submitted(azure: AzureProject) -> None:
+    """Without what the job wrote, with folders called as the run's own, and by its id alone."""
+    azure.train(
+        "import os\nos.mkdir('result')\nopen('result/x', 'w').close()\nos.remove('gone.txt')\nopen('outputs/y', 'w').close()"
+    )
+    for name in ("gone.txt", "pkg/logs/form.py", "outputs/old.txt"):
+        path = azure.folder / "src" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    done = azure.control(
+        """
+run = experiment.submit(ScriptRunConfig("src", "train.py"))
+run.wait_for_completion()
+folder = run.restore_snapshot(run.get_snapshot_id())
+try:
+    run.restore_snapshot("another", "elsewhere")
+except Exception as error:
+    refused = str(error)
+files = sorted(os.path.relpath(os.path.join(parent, name), folder) for parent, _, names in os.walk(folder) for name in names)
+print(json.dumps([files, os.path.relpath(folder), run.id, refused]))
+"""
+    )
+    files, folder, run_id, refused = told(done)
+    assert files == ["pkg/logs/form.py", "train.py"]
+    assert folder == f"{run_id}-code"
+    assert refused == f"snapshot_id='another': run {run_id} has one snapshot, and its id is the run's"

@@ -185,6 +185,16 @@ CANNOT = {
     ),
     "environment": ("ScriptRunConfig('src', 'train.py', environment='AzureML-Chainer')", "is no Environment; Environment.get"),
     "count": ("Estimator('src', entry_script='train.py', node_count='2')", "node_count='2' is not a number from 1"),
+    "count later": ("set_count(ScriptRunConfig('src', 'train.py'), '2')", "process_count_per_node='2' is not a number from 1"),
+    "no count": ("set_count(ScriptRunConfig('src', 'train.py'), 0)", "process_count_per_node=0 is not a number from 1"),
+    "seconds": (
+        "ScriptRunConfig('src', 'train.py', max_run_duration_seconds='60')",
+        "max_run_duration_seconds='60' is not a number of seconds above 0",
+    ),
+    "elsewhere": ("ScriptRunConfig('src', os.path.abspath('submit.py'))", "submit.py is not in .*src; the ranks work in a copy"),
+    "framework": ("Model.Framework.KERASS", "Framework has no 'KERASS' .did you mean KERAS"),
+    "config": ("Workspace.from_config('src/config.json')", "config.json is no JSON .*; mend it, or let `dtrain azureml init`"),
+    "no config": ("Workspace.from_config('src/list.json')", "list.json is no JSON object, with a workspace_name"),
     "python": ("Estimator('src', entry_script='train.py', conda_packages=['python=2.7'])", "installed is .*--any-version"),
     "argument": ("Estimator('src', entry_scrip='train.py')", "has no argument 'entry_scrip'.*did you mean entry_script"),
     "vm size": (
@@ -205,7 +215,10 @@ CANNOT = {
 def test_what_cannot_be_started_is_refused_by_name(azure: AzureProject) -> None:
     """All in one script, for the time; nothing is left of any of them."""
     azure.train("print('x')")
-    tries = "".join(
+    azure.train('{"workspace_name": mine}', "config.json")
+    azure.train("[]", "list.json")
+    tries = "def set_count(config, count):\n    config.run_config.mpi.process_count_per_node = count\n"
+    tries += "".join(
         f"try:\n    experiment.submit({text})\nexcept Exception as error:\n    print({name!r}, type(error).__name__, error)\n"
         for name, (text, _) in CANNOT.items()
     )
@@ -214,6 +227,27 @@ def test_what_cannot_be_started_is_refused_by_name(azure: AzureProject) -> None:
         line = next(line for line in done.stdout.splitlines() if line.startswith(name))
         assert re.search(expected, line), line
     assert not list((azure.folder / "workspace" / "runs").glob("*"))
+
+
+def test_what_is_so_anyway_may_be_asked_for(azure: AzureProject) -> None:
+    """What is kept of a run; and docker, which is said not to be used, with all that was asked of it."""
+    azure.train("print('x')")
+    done = azure.control(
+        """
+from azureml.core.runconfig import DockerConfiguration, RunConfiguration
+config = RunConfiguration()
+config.history.output_collection = True
+config.docker = DockerConfiguration(shm_size="8g", arguments=["--ipc=host"])
+config.environment.docker.gpu_support, config.environment.docker.arguments = True, ["--net=host"]
+experiment.submit(ScriptRunConfig("src", "train.py", run_config=config)).wait_for_completion()
+try:
+    config.history.snapshot_project = False
+except Exception as error:
+    print(error)
+"""
+    )
+    assert "docker is not used (arguments, shm_size, gpu_support): the job runs in this Python environment" in done.stderr
+    assert "snapshot_project=False is not available: a run's source" in done.stdout
 
 
 def test_any_version_lets_another_version_pass_with_a_word(azure: AzureProject) -> None:
