@@ -676,7 +676,7 @@ def test_a_killed_job_is_started_again_from_its_checkpoint(project: Project, ran
     data = project.json("show", "latest")
     assert (data["state"], data["cause"], len(data["earlier"])) == ("completed", "", 2)
     assert data["checkpoints"] == [2, 4, 6]
-    assert "attempt  1 failed: rank" in project.dtrain("show", "latest").stdout
+    assert "attempt  1 ended: rank" in project.dtrain("show", "latest").stdout
     # What an attempt did after its last checkpoint is undone; each attempt's own files are kept.
     rows = read_metrics(project.latest).rows
     assert [[row["seen"] for row in rows[rank] if "seen" in row] for rank in range(ranks)] == [[1, 2, 103, 104, 205, 206]] * ranks

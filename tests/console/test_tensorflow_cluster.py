@@ -145,6 +145,7 @@ def test_the_example_is_started_again_when_its_server_or_chief_is_killed(
     for attempt, victim in enumerate(["ps 0", "chief 0"]):
         log = f"workspace/runs/*/attempts/{attempt}/00000/output.log"
         wait_until(lambda log=log: any("epoch" in path.read_text() for path in project.folder.glob(log)), timeout=180)
+        wait_until(lambda: list(project.folder.glob("workspace/runs/*/outputs/checkpoints/step-*")))  # an epoch is told first
         kill(project, victim)
     out, err = job.communicate(timeout=240)
     assert job.returncode == 0, out + err
