@@ -41,6 +41,8 @@ class Judge:
         vanished = self._vanished([rank for rank in missing if rank not in failures], launcher_code)
         failure = first_failure(list(fatal.values()))
         gone = [failures[rank] for rank in sorted(on_other_hosts & failures.keys()) if failures[rank].message == ORPHANED]
+        if launcher_code == 0 and failure is None:  # a lost daemon is no failure to Open MPI's mpirun
+            gone += [self._silent(rank) for rank in missing if rank in on_other_hosts and not gone and self._has_begun(rank)]
         if gone and launcher_code >= 0:
             orphan = self._orphaned(gone)
             failure = orphan if failure is None or orphan.time < failure.time else failure
@@ -67,7 +69,7 @@ class Judge:
         Of several srun may say which was the first; else nobody can: MPICH kills the others before they can leave a record, and
         names any.
         """
-        silent = [rank for rank in silent if self._run.rank(rank).process.is_file()]
+        silent = [rank for rank in silent if self._has_begun(rank)]
         if launcher_code == 0 or (launcher_code < 0 and self._plan.launcher != "local"):
             return []  # one that was itself killed took its ranks with it; a single rank is started by nobody else
         message, first = VANISHED, self._output.first_to_end(before=_STEP_CANCELED).intersection(silent)
@@ -78,6 +80,14 @@ class Judge:
         killed = [RankFailure.now(rank, "signal", 128 + signal.SIGKILL, message) for rank in silent]
         killed = [dataclasses.replace(each, host=self._host_of(each.rank), task=self._names[each.rank]) for each in killed]
         return [named for each in killed if (named := self._named(each)) is not each] or killed
+
+    def _has_begun(self, rank: int) -> bool:
+        return self._run.rank(rank).process.is_file()
+
+    def _silent(self, rank: int) -> RankFailure:
+        """One of which nobody says how it ended, as it may be where its guard is given no time."""
+        failure = RankFailure.now(rank, "signal", FAILED, ORPHANED)
+        return dataclasses.replace(failure, host=self._host_of(rank), task=self._names[rank])
 
     def _named(self, failure: RankFailure) -> RankFailure:
         return name_abort(failure, self._run, self._output.last_words(_CAUSE_LINES))

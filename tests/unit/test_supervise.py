@@ -13,11 +13,13 @@ from dtrain.files import write_json
 from dtrain.launch.agents import lost
 from dtrain.launch.console import Console
 from dtrain.launch.crew import order
+from dtrain.launch.judge import Judge
+from dtrain.launch.output import Output
 from dtrain.launch.plan import LaunchPlan, PlannedHost, PlannedProcess
 from dtrain.launch.supervise import Limits, Signals, Supervisor
 from dtrain.layout import RunLayout
 from dtrain.processes import ProcessRecord
-from dtrain.status import VANISHED, RankProcess, write_record
+from dtrain.status import VANISHED, RankFailure, RankProcess, write_record
 
 _SIZE = 512
 
@@ -73,6 +75,20 @@ def test_who_left_early_is_named_beside_those_whom_mpi_killed_for_it(tmp_path: P
     status = Supervisor(plan, run, Limits(timeout_s=None, grace_s=1.0), Console(), Signals()).run()
     left = "rank 2 on node had left before with exit code 0, and the others still needed it"
     assert status.cause == f"rank 0 on node, rank 1 on node: each {VANISHED}; {left}"
+
+
+def test_a_daemon_is_lost_where_mpirun_ends_well_and_a_rank_of_another_host_left_no_word(tmp_path: Path) -> None:
+    """Open MPI's mpirun ends with 0 then; a guard that is killed too leaves no record."""
+    run = RunLayout(tmp_path / "run").begin_attempt(0, 2)
+    for rank, host in enumerate(("here", "there")):
+        write_record(run.rank(rank).process, ProcessRecord(host=host, pid=2**22, started=0.0), durable=False)
+    launcher = PlannedProcess(name="mpirun", host="here", argv=("true",), environment={}, cwd=tmp_path)
+    plan = LaunchPlan(launcher="mpi", size=2, processes=(launcher,), other_hosts=(PlannedHost(name="there", ranks=(1,)),))
+    judge = Judge(plan, run, Output(plan, run, Console(), str), {0: "", 1: ""}, ["here", "there"].__getitem__)
+    ended = {0: RankFailure.now(0, "ended", 143, "ended by SIGTERM")}
+    code, cause, failure = judge.outcome(ended, ended, {1}, 0)
+    assert (code, failure is not None and failure.rank) == (255, 1)
+    assert cause == "rank 1 on there: lost: the daemon of mpirun on this host, by which it was started, has died"
 
 
 def test_of_a_lost_host_not_every_rank_is_named() -> None:
