@@ -329,7 +329,7 @@ folder = run.get_details()["runFolder"]
 while not os.path.exists(os.path.join(folder, "slurm.json")):
     time.sleep(0.05)
 os.kill(json.load(open(os.path.join(folder, "azureml", "supervisor.json")))["pid"], signal.SIGKILL)
-open("bin/state", "w").write("COMPLETED|None")
+open("bin/state", "w").write("COMPLETED")
 while run.get_status() == "Queued":
     time.sleep(0.05)
 print(run.get_status(), run.get_details()["warnings"])

@@ -367,7 +367,13 @@ except Exception as error:
 
 SBATCH = """#!/bin/sh
 test -e "${0%/*}/answer" || while kill -0 $PPID; do sleep 0.1; done
+pwd >"${0%/*}/folder"
 echo 7
+"""
+SQUEUE = """#!/bin/sh
+here=${0%/*}
+for each; do case $each in --format=*) format=${each#*=} ;; esac; done
+echo "$format" | sed "s#%i#7#; s#%T#$(cat "$here/state")#; s#%P#debug#; s#%B#n/a#; s#%r#None#; s#%Z#$(cat "$here/folder")#"
 """
 KILLED = """
 import dtrain.azureml.start as start
@@ -416,7 +422,7 @@ while not os.path.exists(os.path.join(folder(late), "slurm.json")):
     time.sleep(0.05)
 lose(late)
 told["waits"] = late.get_status()
-open("bin/state", "w").write("NODE_FAIL|None")
+open("bin/state", "w").write("NODE_FAIL")
 until(late, "Failed")
 told["late"] = late.get_details()["error"]["error"]["message"]
 print(json.dumps({**told, "log": open(os.path.join(folder(late), "azureml", "console.log")).read()}))
@@ -427,14 +433,14 @@ def make_slurm(azure: AzureProject) -> None:
     """Commands of a Slurm whose sbatch answers where there is a file ``bin/answer``; its job's state is in ``bin/state``."""
     for name, text in {
         "sbatch": SBATCH,
-        "squeue": '#!/bin/sh\ncat "${0%/*}/state"\n',
+        "squeue": SQUEUE,
         "sinfo": "#!/bin/sh\necho 'debug|3|4'\n",
     }.items():
         (azure.folder / "bin").mkdir(exist_ok=True)
         (azure.folder / "bin" / name).write_text(text)
         (azure.folder / "bin" / name).chmod(0o755)
     azure.env["PATH"] = f"{azure.folder / 'bin'}:{os.environ['PATH']}"
-    (azure.folder / "bin" / "state").write_text("PENDING|None")
+    (azure.folder / "bin" / "state").write_text("PENDING")
 
 
 def test_a_queued_run_that_nobody_follows_any_more(azure: AzureProject) -> None:
