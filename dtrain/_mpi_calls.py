@@ -48,13 +48,17 @@ def _noted(name: str, method: Any) -> Any:
     get_ident = threading.get_ident
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        if progress.waits or get_ident() != main:  # another thread may wait for messages all its life
+        if get_ident() != main:  # another thread may wait for messages all its life
             return method(*args, **kwargs)
-        progress.enter(word)
+        outer = progress.waits
         try:
+            progress.enter(word)
             return method(*args, **kwargs)
-        finally:
-            progress.leave()
+        finally:  # calls no Python function: a signal's handler, which may raise, would run before its first line
+            progress.waits = outer
+            if not outer:
+                progress.calls += 1
+                progress.write_left(progress.calls)
 
     wrapped: Callable[..., Any] = functools.wraps(method)(call)
     return classmethod(wrapped) if type(method).__name__ == "classmethod_descriptor" else wrapped

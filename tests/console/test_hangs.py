@@ -182,6 +182,38 @@ def test_scripts_that_know_mpi_alone(project: Project, mode: str, code: int, wor
     assert ("the job goes on" in done.stderr) == (mode.startswith("one computes"))
 
 
+INTERRUPTED = """
+import signal
+from mpi4py import MPI
+from dtrain.progress import PROGRESS
+
+class Timeout(Exception):
+    pass
+
+def interrupt(*_):
+    raise Timeout
+
+signal.signal(signal.SIGALRM, interrupt)
+for _ in range(300):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+        while True:
+            MPI.COMM_SELF.allreduce(1)
+    except Timeout:
+        pass
+    assert (PROGRESS.waits, PROGRESS.read().collective) == (False, "")
+before = PROGRESS.read().calls
+MPI.COMM_WORLD.Barrier()
+assert PROGRESS.read().calls == before + 2
+"""
+
+
+@pytest.mark.needs("mpi")
+def test_a_call_that_a_signals_handler_leaves_is_left(project: Project) -> None:
+    done = project.dtrain("run", "-n", "2", project.script(INTERRUPTED))
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_stopped_rank_is_named_as_one(project: Project, wait_until: Callable[..., None]) -> None:
     job = project.start("run", "--hang-timeout", "2", project.script("import time\nprint('here', flush=True)\ntime.sleep(60)\n"))
     wait_until(lambda: any(path.read_text() for path in project.folder.glob("workspace/runs/*/ranks/00000/output.log")))
