@@ -91,10 +91,11 @@ class Progress:
         _COLLECTIVE.pack_into(self._memory, _COUNT.size, time.monotonic(), name, self.calls)
 
     def end(self, *, finalizes: bool) -> None:
-        """The script is over, by itself; where it ``finalizes``, MPI waits now, for the other ranks' scripts. No progress."""
+        """The script is over, by itself; where it ``finalizes``, MPI waits now, for the other ranks' scripts."""
         self._memory[_OVER] = 1
         if finalizes:
             self.waits = True
+            self.calls += 1
             _COLLECTIVE.pack_into(self._memory, _COUNT.size, time.monotonic(), SCRIPT_OVER.encode(), self.calls)
 
     def read(self) -> Doing:

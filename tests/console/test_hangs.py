@@ -134,7 +134,7 @@ def test_what_counts_as_progress(project: Project, script: str, options: tuple[s
 
 
 PLAIN = """
-import sys, time
+import sys, threading, time
 from mpi4py import MPI
 
 comm = MPI.COMM_WORLD
@@ -145,17 +145,34 @@ if mode == "each receives":
 elif mode == "one completes":
     (MPI.Request.Waitall if comm.rank else MPI.Request.Wait)(*([[comm.irecv()]] if comm.rank else [comm.irecv()]))
 elif mode == "one computes" and comm.rank:
-    until = time.monotonic() + 5
+    until = time.monotonic() + 8
     while time.monotonic() < until:
         pass
 elif mode == "calls":
-    for _ in range(80):
+    for _ in range(120):
         comm.Barrier()
         time.sleep(0.05)
-if mode != "one computes, then waits":
+
+def talk():
+    for n in range(16):
+        print("at work", n, flush=True)
+        time.sleep(0.5)
+
+def talk_and_send():
+    talk()
+    comm.send(1, 0)
+    comm.send(1, 1)
+
+if mode == "a thread sends":
+    if comm.rank:
+        threading.Thread(target=talk_and_send).start()
+    comm.recv(source=1)
+elif mode == "one leaves":
+    talk() if comm.rank == 0 else comm.recv(source=0)
+elif mode != "one computes, then waits":
     comm.Barrier()
 elif comm.rank:
-    time.sleep(3.5)
+    time.sleep(8)
     comm.recv(source=0)
 else:
     comm.Reduce(MPI.IN_PLACE, [bytearray(8), MPI.BYTE])
@@ -170,16 +187,20 @@ else:
         ("one completes", 123, "(--hang-timeout): rank 0 waited in Wait; rank 1 waited in Waitall"),
         ("one computes", 0, "dtrain:   rank 0 waits in Barrier for "),
         ("one computes, then waits", 123, "(--hang-timeout): rank 0 waited in Reduce; rank 1 waited in recv"),
+        ("one leaves", 123, "(--hang-timeout): rank 0 waited in MPI_Finalize (script is over); rank 1 waited in recv"),
+        ("a thread sends", 0, "no progress of rank 0 for 4 s"),
         ("calls", 0, "completed"),
     ],
 )
 def test_scripts_that_know_mpi_alone(project: Project, mode: str, code: int, words: str) -> None:
     """Left alone, one is ended only when nobody is left who could do anything: a rank may compute in silence."""
-    done = project.dtrain("run", "-n", "2", "--hang-timeout", "2", "--on-hang", "auto", project.script(PLAIN), mode)
+    done = project.dtrain("run", "-n", "2", "--hang-timeout", "4", "--on-hang", "auto", project.script(PLAIN), mode)
     assert done.returncode == code, done.stderr
     assert words in done.stderr
     assert ("no progress" in done.stderr) == (mode != "calls")
-    assert ("the job goes on" in done.stderr) == (mode.startswith("one computes"))
+    assert ("the job goes on" in done.stderr) == (
+        mode in ("one computes", "one computes, then waits", "one leaves", "a thread sends")
+    )
 
 
 INTERRUPTED = """
