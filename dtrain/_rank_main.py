@@ -365,7 +365,8 @@ def _watch_imports(rank_env: RankEnv) -> None:
         # An mpirun and an mpi4py of different MPIs make N worlds of one rank, each of which trains everything and exits with 0.
         if module.Is_initialized() and (found := module.COMM_WORLD.Get_size()) != rank_env.size:
             raise other_world(rank_env.size, found, re.split(r"[,\n]", module.Get_library_version())[0])
-        importlib.import_module("dtrain._mpi_calls").watch_calls(module)
+        if rank_env.watched:
+            importlib.import_module("dtrain._mpi_calls").watch_calls(module)
 
     if rank_env.world_size > 1:
         # mpi4py's package puts a finder of its own, which picks the build for the MPI it found, in front of ours.

@@ -32,7 +32,8 @@ SCRIPT_OVER = "MPI_Finalize (script is over)"
 @dataclass(frozen=True, kw_only=True)
 class Doing:
     """``count`` of what the script told dtrain so far, ``calls`` of collectives and MPI calls entered and left; ``collective``
-    (or call) that the rank is in, ``since_s`` seconds, or empty. ``over``: the script returned, or called ``sys.exit``."""
+    (or call) that the rank is in, ``since_s`` seconds, or empty. ``over``: the script returned, or called ``sys.exit`` or
+    ``MPI.Finalize``; no other rank needs this one."""
 
     count: int
     calls: int
@@ -91,7 +92,7 @@ class Progress:
         _COLLECTIVE.pack_into(self._memory, _COUNT.size, time.monotonic(), name, self.calls)
 
     def end(self, *, finalizes: bool) -> None:
-        """The script is over, by itself; where it ``finalizes``, MPI waits now, for the other ranks' scripts."""
+        """The script is over, or done with MPI; where the process ``finalizes`` now, MPI waits for the other ranks' scripts."""
         self._memory[_OVER] = 1
         if finalizes:
             self.waits = True

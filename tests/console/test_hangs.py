@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
+from dtrain.files import read_json
 from dtrain.status import read_process
 
 from .conftest import Project
@@ -87,6 +88,7 @@ def test_a_rank_that_is_done_waits_for_the_others_and_does_not_hang(project: Pro
     done = project.dtrain("run", "-n", "2", "--hang-timeout", "4", project.script(EVALUATES_ALONE.replace("LINES", "1")))
     assert done.returncode == 123, done.stderr
     assert "rank 0 did not come (train.py:10 in <module>), and rank 1 waited in MPI_Finalize (script is over)" in done.stderr
+    assert re.search(r"rank 1 waits in MPI_Finalize \(script is over\) for \d s: its script is over\n", done.stderr)
 
 
 @pytest.mark.needs("mpi")
@@ -201,6 +203,57 @@ def test_scripts_that_know_mpi_alone(project: Project, mode: str, code: int, wor
     assert ("the job goes on" in done.stderr) == (
         mode in ("one computes", "one computes, then waits", "one leaves", "a thread sends")
     )
+
+
+WAITS_IN = """
+import sys
+from mpi4py import MPI
+
+comm = MPI.COMM_WORLD
+if comm.rank:
+    comm.recv(source=0)
+else:
+    eval(sys.argv[1])
+"""
+
+
+@pytest.mark.needs("mpi")
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        ("MPI.Finalize()", "Finalize"),
+        ("comm.Split(0)", "Split"),
+        ("MPI.Request.Waitany([comm.irecv(source=1)])", "Waitany"),
+    ],
+)
+def test_calls_of_mpi4py_that_wait_are_named(project: Project, call: str, name: str) -> None:
+    done = project.dtrain("run", "-n", "2", "--hang-timeout", "3", project.script(WAITS_IN), call)
+    assert done.returncode == 123, done.stderr
+    assert done.stderr.rstrip().endswith(f"(--hang-timeout): rank 0 waited in {name}; rank 1 waited in recv")
+
+
+METHODS = """
+from mpi4py import MPI
+from dtrain._mpi_calls import BLOCKING
+
+methods = [getattr(getattr(MPI, kind), name) for kind, names in BLOCKING.items() for name in names.split()]
+print("noted:", {hasattr(method, "__wrapped__") for method in [MPI.Finalize, *methods]})
+"""
+
+
+@pytest.mark.needs("mpi")
+@pytest.mark.parametrize("limit_s", [0, 60])
+def test_without_a_limit_mpi4py_is_left_as_it_is(project: Project, limit_s: int) -> None:
+    done = project.dtrain("run", "-n", "2", "--hang-timeout", str(limit_s), project.script(METHODS))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"noted: {{{limit_s > 0}}}") == 2
+
+
+@pytest.mark.needs("mpi")
+def test_a_rank_that_leaves_after_mpi_finalize_did_not_leave_early(project: Project) -> None:
+    done = project.dtrain("run", "-n", "2", project.script("import os\nfrom mpi4py import MPI\nMPI.Finalize()\nos._exit(0)\n"))
+    assert done.returncode == 0, done.stderr
+    assert not any(read_json(project.latest.rank(rank).done)["early"] for rank in range(2))
 
 
 INTERRUPTED = """
