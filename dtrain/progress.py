@@ -28,6 +28,9 @@ _OVER = _COUNT.size + _COLLECTIVE.size
 SCRIPT_OVER = "MPI_Finalize (script is over)"
 """In place of a collective's name."""
 
+FINALIZES = (SCRIPT_OVER, "Finalize")
+"""What a rank that is done is in, until the others are: the second where the script itself calls it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Doing:

@@ -12,7 +12,7 @@ from dtrain.launch.crew import Crew
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.stacks import Beat, collect_stacks, place, read_beat
 from dtrain.layout import RunLayout
-from dtrain.progress import SCRIPT_OVER
+from dtrain.progress import FINALIZES
 from dtrain.status import listed
 
 HANG = 123
@@ -86,8 +86,8 @@ class HangWatch:
         return cause if ends else None
 
     def _wait_at_the_end(self, hung: list[int], left: list[int]) -> bool:
-        """Whether these ranks' scripts are over, and they wait for others of those ``left`` that still do something."""
-        return all(self._beat(rank).collective == SCRIPT_OVER for rank in hung) and not set(left) <= set(hung)
+        """Whether these ranks are done, and wait for others of those ``left`` that still do something."""
+        return all(self._beat(rank).collective in FINALIZES for rank in hung) and not set(left) <= set(hung)
 
     def _beat(self, rank: int) -> Beat:
         """The last one that was read; an empty one of a rank that has not begun."""

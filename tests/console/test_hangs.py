@@ -63,7 +63,7 @@ def test_who_left_the_others_waiting_is_named(project: Project) -> None:
         ("import time", 123, "rank 0 was at train.py:6 in <module>; rank 1 had left before with exit code 0"),
     ):
         script = f"import os, time\n{module}\nif os.environ['OMPI_COMM_WORLD_RANK'] == '1':\n    os._exit(0)\n\ntime.sleep(20)\n"
-        done = project.dtrain("run", "-n", "2", "--hang-timeout", "2", project.script(script))
+        done = project.dtrain("run", "-n", "2", "--hang-timeout", "4", project.script(script))
         assert done.returncode == code, done.stderr
         assert words in done.stderr
 
@@ -74,6 +74,9 @@ import dtrain
 run = dtrain.init()
 run.comm.barrier()
 run.log("loss", 1)
+if run.rank == 2:
+    from mpi4py import MPI
+    MPI.Finalize()
 for n in range(LINES if run.rank == 0 else 0):
     print("evaluates", n, flush=True)
     time.sleep(0.5)
@@ -83,11 +86,11 @@ time.sleep(60 if run.rank == 0 and LINES == 1 else 0)
 
 @pytest.mark.needs("mpi")
 def test_a_rank_that_is_done_waits_for_the_others_and_does_not_hang(project: Project) -> None:
-    done = project.dtrain("run", "-n", "2", "--hang-timeout", "4", project.script(EVALUATES_ALONE.replace("LINES", "12")))
+    done = project.dtrain("run", "-n", "3", "--hang-timeout", "4", project.script(EVALUATES_ALONE.replace("LINES", "12")))
     assert done.returncode == 0, done.stderr
     done = project.dtrain("run", "-n", "2", "--hang-timeout", "4", project.script(EVALUATES_ALONE.replace("LINES", "1")))
     assert done.returncode == 123, done.stderr
-    assert "rank 0 did not come (train.py:10 in <module>), and rank 1 waited in MPI_Finalize (script is over)" in done.stderr
+    assert "rank 0 did not come (train.py:13 in <module>), and rank 1 waited in MPI_Finalize (script is over)" in done.stderr
     assert re.search(r"rank 1 waits in MPI_Finalize \(script is over\) for \d s: its script is over\n", done.stderr)
 
 
@@ -97,7 +100,7 @@ def test_a_stopped_rank_among_others_is_the_one_that_is_named(project: Project) 
         "import os, signal, time\nfrom mpi4py import MPI\nMPI.COMM_WORLD.barrier()\n"
         "if MPI.COMM_WORLD.rank == 1:\n    os.kill(os.getpid(), signal.SIGSTOP)\n\ntime.sleep(60)\n"
     )
-    done = project.dtrain("run", "-n", "3", "--hang-timeout", "2", project.script(stops))
+    done = project.dtrain("run", "-n", "3", "--hang-timeout", "4", project.script(stops))
     assert done.returncode == 123, done.stderr
     last = done.stderr.rstrip().splitlines()[-1]
     assert re.search(r"rank 1: process \d+ is stopped .*; rank 0, rank 2 were at train.py:7 in <module>", last), last
