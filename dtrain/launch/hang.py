@@ -72,7 +72,7 @@ class HangWatch:
         all_wait = self._hangs.on_hang == "auto" and all(self._beat(rank).collective for rank in left)
         stuck = all_wait and idle == left  # nobody is left who could send what these wait for
         if all_wait and not stuck and all(idle_s[rank] > limit - min(_LATE_S, 0.75 * limit) for rank in left):
-            return None  # for as long, it seems, as will be seen soon
+            return None  # since the same moment, it seems, which is seen of some a beat later
         if not stuck and (not hung or self._wait_at_the_end(hung, left)):
             return None
         self._reported.update(hung)

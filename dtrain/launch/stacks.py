@@ -102,7 +102,7 @@ def _ask(run: RunLayout, rank: int, tell: Callable[[int, str], bool] | None) -> 
     if not answers_stacks(record.pid):
         if read_beat(run, rank).collective == SCRIPT_OVER:
             return "(its script is over)\n", 0
-        why = "its script has not begun, has executed another program, or was not started by `dtrain run`"
+        why = "its script has not begun, is over, has executed another program, or was not started by `dtrain run`"
         return f"(cannot be asked: {why})\n", 0
     try:
         state = process.status()
