@@ -22,12 +22,13 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType, ModuleType, TracebackType
+from types import FrameType, ModuleType
 from typing import NoReturn
 
 from dtrain._after_import import AfterImport
 from dtrain._control import Control, Orders
 from dtrain._masked_pipe import MaskedPipe
+from dtrain._tracebacks import strip_frames, tell
 from dtrain.binding import plan_binding
 from dtrain.env import RankEnv, given_secrets, other_world, quiet_tensorflow, unescape_arguments
 from dtrain.errors import DtrainError, RankError
@@ -54,7 +55,6 @@ _UNSEEN = (
     "its host does not see the run folder {root}; use a workspace that all hosts see (--workspace), or with -H let it be copied "
     "(--no-shared-fs)"
 )
-_OWN_FILES = (__file__, str(Path(__file__).with_name("legacy.py")), runpy.__file__, "<frozen runpy>")
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -289,6 +289,7 @@ def _run_script(recorder: Recorder, argv: Sequence[str]) -> NoReturn:
     run_path: Callable[[str], object] = functools.partial(runpy.run_path, run_name="__main__")
     if kinds := legacy_kinds():
         run_path = importlib.import_module("dtrain.legacy").runner(kinds, Path.cwd(), rank=recorder.env.rank)
+    script = os.getpid()
     try:
         if argv[0] == "-m":
             sys.argv = list(argv[1:])
@@ -299,14 +300,20 @@ def _run_script(recorder: Recorder, argv: Sequence[str]) -> NoReturn:
             _put_first(str(Path(argv[0]).absolute().parent))
             run_path(argv[0])
     except SystemExit as error:
+        if os.getpid() != script:  # a process that the script forked, which ends as it would by itself; the rank goes on
+            raise
         _leave(_exit_code(recorder, error))
     except BaseException as error:
-        error = error.with_traceback(_own_frames(error.__traceback__))
+        error = error.with_traceback(strip_frames(error.__traceback__))
         sys.excepthook(type(error), error, error.__traceback__)
         exit_code = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+        if os.getpid() != script:
+            sys.exit(exit_code)
         elsewhere = isinstance(error, DtrainError) and error.of_rank not in (None, recorder.env.rank)
-        recorder.failure("consequence" if elsewhere else "exception", exit_code, exception_message(error), _told(error))
+        recorder.failure("consequence" if elsewhere else "exception", exit_code, exception_message(error), tell(error))
         _leave(exit_code)
+    if os.getpid() != script:
+        sys.exit()
     _leave(0)
 
 
@@ -325,7 +332,7 @@ def _exit_code(recorder: Recorder, error: SystemExit) -> int:
         return 0
     if not isinstance(error.code, int):
         print(error.code, file=sys.stderr)
-    trace = "".join(traceback.format_tb(_own_frames(error.__traceback__)))
+    trace = "".join(traceback.format_tb(strip_frames(error.__traceback__)))
     recorder.failure(
         "exit",
         exit_code,
@@ -333,27 +340,6 @@ def _exit_code(recorder: Recorder, error: SystemExit) -> int:
         f"Traceback (most recent call last):\n{trace}SystemExit: {error.code}",
     )
     return exit_code
-
-
-def _told(error: BaseException) -> str:
-    """The traceback as it is repeated at the end; of dtrain's own errors, which say all that is needed, only the user's lines."""
-    told = traceback.TracebackException.from_exception(error)
-    if isinstance(error, DtrainError):
-        told.__cause__ = told.__context__ = None
-        last = max((n for n, frame in enumerate(told.stack) if not _is_library(frame.filename)), default=-1)
-        del told.stack[last + 1 :]
-    return "".join(told.format())
-
-
-def _is_library(filename: str) -> bool:
-    return filename.startswith((str(Path(__file__).parent), "<frozen")) or "site-packages" in filename
-
-
-def _own_frames(trace: TracebackType | None) -> TracebackType | None:
-    """The traceback without the frames of this module and of runpy, which are not the user's."""
-    while trace is not None and trace.tb_frame.f_code.co_filename in _OWN_FILES:
-        trace = trace.tb_next
-    return trace
 
 
 def _leave(exit_code: int) -> NoReturn:
@@ -379,7 +365,8 @@ def _watch_imports(rank_env: RankEnv) -> None:
         # An mpirun and an mpi4py of different MPIs make N worlds of one rank, each of which trains everything and exits with 0.
         if module.Is_initialized() and (found := module.COMM_WORLD.Get_size()) != rank_env.size:
             raise other_world(rank_env.size, found, re.split(r"[,\n]", module.Get_library_version())[0])
-        importlib.import_module("dtrain._mpi_calls").watch_calls(module)
+        if rank_env.watched:
+            importlib.import_module("dtrain._mpi_calls").watch_calls(module)
 
     if rank_env.world_size > 1:
         # mpi4py's package puts a finder of its own, which picks the build for the MPI it found, in front of ours.

@@ -57,6 +57,7 @@ _RESUME = "DTRAIN_RESUME"
 ATTEMPT = "DTRAIN_ATTEMPT"
 _SUPERVISED = "DTRAIN_SUPERVISED"
 _CONTROL = "DTRAIN_CONTROL"
+_WATCHED = "DTRAIN_WATCHED"
 _WORKSPACE = "DTRAIN_WORKSPACE"
 _MPIRUN = "DTRAIN_MPIRUN"
 _SECRETS = "DTRAIN_SECRETS"
@@ -81,6 +82,7 @@ _OF_ONE_RUN = (
     ATTEMPT,
     _SUPERVISED,
     _CONTROL,
+    _WATCHED,
     _SECRETS,
     _WORKER,
     *resources.OWN_VARIABLES,
@@ -96,7 +98,8 @@ class RankEnv:
     ``vocabulary`` is a key of :data:`VOCABULARIES`, ``tf_config``, or ``alone`` when nobody launched the process. ``task`` is
     the process's role and index where ranks have roles (``tf_config``), else None. ``run_dir`` is None when the run folder is
     still to be made. ``supervised`` is true when a ``dtrain run`` reads the rank's files as they grow, ``controlled`` when one on
-    another host says on standard input what is to be done, ``ordered`` when it does so in a file of the run folder.
+    another host says on standard input what is to be done, ``ordered`` when it does so in a file of the run folder; ``watched``
+    unless nobody wants to know what the rank waits for in mpi4py (``--hang-timeout 0``).
 
     Workers of an ``elastic`` job are tasks, numbered in the order of their starts; rank and size are those that one began with.
     """
@@ -112,6 +115,7 @@ class RankEnv:
     supervised: bool = False
     controlled: bool = False
     ordered: bool = False
+    watched: bool = True
     task: Task | None = None
     elastic: bool = False
 
@@ -172,6 +176,7 @@ class RankEnv:
             supervised=bool(environ.get(_SUPERVISED)),
             controlled="stdin" in environ.get(_CONTROL, ""),
             ordered="file" in environ.get(_CONTROL, ""),
+            watched=environ.get(_WATCHED) != "0",
             task=task if worker is None else Task("worker", worker),
             elastic=vocabulary == "horovod" and environ.get(_ELASTIC) == "1",
         )
@@ -273,11 +278,16 @@ def _names(vocabulary: str) -> tuple[str, str]:
     return (TF_CONFIG, f"{TF_CONFIG}'s cluster") if vocabulary == CLUSTER_VOCABULARY else (vocabulary, vocabulary)
 
 
-def launch_variables(run: RunLayout, *, size: int | None, vocabulary: str, resume_from: Path | None) -> dict[str, str]:
-    """The variables that a launcher gives to all ranks of a run; ``size`` None: how many there are changes."""
+def launch_variables(
+    run: RunLayout, *, size: int | None, vocabulary: str, resume_from: Path | None, watched: bool = True
+) -> dict[str, str]:
+    """The variables that a launcher gives to all ranks of a run; ``size`` None: how many there are changes. ``watched`` where
+    it is to be known what they wait for in mpi4py."""
     variables = {RUN_DIR: str(run.root), _RUN_VOCABULARY: vocabulary, **({} if size is None else {"DTRAIN_SIZE": str(size)})}
     if resume_from is not None:
         variables[_RESUME] = str(resume_from)
+    if not watched:
+        variables[_WATCHED] = "0"
     return variables
 
 

@@ -7,6 +7,7 @@ here, and the rank's guard, which was forked from the same process, reads it: al
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import mmap
 import os
@@ -20,16 +21,22 @@ _COUNT = struct.Struct("<Q")
 # When a collective was entered (time.monotonic, the same clock in all of a host's processes), its name, and the number of
 # times that one was entered or left.
 _COLLECTIVE = struct.Struct("<d32sQ")
+_CALLS = struct.Struct("<Q")
+_CALLS_AT = _COUNT.size + _COLLECTIVE.size - _CALLS.size
 _OVER = _COUNT.size + _COLLECTIVE.size
 
 SCRIPT_OVER = "MPI_Finalize (script is over)"
 """In place of a collective's name."""
 
+FINALIZES = (SCRIPT_OVER, "Finalize")
+"""What a rank that is done is in, until the others are: the second where the script itself calls it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Doing:
     """``count`` of what the script told dtrain so far, ``calls`` of collectives and MPI calls entered and left; ``collective``
-    (or call) that the rank is in, ``since_s`` seconds, or empty. ``over``: the script returned, or called ``sys.exit``."""
+    (or call) that the rank is in, ``since_s`` seconds, or empty. ``over``: the script returned, or called ``sys.exit`` or
+    ``MPI.Finalize``; no other rank needs this one."""
 
     count: int
     calls: int
@@ -43,9 +50,13 @@ class Progress:
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, 64)  # anonymous: shared with the processes that are forked from here, and with no other
-        self._count = self._calls = 0
+        self._count = 0
+        self.calls = 0
+        """How often a collective, or a call of MPI's, was entered or left."""
         self.waits = False
-        """Whether this process is in a collective."""
+        """Whether this process is in one."""
+        self.write_left = functools.partial(_COLLECTIVE.pack_into, self._memory, _COUNT.size, 0.0, b"")
+        """Called with :attr:`calls`: this process is in none. Native code, which no handler of a signal interrupts."""
 
     def begin(self) -> None:
         """From here on it is the script that does something."""
@@ -60,32 +71,36 @@ class Progress:
     @contextlib.contextmanager
     def collective(self, name: str) -> Iterator[None]:
         """Waiting for the other ranks, in the collective ``name``; entering and leaving it are progress."""
-        self.enter(name.encode())
-        self.mark()
         try:
+            self.waits = False  # an exception of a signal's handler may have kept the last one from being left
+            self.enter(name.encode())
+            self.mark()
             yield
         finally:
-            self.leave()
+            self.waits = False
+            self.calls += 1
+            self.write_left(self.calls)
             self.mark()
 
     def enter(self, name: bytes) -> None:
-        """Begin to wait for other ranks, in a collective or a call of MPI's; it tells dtrain nothing, but is progress."""
-        self.waits = True
-        self._calls += 1
-        _COLLECTIVE.pack_into(self._memory, _COUNT.size, time.monotonic(), name, self._calls)
+        """Begin to wait for other ranks, in a collective or a call of MPI's; it tells dtrain nothing, but is progress.
 
-    def leave(self) -> None:
-        """What was waited for has come."""
-        self._calls += 1
-        _COLLECTIVE.pack_into(self._memory, _COUNT.size, 0.0, b"", self._calls)
-        self.waits = False
+        Within another one it is a part of that: ``name`` is not noted. Who enters leaves, also where this raises.
+        """
+        self.calls += 1
+        if self.waits:
+            _CALLS.pack_into(self._memory, _CALLS_AT, self.calls)
+            return
+        self.waits = True
+        _COLLECTIVE.pack_into(self._memory, _COUNT.size, time.monotonic(), name, self.calls)
 
     def end(self, *, finalizes: bool) -> None:
-        """The script is over, by itself; where it ``finalizes``, MPI waits now, for the other ranks' scripts. No progress."""
+        """The script is over, or done with MPI; where the process ``finalizes`` now, MPI waits for the other ranks' scripts."""
         self._memory[_OVER] = 1
         if finalizes:
             self.waits = True
-            _COLLECTIVE.pack_into(self._memory, _COUNT.size, time.monotonic(), SCRIPT_OVER.encode(), self._calls)
+            self.calls += 1
+            _COLLECTIVE.pack_into(self._memory, _COUNT.size, time.monotonic(), SCRIPT_OVER.encode(), self.calls)
 
     def read(self) -> Doing:
         """What the other process, that shares this memory, does now."""

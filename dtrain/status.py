@@ -43,6 +43,9 @@ _UNRECORDED = "its supervisor (dtrain run) was killed or its host restarted, or 
 _MOST_LISTED = 8
 _KILLED = (128 + signal.SIGKILL, 128 + signal.SIGTERM)  # what comes from outside; SIGABRT may follow from another's failure
 _KILL_NOTICED_S = 1.0
+# For so long after it a rank that left by no end of its script may be why others were killed: MPI does that at once, but what it
+# killed with its guard is seen when all is over.
+_KILLED_WITHIN_S = 30.0
 _MESSAGE_LENGTH = 1_000
 _TRACEBACK_LENGTH = 50_000
 
@@ -248,11 +251,12 @@ def who_left(run: RunLayout, size: int, before: float, *, early_only: bool = Tru
     """Which rank had left with exit code 0 before that time (Unix seconds), in a sentence; empty where none had.
 
     ``early_only``: only one that left by no end of its script (``os._exit(0)``), for which MPI ends the others. It does so before
-    that one's guard has noted the end: so up to :data:`_KILL_NOTICED_S` later counts as before.
+    that one's guard has noted the end: so up to :data:`_KILL_NOTICED_S` later counts as before. Who left longer before than
+    :data:`_KILLED_WITHIN_S` is not why.
     """
     done = [(read_json(path), rank) for rank in range(size) if (path := run.rank(rank).done).is_file()]
     early = [(record["time"], rank) for record, rank in done if record.get("early")]
-    left = [(when, rank) for when, rank in early if when - before < _KILL_NOTICED_S]
+    left = [(when, rank) for when, rank in early if -_KILLED_WITHIN_S < when - before < _KILL_NOTICED_S]
     if not early_only:
         left += [(record["time"], rank) for record, rank in done if record["time"] <= before]
     if not left:

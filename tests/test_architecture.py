@@ -61,13 +61,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "_after_import": set(),
     "_mpi_calls": {"progress"},
+    "_tracebacks": set(),
     "_control": {"processes"},
     # tensorflow: where `import tensorflow` of an old script leads.
     "legacy": {"tensorflow"},
     # tensorflow: for what it mends in Horovod, where the script imports that; azureml: where the job was submitted by its names.
     "_rank_main": {
         *("layout", "env", "status", "processes", "progress", "masking", "binding", "resources", "switches"),
-        *("_after_import", "_control", "_masked_pipe", "_mpi_calls", "tensorflow", "azureml", "legacy"),
+        *("_after_import", "_control", "_masked_pipe", "_mpi_calls", "_tracebacks", "tensorflow", "azureml", "legacy"),
     },
     "comm": {"env", "progress"},
     "metrics": {"layout"},

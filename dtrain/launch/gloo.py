@@ -77,7 +77,9 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, site: Site) -> LaunchPlan:
         **horovod_variables(environ),
         **({name: value for name, value in _GLOO_TIMEOUT.items() if name not in environ} if options.elastic else {}),
         **resources.share_variables(spec.bind, threads, environ, names),
-        **env.launch_variables(run, size=size, vocabulary="horovod", resume_from=spec.resume_from),
+        **env.launch_variables(
+            run, size=size, vocabulary="horovod", resume_from=spec.resume_from, watched=spec.hangs.hang_timeout_s is not None
+        ),
         **spec.open_environment,
     }
     argv = [spec.interpreter, "-m", "dtrain.launch.gloo_driver", "--workers", str(spec.workers), "--interface", site.interface]

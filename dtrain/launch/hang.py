@@ -12,11 +12,13 @@ from dtrain.launch.crew import Crew
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.stacks import Beat, collect_stacks, place, read_beat
 from dtrain.layout import RunLayout
-from dtrain.progress import SCRIPT_OVER
+from dtrain.progress import FINALIZES
 from dtrain.status import listed
 
 HANG = 123
 """The exit code of a job that was ended for it: beside 124, that of the time limit."""
+# How much later than another rank's progress one's may be seen: its guard's next beat, the next reading, and as much again.
+_LATE_S = 4.0
 _PLACE = re.compile(r":\d+ in ")
 """In what :func:`~dtrain.launch.stacks.place` says of a rank that answered; of another it says why it did not."""
 
@@ -61,50 +63,53 @@ class HangWatch:
         if self._plan.elastic and any(self._run.rank(rank).error.is_file() for rank in self._ranks):
             for rank in self._ranks:  # they wait for a host to take its place, which has a limit of its own (--elastic-timeout)
                 self._progressed(rank)
-        idle = [rank for rank in self._ranks if self._is_idle(rank, limit)]
+        idle_s = {rank: self._idle_s(rank) for rank in self._ranks}
+        idle = [rank for rank in self._ranks if idle_s[rank] > limit and not self._has_ended(rank)]
+        if not idle:
+            return None
         hung = [rank for rank in idle if rank not in self._reported]
-        # Nobody is left who could send what these wait for.
-        stuck = self._hangs.on_hang == "auto" and bool(idle) and self._all_wait(limit)
-        if not (hung or stuck) or self._wait_at_the_end(hung or idle):
+        left = [rank for rank in self._ranks if not self._run.rank(rank).done.is_file()]
+        all_wait = self._hangs.on_hang == "auto" and all(self._beat(rank).collective for rank in left)
+        stuck = all_wait and idle == left  # nobody is left who could send what these wait for
+        if all_wait and not stuck and all(idle_s[rank] > limit - min(_LATE_S, 0.75 * limit) for rank in left):
+            return None  # since the same moment, it seems, which is seen of some a beat later
+        if not stuck and (not hung or self._wait_at_the_end(hung, left)):
             return None
         self._reported.update(hung)
-        cause = self._tell(hung or idle)
+        cause = self._tell(idle if stuck else hung)
         # Who never told anything through dtrain may be hard at work in silence, as may a chief that waits for its workers: they
         # are shown, not ended.
-        known = not self._plan.tasks and any(self._last[rank].count for rank in hung)
+        known = not self._plan.tasks and any(self._beat(rank).count for rank in hung)
         ends = self._hangs.on_hang == "end" or (self._hangs.on_hang == "auto" and (known or stuck))
         if not ends:
             self._say("dtrain: the job goes on (--on-hang end would end it)")
         return cause if ends else None
 
-    def _wait_at_the_end(self, hung: list[int]) -> bool:
-        """Whether these ranks' scripts are over, and they wait for others that still do something."""
-        if any(read_beat(self._run, rank).collective != SCRIPT_OVER for rank in hung):
-            return False
-        return any(rank not in hung and not self._run.rank(rank).done.is_file() for rank in self._ranks)
+    def _wait_at_the_end(self, hung: list[int], left: list[int]) -> bool:
+        """Whether these ranks are done, and wait for others of those ``left`` that still do something."""
+        return all(self._beat(rank).collective in FINALIZES for rank in hung) and not set(left) <= set(hung)
 
-    def _all_wait(self, limit: float) -> bool:
-        """Whether every rank that is left has waited for others longer than that, in a collective or a call of MPI's."""
-        left = [rank for rank in self._ranks if not self._run.rank(rank).done.is_file()]
-        beats = (self._last.get(rank, Beat()) for rank in left)
-        return all(beat.collective and beat.since_s > limit for beat in beats)
+    def _beat(self, rank: int) -> Beat:
+        """The last one that was read; an empty one of a rank that has not begun."""
+        return self._last.get(rank, Beat())
 
     def _progressed(self, rank: int) -> None:
         self._since[rank] = time.monotonic()
         self._reported.discard(rank)
 
-    def _is_idle(self, rank: int, limit_s: float) -> bool:
-        """Whether the rank's last progress is so many seconds ago; not of one that has not begun, or has ended."""
+    def _idle_s(self, rank: int) -> float:
+        """Seconds since the rank's last progress was seen; 0 of one that has not begun."""
         if rank not in self._beats.last:
-            return False
-        beat, before = Beat.parse(self._beats.last[rank]), self._last.get(rank, Beat())
+            return 0.0
+        beat, before = Beat.parse(self._beats.last[rank]), self._beat(rank)
         self._last[rank] = beat
         if rank not in self._since or (beat.count, beat.calls) != (before.count, before.calls):
             self._progressed(rank)
-        if time.monotonic() - self._since[rank] <= limit_s:
-            return False
+        return time.monotonic() - self._since[rank]
+
+    def _has_ended(self, rank: int) -> bool:
         files = self._run.rank(rank)
-        return not (files.done.is_file() or files.error.is_file())
+        return files.done.is_file() or files.error.is_file()
 
     def _tell(self, hung: list[int]) -> str:
         """Show what every rank does, those that do the same in a line, and return the cause in a sentence."""
@@ -127,15 +132,15 @@ class HangWatch:
             doing = waiting if collective else f"{'is' if one else 'are'} in no collective of dtrain's"
             self._say(f"dtrain:   {named(ranks_there)} {doing}: {where}")
         self._say(f"dtrain: the stacks of all ranks are in {self._run.ranks}/*/stack.txt")
-        left = [rank for rank in self._ranks if self._run.rank(rank).done.is_file()]
-        free = [rank for rank in waits.pop("", []) if rank in self._ranks and rank not in left]
+        gone = [rank for rank in self._ranks if self._run.rank(rank).done.is_file()]
+        free = [rank for rank in waits.pop("", []) if rank in self._ranks and rank not in gone]
         waited = "; ".join(f"{named(ranks)} waited in {name}" for name, ranks in waits.items())
         if free and waited:
             blamed = f"{named(free)} did not come ({place(stacks[free[0]])}), and {waited}"
         else:
             spots = [(named(there), len(there) == 1, spot) for (_, spot), there in alike.items() if set(there) & set(hung)]
             blamed = waited or "; ".join(_at(*each) for each in sorted(spots, key=lambda each: bool(_PLACE.search(each[2]))))
-        blamed += f"; {named(left)} had left before with exit code 0" if left else ""
+        blamed += f"; {named(gone)} had left before with exit code 0" if gone else ""
         return f"no progress for {limit:g} s (--hang-timeout): {blamed}"
 
 

@@ -44,7 +44,13 @@ def plan(
     own = {name: str(scratch) for name in family.scratch_variables}
     environment = {
         **resources.share_variables(spec.bind, rank_threads(spec, places), environ, threads),
-        **env.launch_variables(run, size=spec.workers, vocabulary=family.vocabulary, resume_from=spec.resume_from),
+        **env.launch_variables(
+            run,
+            size=spec.workers,
+            vocabulary=family.vocabulary,
+            resume_from=spec.resume_from,
+            watched=spec.hangs.hang_timeout_s is not None,
+        ),
         **(env.unsupervised_variables() if places else {}),
         **spec.open_environment,
     }

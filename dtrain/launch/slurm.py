@@ -85,7 +85,13 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, *, allocation: Allocation, st
     environment = {
         **common,
         **_own_mpi(spec, start),
-        **env.launch_variables(run, size=spec.workers, vocabulary="slurm", resume_from=spec.resume_from),
+        **env.launch_variables(
+            run,
+            size=spec.workers,
+            vocabulary="slurm",
+            resume_from=spec.resume_from,
+            watched=spec.hangs.hang_timeout_s is not None,
+        ),
         **spec.open_environment,
     }
     argv = (

@@ -15,6 +15,7 @@ import psutil
 
 from dtrain.layout import RunLayout
 from dtrain.processes import DUMP_STACKS, answers_stacks
+from dtrain.progress import SCRIPT_OVER
 from dtrain.status import read_process
 
 _ANSWER_S = 2.0
@@ -99,7 +100,9 @@ def _ask(run: RunLayout, rank: int, tell: Callable[[int, str], bool] | None) -> 
             return "", size
         return (f"(is on host {record.host}; ask there)\n" if elsewhere else "(has ended)\n"), 0
     if not answers_stacks(record.pid):
-        why = "its script has not begun, has executed another program, or was not started by `dtrain run`"
+        if read_beat(run, rank).collective == SCRIPT_OVER:
+            return "(its script is over)\n", 0
+        why = "its script has not begun, is over, has executed another program, or was not started by `dtrain run`"
         return f"(cannot be asked: {why})\n", 0
     try:
         state = process.status()

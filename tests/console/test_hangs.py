@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
+from dtrain.files import read_json
 from dtrain.status import read_process
 
 from .conftest import Project
@@ -62,7 +63,7 @@ def test_who_left_the_others_waiting_is_named(project: Project) -> None:
         ("import time", 123, "rank 0 was at train.py:6 in <module>; rank 1 had left before with exit code 0"),
     ):
         script = f"import os, time\n{module}\nif os.environ['OMPI_COMM_WORLD_RANK'] == '1':\n    os._exit(0)\n\ntime.sleep(20)\n"
-        done = project.dtrain("run", "-n", "2", "--hang-timeout", "2", project.script(script))
+        done = project.dtrain("run", "-n", "2", "--hang-timeout", "4", project.script(script))
         assert done.returncode == code, done.stderr
         assert words in done.stderr
 
@@ -73,6 +74,9 @@ import dtrain
 run = dtrain.init()
 run.comm.barrier()
 run.log("loss", 1)
+if run.rank == 2:
+    from mpi4py import MPI
+    MPI.Finalize()
 for n in range(LINES if run.rank == 0 else 0):
     print("evaluates", n, flush=True)
     time.sleep(0.5)
@@ -82,11 +86,12 @@ time.sleep(60 if run.rank == 0 and LINES == 1 else 0)
 
 @pytest.mark.needs("mpi")
 def test_a_rank_that_is_done_waits_for_the_others_and_does_not_hang(project: Project) -> None:
-    done = project.dtrain("run", "-n", "2", "--hang-timeout", "4", project.script(EVALUATES_ALONE.replace("LINES", "12")))
+    done = project.dtrain("run", "-n", "3", "--hang-timeout", "4", project.script(EVALUATES_ALONE.replace("LINES", "12")))
     assert done.returncode == 0, done.stderr
     done = project.dtrain("run", "-n", "2", "--hang-timeout", "4", project.script(EVALUATES_ALONE.replace("LINES", "1")))
     assert done.returncode == 123, done.stderr
-    assert "rank 0 did not come (train.py:10 in <module>), and rank 1 waited in MPI_Finalize (script is over)" in done.stderr
+    assert "rank 0 did not come (train.py:13 in <module>), and rank 1 waited in MPI_Finalize (script is over)" in done.stderr
+    assert re.search(r"rank 1 waits in MPI_Finalize \(script is over\) for \d s: its script is over\n", done.stderr)
 
 
 @pytest.mark.needs("mpi")
@@ -95,7 +100,7 @@ def test_a_stopped_rank_among_others_is_the_one_that_is_named(project: Project) 
         "import os, signal, time\nfrom mpi4py import MPI\nMPI.COMM_WORLD.barrier()\n"
         "if MPI.COMM_WORLD.rank == 1:\n    os.kill(os.getpid(), signal.SIGSTOP)\n\ntime.sleep(60)\n"
     )
-    done = project.dtrain("run", "-n", "3", "--hang-timeout", "2", project.script(stops))
+    done = project.dtrain("run", "-n", "3", "--hang-timeout", "4", project.script(stops))
     assert done.returncode == 123, done.stderr
     last = done.stderr.rstrip().splitlines()[-1]
     assert re.search(r"rank 1: process \d+ is stopped .*; rank 0, rank 2 were at train.py:7 in <module>", last), last
@@ -134,7 +139,7 @@ def test_what_counts_as_progress(project: Project, script: str, options: tuple[s
 
 
 PLAIN = """
-import sys, time
+import sys, threading, time
 from mpi4py import MPI
 
 comm = MPI.COMM_WORLD
@@ -145,17 +150,34 @@ if mode == "each receives":
 elif mode == "one completes":
     (MPI.Request.Waitall if comm.rank else MPI.Request.Wait)(*([[comm.irecv()]] if comm.rank else [comm.irecv()]))
 elif mode == "one computes" and comm.rank:
-    until = time.monotonic() + 5
+    until = time.monotonic() + 8
     while time.monotonic() < until:
         pass
 elif mode == "calls":
-    for _ in range(80):
+    for _ in range(120):
         comm.Barrier()
         time.sleep(0.05)
-if mode != "one computes, then waits":
+
+def talk():
+    for n in range(16):
+        print("at work", n, flush=True)
+        time.sleep(0.5)
+
+def talk_and_send():
+    talk()
+    comm.send(1, 0)
+    comm.send(1, 1)
+
+if mode == "a thread sends":
+    if comm.rank:
+        threading.Thread(target=talk_and_send).start()
+    comm.recv(source=1)
+elif mode == "one leaves":
+    talk() if comm.rank == 0 else comm.recv(source=0)
+elif mode != "one computes, then waits":
     comm.Barrier()
 elif comm.rank:
-    time.sleep(3.5)
+    time.sleep(8)
     comm.recv(source=0)
 else:
     comm.Reduce(MPI.IN_PLACE, [bytearray(8), MPI.BYTE])
@@ -170,16 +192,103 @@ else:
         ("one completes", 123, "(--hang-timeout): rank 0 waited in Wait; rank 1 waited in Waitall"),
         ("one computes", 0, "dtrain:   rank 0 waits in Barrier for "),
         ("one computes, then waits", 123, "(--hang-timeout): rank 0 waited in Reduce; rank 1 waited in recv"),
+        ("one leaves", 123, "(--hang-timeout): rank 0 waited in MPI_Finalize (script is over); rank 1 waited in recv"),
+        ("a thread sends", 0, "no progress of rank 0 for 4 s"),
         ("calls", 0, "completed"),
     ],
 )
 def test_scripts_that_know_mpi_alone(project: Project, mode: str, code: int, words: str) -> None:
     """Left alone, one is ended only when nobody is left who could do anything: a rank may compute in silence."""
-    done = project.dtrain("run", "-n", "2", "--hang-timeout", "2", "--on-hang", "auto", project.script(PLAIN), mode)
+    done = project.dtrain("run", "-n", "2", "--hang-timeout", "4", "--on-hang", "auto", project.script(PLAIN), mode)
     assert done.returncode == code, done.stderr
     assert words in done.stderr
     assert ("no progress" in done.stderr) == (mode != "calls")
-    assert ("the job goes on" in done.stderr) == (mode.startswith("one computes"))
+    assert ("the job goes on" in done.stderr) == (
+        mode in ("one computes", "one computes, then waits", "one leaves", "a thread sends")
+    )
+
+
+WAITS_IN = """
+import sys
+from mpi4py import MPI
+
+comm = MPI.COMM_WORLD
+if comm.rank:
+    comm.recv(source=0)
+else:
+    eval(sys.argv[1])
+"""
+
+
+@pytest.mark.needs("mpi")
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        ("MPI.Finalize()", "Finalize"),
+        ("comm.Split(0)", "Split"),
+        ("MPI.Request.Waitany([comm.irecv(source=1)])", "Waitany"),
+    ],
+)
+def test_calls_of_mpi4py_that_wait_are_named(project: Project, call: str, name: str) -> None:
+    done = project.dtrain("run", "-n", "2", "--hang-timeout", "3", project.script(WAITS_IN), call)
+    assert done.returncode == 123, done.stderr
+    assert done.stderr.rstrip().endswith(f"(--hang-timeout): rank 0 waited in {name}; rank 1 waited in recv")
+
+
+METHODS = """
+from mpi4py import MPI
+from dtrain._mpi_calls import BLOCKING
+
+methods = [getattr(getattr(MPI, kind), name) for kind, names in BLOCKING.items() for name in names.split()]
+print("noted:", {hasattr(method, "__wrapped__") for method in [MPI.Finalize, *methods]})
+"""
+
+
+@pytest.mark.needs("mpi")
+@pytest.mark.parametrize("limit_s", [0, 60])
+def test_without_a_limit_mpi4py_is_left_as_it_is(project: Project, limit_s: int) -> None:
+    done = project.dtrain("run", "-n", "2", "--hang-timeout", str(limit_s), project.script(METHODS))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"noted: {{{limit_s > 0}}}") == 2
+
+
+@pytest.mark.needs("mpi")
+def test_a_rank_that_leaves_after_mpi_finalize_did_not_leave_early(project: Project) -> None:
+    done = project.dtrain("run", "-n", "2", project.script("import os\nfrom mpi4py import MPI\nMPI.Finalize()\nos._exit(0)\n"))
+    assert done.returncode == 0, done.stderr
+    assert not any(read_json(project.latest.rank(rank).done)["early"] for rank in range(2))
+
+
+INTERRUPTED = """
+import signal
+from mpi4py import MPI
+from dtrain.progress import PROGRESS
+
+class Timeout(Exception):
+    pass
+
+def interrupt(*_):
+    raise Timeout
+
+signal.signal(signal.SIGALRM, interrupt)
+for _ in range(300):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+        while True:
+            MPI.COMM_SELF.allreduce(1)
+    except Timeout:
+        pass
+    assert (PROGRESS.waits, PROGRESS.read().collective) == (False, "")
+before = PROGRESS.read().calls
+MPI.COMM_WORLD.Barrier()
+assert PROGRESS.read().calls == before + 2
+"""
+
+
+@pytest.mark.needs("mpi")
+def test_a_call_that_a_signals_handler_leaves_is_left(project: Project) -> None:
+    done = project.dtrain("run", "-n", "2", project.script(INTERRUPTED))
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_stopped_rank_is_named_as_one(project: Project, wait_until: Callable[..., None]) -> None:

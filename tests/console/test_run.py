@@ -14,6 +14,7 @@ import orjson
 import psutil
 import pytest
 
+from dtrain.files import read_json
 from dtrain.metrics import read_metrics
 from dtrain.status import read_status
 
@@ -402,6 +403,33 @@ def test_arguments_that_mpirun_would_take_for_its_own(project: Project, ranks: t
 def test_exit_codes_are_those_of_python(project: Project, text: str, code: int) -> None:
     assert project.dtrain("run", project.script(f"import sys\n{text}\n")).returncode == code
     assert project.json("show", "latest")["state"] == ("failed" if code else "completed")
+
+
+FORKS = """
+import os, sys
+
+for end in ("", "sys.exit(0)", "sys.exit(3)", "raise ValueError(end)"):
+    if os.fork() == 0:
+        exec(end)
+        break
+    os.wait()
+else:
+    os._exit(0)
+"""
+
+
+def test_how_a_process_ends_that_the_script_forked_is_not_how_the_rank_does(project: Project) -> None:
+    done = project.dtrain("run", project.script(FORKS))
+    assert done.returncode == 0, done.stderr
+    assert read_json(project.latest.rank(0).done)["early"]
+
+
+@pytest.mark.needs("mpi")
+def test_a_call_of_mpi4py_that_fails_is_told_without_a_frame_of_dtrains(project: Project) -> None:
+    done = project.dtrain("run", "-n", "2", project.script("from mpi4py import MPI\nMPI.COMM_WORLD.recv(source=9)\n"))
+    assert done.returncode == 1, done.stderr
+    assert 'File "train.py", line 2, in <module>' in done.stderr
+    assert "_mpi_calls" not in done.stdout + done.stderr
 
 
 def test_a_script_that_is_a_link_and_a_safe_path(project: Project) -> None:

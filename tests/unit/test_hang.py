@@ -14,7 +14,7 @@ from dtrain.launch.hang import HangWatch
 from dtrain.launch.plan import LaunchPlan
 from dtrain.layout import RunLayout
 from dtrain.processes import ProcessRecord
-from dtrain.progress import PROGRESS
+from dtrain.progress import PROGRESS, Progress
 from dtrain.status import RankFailure, World, write_record
 
 
@@ -45,3 +45,34 @@ def test_workers_that_wait_for_a_host_do_not_hang(tmp_path: Path) -> None:
     found = look()
     assert found is not None
     assert found.startswith("no progress for 0.01 s (--hang-timeout): worker 0")
+
+
+def test_ranks_that_wait_for_each_other_are_told_when_it_is_known_of_all(tmp_path: Path) -> None:
+    """They began at the same time, but the second one's guard beats later."""
+    run = RunLayout(tmp_path / "run").begin_attempt(0, 2)
+    plan = LaunchPlan(launcher="mpi", size=2, processes=())
+    said: list[str] = []
+    crew = Crew(plan, run, Agents(plan, run, 1.0, said.append), output=1, start_timeout_s=1.0, say=said.append)
+    beats = Beats(plan, run)
+    hangs = HangWatch(plan, run, Hangs(hang_timeout_s=2.0, on_hang="auto"), said.append, crew, beats)
+
+    def look(*, beat: int | None = None) -> str | None:
+        if beat is not None:
+            waits[beat].write(run.rank(beat).heartbeat)
+        beats.read()
+        return hangs.look()
+
+    waits = [Progress(), Progress()]
+    for rank, call in enumerate((b"Barrier", b"recv")):
+        waits[rank].enter(call)
+        write_record(run.rank(rank).process, ProcessRecord.of(os.getpid()))
+    assert look(beat=0) is None
+    time.sleep(1)
+    assert look(beat=1) is None
+    time.sleep(1.1)
+    assert look() is None
+    assert not said
+    time.sleep(1.1)
+    assert look() == "no progress for 2 s (--hang-timeout): rank 0 waited in Barrier; rank 1 waited in recv"
+    assert said[0].startswith("dtrain: no progress of rank 0, rank 1 for 2 s")
+    assert not any("the job goes on" in line for line in said)

@@ -37,6 +37,7 @@ LEFT = "rank 2 had left before with exit code 0, and the others still needed it"
         ("consequence", 14, "", {"time": 12.0, "early": True}, ""),
         ("signal", 137, VANISHED, {"time": 9.9, "early": True}, f"{VANISHED}: {LEFT}"),
         ("signal", 137, VANISHED, {"time": 9.9, "early": False}, VANISHED),
+        ("signal", 137, VANISHED, {"time": -50.0, "early": True}, VANISHED),
         ("signal", 137, "killed by SIGKILL", {"time": 9.9, "early": True}, "killed by SIGKILL"),
     ],
 )
