@@ -304,7 +304,7 @@ class RunLayout:
     def begin_attempt(self, number: int, size: int) -> RunLayout:
         """Make the folders of an attempt of ``size`` ranks, lead ``ranks`` to them, and return this run with its number."""
         begun = RunLayout(self.root, number)
-        for folder in (begun.staging, *(begun.rank(rank).root for rank in range(size))):
+        for folder in (begun.staging, begun.ranks, *(begun.rank(rank).root for rank in range(size))):
             folder.mkdir(parents=True, exist_ok=True)
         link = self.root / f".ranks-{number}"
         link.unlink(missing_ok=True)
