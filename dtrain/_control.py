@@ -74,19 +74,20 @@ class Control:
 class Orders:
     """The file in which a supervisor on another host writes words. The guard looks into it at each beat.
 
-    ``staging`` is the attempt's staging folder. Without it the attempt is over, also for a rank that nobody could reach.
+    ``over`` is a file that is there when the attempt is over, also for a rank that nobody could reach.
     """
 
-    def __init__(self, path: Path, staging: Path) -> None:
-        self._path, self._staging, self._read = path, staging, 0
+    def __init__(self, path: Path, over: Path) -> None:
+        self._path, self._over, self._read = path, over, 0
 
     def obey(self, child: int) -> None:
         """From the guard's main thread: do what has been written since the last time. ``child`` is the script's process."""
         with contextlib.suppress(OSError):
-            if self._path.parent.is_dir() and not self._staging.is_dir():
+            _open_anew(self._over.parent)
+            if self._over.is_file():
                 signal.pthread_kill(threading.get_ident(), LAUNCHER_IS_GONE)
         with contextlib.suppress(OSError):
-            os.listdir(self._path.parent)  # else a network file system may go on to say that there is no such file
+            _open_anew(self._path.parent)
             with open(self._path, "rb") as file:
                 file.seek(self._read)
                 lines = file.read().splitlines(keepends=True)
@@ -94,6 +95,11 @@ class Orders:
                 if line.endswith(b"\n"):
                     self._read += len(line)
                     _do(line, child, threading.get_ident())
+
+
+def _open_anew(folder: Path) -> None:
+    """Else a network file system may go on to say that there is no such file. It is not listed: it may hold thousands."""
+    os.close(os.open(folder, os.O_RDONLY | os.O_CLOEXEC))
 
 
 def _do(line: bytes, child: int, guard: int) -> None:

@@ -134,7 +134,7 @@ def main() -> NoReturn:
             output.be_output()
         _run_script(recorder, unescape_arguments(sys.argv[1:]))
     os.close(ready_read)
-    orders = Orders(files.orders, run.staging) if rank_env.ordered and rank_env.supervised else None
+    orders = Orders(files.orders, run.over) if rank_env.ordered and rank_env.supervised else None
     _Guard(recorder, child, control, orders, output).watch(launcher, ready_write)
 
 

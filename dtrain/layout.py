@@ -25,9 +25,8 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 def check_name(kind: str, name: str) -> str:
     """Return ``name`` when it may be a path component and part of ``name:version``, else raise UsageError."""
     if not NAME_PATTERN.fullmatch(name):
-        raise UsageError(
-            f"{kind} name {name!r} is not allowed; use 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit"
-        )
+        allowed = "1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit"
+        raise UsageError(f"{kind} name {name!r} is not allowed; use {allowed}")
     return name
 
 
@@ -230,7 +229,12 @@ class RunLayout:
     @property
     def room(self) -> Path:
         """A file that only takes up room, for what is recorded when the attempt is over: also on a disk that is full by then."""
-        return self.staging / "room"
+        return self.ranks / "room"
+
+    @property
+    def over(self) -> Path:
+        """There when the attempt is over. In no folder of the script's: it may remove what is in those."""
+        return self.ranks / "over"
 
     @property
     def copy_record(self) -> Path:
@@ -300,7 +304,7 @@ class RunLayout:
     def begin_attempt(self, number: int, size: int) -> RunLayout:
         """Make the folders of an attempt of ``size`` ranks, lead ``ranks`` to them, and return this run with its number."""
         begun = RunLayout(self.root, number)
-        for folder in (begun.staging, *(begun.rank(rank).root for rank in range(size))):
+        for folder in (begun.staging, begun.ranks, *(begun.rank(rank).root for rank in range(size))):
             folder.mkdir(parents=True, exist_ok=True)
         link = self.root / f".ranks-{number}"
         link.unlink(missing_ok=True)
@@ -310,8 +314,10 @@ class RunLayout:
 
     def end_attempt(self) -> None:
         """Let nothing more of this attempt be saved: not by a rank either that could not be ended, say on a lost host. Files come
-        to their place only from :attr:`staging`, which is gone from here on; :attr:`room` with it."""
+        to their place only from :attr:`staging`, which is gone from here on. Such a rank ends when it sees :attr:`over`."""
         _take_away(self.staging, self.checkpoints / f".ended-{self.attempt or 0}")
+        self.room.unlink(missing_ok=True)
+        self.over.touch()
 
     def end_worker(self, number: int) -> None:
         """The same for one worker of an elastic job, which the others go on without."""
@@ -363,10 +369,8 @@ class Workspace:
                     continue
                 raise WorkspaceError(f"workspace {self.root} cannot be used: {error.filename} is not a folder") from error
             except OSError as error:
-                raise WorkspaceError(
-                    f"workspace {self.root} cannot be written: {error.strerror}; "
-                    "choose another with --workspace or DTRAIN_WORKSPACE"
-                ) from error
+                advice = "choose another with --workspace or DTRAIN_WORKSPACE"
+                raise WorkspaceError(f"workspace {self.root} cannot be written: {error.strerror}; {advice}") from error
             return run
 
     def list_runs(self) -> list[RunLayout]:
@@ -379,15 +383,12 @@ class Workspace:
     def find_run(self, reference: str) -> RunLayout:
         """The run that ``reference`` means: a run id, a unique beginning of one, ``latest``, or the path of a run folder."""
         if "/" in reference:
-            run = RunLayout(Path(reference).absolute())
-            if run.spec.is_file():
+            if (run := RunLayout(Path(reference).absolute())).spec.is_file():
                 return run
             raise WorkspaceError(f"{reference} is not a run folder (it has no {run.spec.name})")
         runs = self.list_runs()
         if not runs:
-            raise WorkspaceError(
-                f"no run in workspace {self.root}; `dtrain run` makes one, and --workspace chooses another workspace"
-            )
+            raise WorkspaceError(f"no run in workspace {self.root}; `dtrain run` makes one, and --workspace chooses another")
         if reference == "latest":
             return runs[-1]
         matches = [run for run in runs if run.id == reference] or [run for run in runs if run.id.startswith(reference)]

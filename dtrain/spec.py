@@ -8,7 +8,7 @@ import ipaddress
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -216,9 +216,11 @@ class JobSpec:
             return
         script = Path(self.target)
         if _PYTHON.fullmatch(script.name) and (not script.is_file() or _is_program(script)):
-            what = " ".join(self.args[:2] if self.args[:1] == ("-m",) else self.args[:1])
+            options, runs = _split_python(self.args)
+            example = f" (dtrain run {' '.join(runs)})" if runs else ""
+            instead = "; for Python's own options there are variables, as --env PYTHONUNBUFFERED=1 for -u" if options else ""
             raise UsageError(
-                f"leave {self.target} out: dtrain starts Python itself (dtrain run {what}), which --python PATH chooses"
+                f"leave {self.target} out: dtrain starts Python itself{example}, which --python PATH chooses{instead}"
             )
         if script.is_dir():
             raise NotRunnable(f"{self.target} is a folder, not a script; name the script to run")
@@ -323,6 +325,19 @@ class JobSpec:
         if values["slurm"] is not None:
             given["slurm"] = SlurmOptions(**{**values["slurm"], "sbatch_args": tuple(values["slurm"]["sbatch_args"])})
         return JobSpec(**given)
+
+
+def _split_python(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments of ``python``: its own options, and what it runs: a script, or ``-m`` and a module. Pure."""
+    options, rest = [], list(args)
+    while rest and rest[0].startswith("-") and rest[0] != "-m":
+        options.append(rest.pop(0))
+        if options[-1] in ("-W", "-X"):  # a value follows
+            options += rest[:1]
+            rest = rest[1:]
+        elif options[-1] in ("-c", "-"):  # no script does
+            return options, []
+    return options, rest[:2] if rest[:1] == ["-m"] else rest[:1]
 
 
 def _is_program(path: Path) -> bool:

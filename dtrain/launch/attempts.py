@@ -121,7 +121,7 @@ def _close(attempt: RunLayout, console: Console) -> bool:
     try:
         attempt.end_attempt()
     except OSError as error:
-        console.say(f"dtrain: {attempt.staging} cannot be moved away: {error.strerror}; the job is not started again", bad=True)
+        console.say(f"dtrain: attempt {attempt.attempt} cannot be closed: {error}; the job is not started again", bad=True)
         return False
     return True
 

@@ -22,8 +22,9 @@ _STOPPED_S = 5.0
 class Beats:
     """What the guards of one attempt have said last. Its supervisor reads it, once for all who watch."""
 
-    def __init__(self, plan: LaunchPlan, run: RunLayout) -> None:
-        self._plan, self._run = plan, run
+    def __init__(self, plan: LaunchPlan, run: RunLayout, *, watched: bool = True) -> None:
+        """``watched``: whether anybody asks for them; else they are not read."""
+        self._plan, self._run, self._watched = plan, run, watched
         self._looked = time.monotonic()
         self.last: dict[int, bytes] = {}
         """Of each rank that has begun, its heartbeat file."""
@@ -32,8 +33,8 @@ class Beats:
 
     @property
     def due(self) -> bool:
-        """Whether the last reading is long enough ago."""
-        return time.monotonic() - self._looked >= _LOOK_S
+        """Whether they are to be read: the last reading is long enough ago."""
+        return self._watched and time.monotonic() - self._looked >= _LOOK_S
 
     def read(self) -> None:
         """Read them all; blocks where the file system does."""

@@ -112,7 +112,6 @@ class _Watch:
     def is_over(self) -> bool:
         """Whether the job has ended for good: a run that was ended may yet be started again by Slurm."""
         status = read_status(self._run)
-        completed = status.state == "completed"  # then only its last words are waited for
         # That its dtrain recorded: Slurm does not start it again, but may wait for a lost node for long.
         done = status.state in ("completed", "failed") and status.ended is not None
         if not status.is_over:  # else its last words come after those of its ranks
@@ -125,7 +124,7 @@ class _Watch:
         self._next_question = time.monotonic() + (_ASK_AT_END_S if status.is_over else _ASK_S)
         self._look_again()
         state = self._job.look()
-        if state is None and completed:
+        if state is None and done:
             return True
         if state is None:
             self._say_once(f"dtrain: Slurm does not answer about job {self._job.job_id}; asking again")

@@ -9,6 +9,7 @@ line, where others read them, and leaves those on other hosts behind: here dtrai
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import logging
 import os
@@ -27,6 +28,7 @@ from typing import Any, NoReturn
 from horovod.runner.common.util.hosts import HostInfo, SlotInfo, get_host_assignments
 from horovod.runner.elastic.driver import ElasticDriver
 from horovod.runner.elastic.rendezvous import create_rendezvous_handler
+from horovod.runner.elastic.worker import WorkerNotificationClient
 from horovod.runner.gloo_run import create_run_env_vars, create_slot_env_vars
 from horovod.runner.http.http_server import RendezvousServer
 from horovod.runner.util.network import get_driver_ip
@@ -44,6 +46,8 @@ from dtrain.status import Kind, RankFailure, World, read_failure, write_record
 _POLL_S = 0.05
 # From telling a worker to end until it is killed, where it is this driver that ends it: Horovod gave its host up.
 _GRACE_S = 5.0
+# What a worker that was told to end returns, as a rule.
+_ENDED = 128 + signal.SIGTERM
 # A worker that hears from Horovod that it has no rank any more aborts, with pages of words; most are ended before.
 _DISMISS_S = 2.0
 # Horovod gives up a host on which a worker failed. It may come back after twice to three times the first, doubled each time.
@@ -97,7 +101,11 @@ class Workers:
     def _run_one(self, number: int, slot: SlotInfo, events: Sequence[threading.Event]) -> int:
         files, host = self._run.rank(number), Host(slot.hostname)
         given = {**self._variables, **create_slot_env_vars(slot), **(env.worker_variables(number) if self._elastic else {})}
-        connection = None if ssh.is_here(host) else self._connect_in_turn(host, given, events)
+        here = ssh.is_here(host)
+        connection = None if here else self._connect_in_turn(host, given, events)
+        if not here and connection is None:
+            self._record(number, host.name, ("ended", _ENDED, "ended before it began"))
+            return _ENDED
         process = self._start(given) if connection is None else connection.process
         self._wait(process, connection, events)
         code = process.returncode
@@ -119,9 +127,12 @@ class Workers:
         prepare = functools.partial(begin_group, signal.SIGTERM)
         return subprocess.Popen(self._command, env={**os.environ, **given}, stdin=subprocess.DEVNULL, preexec_fn=prepare)
 
-    def _connect_in_turn(self, host: Host, given: Mapping[str, str], events: Sequence[threading.Event]) -> Connection:
-        """Connect to a host; blocks until that has begun or failed, or an event says that it no longer matters."""
+    def _connect_in_turn(self, host: Host, given: Mapping[str, str], events: Sequence[threading.Event]) -> Connection | None:
+        """Connect to a host; blocks until that has begun or failed, or an event says that it no longer matters. None: it did
+        before this one's turn came."""
         with self._turns.setdefault(host.name, threading.Semaphore(ssh.MOST_BEGINNING)):
+            if any(event.is_set() for event in events):
+                return None
             connection = self._connect(host, given)
             while not connection.hear() and connection.process.poll() is None and not any(event.is_set() for event in events):
                 connection.attend()
@@ -165,6 +176,23 @@ class Workers:
         write_record(self._run.rank(number).error, failure, durable=False)
 
 
+class Unawaited:
+    """A worker that Horovod tells that hosts have come or gone, without waiting for its answer.
+
+    Horovod does so under the lock without which nobody goes on: for a minute and more where that worker's host is cut off.
+    """
+
+    def __init__(self, client: WorkerNotificationClient) -> None:
+        self._client = client
+
+    def notify_hosts_updated(self, timestamp: float, update_res: Any) -> None:
+        threading.Thread(target=self._tell, args=(timestamp, update_res), daemon=True).start()
+
+    def _tell(self, timestamp: float, update_res: Any) -> None:
+        with contextlib.suppress(Exception):  # as Horovod does: who cannot be told is found by other means
+            self._client.notify_hosts_updated(timestamp, update_res)
+
+
 class Driver(ElasticDriver):  # type: ignore[misc]
     """Horovod's, which also numbers the workers by their starts, and records which of them train together.
 
@@ -196,11 +224,9 @@ class Driver(ElasticDriver):  # type: ignore[misc]
             )
             raise
 
-    def _notify_workers_host_changes(self, current_hosts: Any, update_res: Any) -> None:
-        # Rank 0 is told, over a connection that Horovod waits for while it holds the lock without which nobody goes on: a minute
-        # and more where rank 0's host is cut off.
-        tell = functools.partial(super()._notify_workers_host_changes, current_hosts, update_res)
-        threading.Thread(target=tell, daemon=True).start()
+    def get_worker_client(self, slot_info: SlotInfo) -> Unawaited | None:
+        client = super().get_worker_client(slot_info)
+        return None if client is None else Unawaited(client)
 
     def stop(self, error_message: str | None = None) -> None:
         states = self._worker_registry

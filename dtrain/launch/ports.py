@@ -16,6 +16,10 @@ _PORTS = range(10_000, 32_000)
 # How long a host may take to answer, and how long after its answer it is asked again.
 _ANSWER_S = 1.0
 _PAUSE_S = 0.2
+# A name that was not found is asked for again after so long, and after so many times what that took: a name server that is away
+# lets each question wait for 5 to 20 s.
+_LOOK_UP_PAUSE_S = 10.0
+_LOOK_UP_SHARE = 10
 _UNDER_WAY = (errno.EINPROGRESS, errno.EALREADY)
 
 
@@ -42,14 +46,17 @@ def is_free(port: int) -> bool:
 
 
 class PortProbe:
-    """Whether somebody listens at an address, for who does not wait for the answer. Blocks for the look-up of the name, once."""
+    """Whether somebody listens at an address, for who does not wait for the answer.
+
+    Blocks for the look-up of the name: once; where it is not found, now and then.
+    """
 
     def __init__(self, address: tuple[str, int]) -> None:
         self._host, self._port = address
         self._addresses: list[tuple[int, tuple[object, ...]]] = []
         """Family and address of each that the name has."""
         self._tries: list[tuple[socket.socket, tuple[object, ...]]] = []
-        self._next_try = self._answer_by = 0.0
+        self._next_try = self._answer_by = self._next_look_up = 0.0
 
     def look(self) -> bool | None:
         """Whether somebody listens; None while that is not known: ask again. No answer in :data:`_ANSWER_S` is a no."""
@@ -74,12 +81,20 @@ class PortProbe:
 
     def _begin(self, now: float) -> None:
         self._answer_by = now + _ANSWER_S
-        with contextlib.suppress(OSError):  # no such name, or no descriptor left: then nobody can be seen to listen
-            if not self._addresses:
-                found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
-                self._addresses = [(family, address) for family, _, _, _, address in found]
+        if not self._addresses and now >= self._next_look_up:
+            self._look_up()
+        with contextlib.suppress(OSError):  # no descriptor left: then nobody can be seen to listen, as without an address
             for family, address in self._addresses:
                 connecting = socket.socket(family, socket.SOCK_STREAM)
                 self._tries.append((connecting, address))
                 connecting.setblocking(False)
                 connecting.connect_ex(address)
+
+    def _look_up(self) -> None:
+        began = time.monotonic()
+        try:
+            found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+            self._addresses = [(family, address) for family, _, _, _, address in found]
+        except OSError:  # no such name
+            now = time.monotonic()
+            self._next_look_up = now + max(_LOOK_UP_PAUSE_S, _LOOK_UP_SHARE * (now - began))

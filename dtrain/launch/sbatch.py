@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 
 from dtrain.errors import NotRunnable
@@ -13,8 +13,10 @@ from dtrain.launch.plan import LaunchPlan
 from dtrain.layout import RunLayout
 
 _ANSWER_S = 60.0
+# A job is submitted also where Slurm is so busy that it does not say its name.
+_NAME_S = 5.0
 _UNKNOWN = "nvalid job id"
-_FORMAT = "%i|%T|%P|%B|%r"  # the reason last: no other holds what separates them
+_FORMAT = "%i|%T|%P|%B|%r|%Z"  # the reason and the folder last: no other holds what separates them
 # What Slurm calls a job that it will start, or has started and not yet done with. https://slurm.schedmd.com/squeue.html
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 _AT_WORK = ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
@@ -22,8 +24,8 @@ _AT_WORK = ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIG
 
 @dataclass(frozen=True, kw_only=True)
 class JobState:
-    """What Slurm says of a job. ``state`` is empty when it no longer knows it. ``partition`` lists those that a waiting job may
-    have; ``host`` is the first node of one that has some."""
+    """What Slurm says of a job. ``state`` is empty when it no longer knows it, or its number is another job's. ``partition``
+    lists those that a waiting job may have; ``host`` is the first node of one that has some."""
 
     state: str
     reason: str = ""
@@ -41,25 +43,42 @@ class JobState:
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmJob:
-    """The job of a run; ``cluster`` is empty but where Slurm manages several."""
+    """The job of a run.
+
+    Slurm counts from 1 again where it is installed anew, and each cluster counts by itself: a number alone may mean another job.
+    """
 
     job_id: str
     cluster: str = ""
+    """Empty but where Slurm manages several; it is asked by that name then."""
+    cluster_name: str = ""
+    """Of the cluster that took the job, as its Slurm calls itself; empty where that did not say."""
+    folder: str = ""
+    """The job's working folder, by which it is known: that is in its run folder."""
 
     @staticmethod
     def of(run: RunLayout) -> SlurmJob | None:
         """None for a run that was not submitted to Slurm."""
         try:
-            return SlurmJob(**read_json(run.slurm_job))
+            return SlurmJob(**{"folder": str(run.code), **read_json(run.slurm_job)})
         except FileNotFoundError:
             return None
 
     def look(self) -> JobState | None:
-        """Ask Slurm; None when it does not answer."""
+        """Ask Slurm; None when it does not answer, see :func:`look_at`."""
         return look_at([self]).get(self)
 
     def cancel(self) -> None:
-        """Have Slurm end the job, if it still knows it; a waiting one never starts. Does not wait for it. Raises NotRunnable."""
+        """Have Slurm end the job, if it still has it; a waiting one never starts. Does not wait for it. Raises NotRunnable."""
+        state = self.look()
+        if state is None:
+            where = f" {self.cluster_name}" if self.cluster_name else ""
+            raise NotRunnable(
+                f"Slurm job {self.job_id} cannot be canceled: Slurm does not answer for it here; `dtrain stop` the run where "
+                f"`squeue` knows the job, on a host of the cluster{where} that it was submitted to"
+            )
+        if state.is_over:
+            return
         answer = _ask("scancel", self.cluster, self.job_id)
         if answer is None or (answer.returncode != 0 and _UNKNOWN not in answer.stderr):
             raise NotRunnable(
@@ -68,7 +87,8 @@ class SlurmJob:
 
 
 def look_at(jobs: Iterable[SlurmJob], answer_s: float = _ANSWER_S) -> dict[SlurmJob, JobState]:
-    """Ask Slurm, each cluster once. Those of one that does not answer within ``answer_s`` are not in the result."""
+    """Ask Slurm, each cluster once. Not in the result are those of one that does not answer within ``answer_s``, and those that
+    this host's Slurm does not know where it cannot be seen to be the one that took them."""
     by_cluster: dict[str, list[SlurmJob]] = {}
     for job in jobs:
         by_cluster.setdefault(job.cluster, []).append(job)
@@ -79,13 +99,30 @@ def look_at(jobs: Iterable[SlurmJob], answer_s: float = _ANSWER_S) -> dict[Slurm
         answer = _ask("squeue", cluster, *options, answer_s=answer_s)
         if answer is None or (answer.returncode != 0 and _UNKNOWN not in answer.stderr):
             continue
-        states = {}
-        for line in answer.stdout.splitlines():
-            if line.count("|") >= _FORMAT.count("|"):  # one that names the cluster may come first
-                job_id, state, partition, host, reason = line.strip().split("|", _FORMAT.count("|"))
-                states[job_id] = JobState(state=state, reason=reason, partition=partition, host=host.replace("n/a", ""))
-        found.update({job: states.get(job.job_id, JobState(state="")) for job in asked})
+        states = {job: state for line in answer.stdout.splitlines() for job, state in _told_by(line, asked)}
+        unknown = [job for job in asked if job not in states]
+        name = _own_name(answer_s) if unknown and not cluster else ""
+        found.update(states)
+        found.update({job: JobState(state="") for job in unknown if cluster or (name and job.cluster_name == name)})
     return found
+
+
+def _told_by(line: str, jobs: Iterable[SlurmJob]) -> Iterator[tuple[SlurmJob, JobState]]:
+    """The job that a line of squeue's is about, and its state; nothing for another job of that number. Pure."""
+    if line.count("|") < _FORMAT.count("|"):
+        return  # one that names the cluster may come first
+    job_id, state, partition, host, rest = line.strip().split("|", 4)
+    for job in jobs:
+        if job.job_id == job_id and rest.endswith(f"|{job.folder}"):
+            reason = rest.removesuffix(f"|{job.folder}")
+            yield job, JobState(state=state, reason=reason, partition=partition, host=host.replace("n/a", ""))
+
+
+def _own_name(answer_s: float = _ANSWER_S) -> str:
+    """What this host's Slurm calls its cluster; empty where it does not say. Blocks for its answer."""
+    answer = _ask("scontrol", "", "show", "config", answer_s=answer_s)
+    match = re.search(r"^ClusterName\s*=\s*(\S+)", answer.stdout, re.MULTILINE) if answer is not None else None
+    return match[1] if match else ""
 
 
 def _ask(program: str, cluster: str, *arguments: str, answer_s: float = _ANSWER_S) -> subprocess.CompletedProcess[str] | None:
@@ -117,8 +154,9 @@ def list_partitions() -> dict[str, tuple[int, int]] | None:
 
 
 def submit(plan: LaunchPlan, run: RunLayout, environment: dict[str, str]) -> SlurmJob:
-    """Call sbatch as planned, and keep the job's id in the run folder. Raises NotRunnable with sbatch's own words."""
+    """Call sbatch as planned, and keep in the run folder what the job is known by. Raises NotRunnable with sbatch's own words."""
     (process,) = plan.processes
+    name = _own_name(_NAME_S)
     try:
         done = subprocess.run(
             process.argv,
@@ -140,6 +178,6 @@ def submit(plan: LaunchPlan, run: RunLayout, environment: dict[str, str]) -> Slu
     match = re.search(r"^(\d+)(?:;(\S+))?$", done.stdout, re.MULTILINE)
     if done.returncode != 0 or match is None:
         raise NotRunnable(f"sbatch refused the job: {(done.stderr or done.stdout).strip()}")
-    job = SlurmJob(job_id=match[1], cluster=match[2] or "")
+    job = SlurmJob(job_id=match[1], cluster=match[2] or "", cluster_name=name, folder=str(process.cwd))
     write_json(run.slurm_job, asdict(job))
     return job

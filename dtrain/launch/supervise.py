@@ -95,7 +95,8 @@ class Supervisor:
         for host in plan.other_hosts:
             self._on_other_hosts.update(host.ranks)
             self._planned_hosts.update(dict.fromkeys(host.ranks, host.name))
-        self._beats = Beats(plan, run)
+        watched = limits.hangs.hang_timeout_s is not None or limits.hangs.heartbeat_timeout_s is not None
+        self._beats = Beats(plan, run, watched=watched)
         self._losses = BeatWatch(plan, run, limits.hangs.heartbeat_timeout_s, self._beats, agents, self._host)
         self._failures: dict[int, RankFailure] = {}
         self._survivals = Survivals(run, console.say) if plan.elastic else None

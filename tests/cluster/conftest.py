@@ -127,6 +127,13 @@ def testbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Testbed]:
         hosts("down")
 
 
+def is_slurms(process: psutil.Process) -> bool:
+    try:
+        return process.name() in ("munged", "slurmctld", "slurmscriptd", "slurmd", "slurmstepd")
+    except psutil.NoSuchProcess:  # whoever it was
+        return True
+
+
 @dataclass
 class SlurmProject(ClusterProject):
     """The same, with Slurm's commands."""
@@ -139,7 +146,7 @@ class SlurmProject(ClusterProject):
 
     def on_hosts(self) -> list[object]:
         """Slurm's own daemons come and go."""
-        return []
+        return [each for each in super().on_hosts() if not (isinstance(each, psutil.Process) and is_slurms(each))]
 
     def slurm(self, *command: str) -> str:
         return self.hosts("exec", "node1", *command)

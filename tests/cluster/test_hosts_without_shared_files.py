@@ -80,6 +80,14 @@ open("outputs/same", "w").write("the same")
 os.makedirs(f"outputs/of-{run.rank}/empty")
 run.log("loss", run.rank)
 """
+FILLS = """
+run.comm.barrier()
+if run.rank == 2:
+    with open("outputs/full", "wb", 0) as file:
+        while True:
+            file.write(bytes(4096))
+run.comm.barrier()
+"""
 TRAINS = """
 import os, signal, sys
 import numpy as np
@@ -290,6 +298,19 @@ def test_a_full_disk_of_one_host_is_named(project: ApartProject) -> None:
     assert "host node3: the run folder cannot be copied there: [Errno 28] No space left on device" in done.stderr
     assert (done.stdout, read_status(project.latest).state) == ("", "failed")
     assert project.left_on("node2") == project.left_on("node3") == []
+
+
+def test_a_rank_that_fills_the_disk_of_its_host_is_named(project: ApartProject) -> None:
+    """That of all that dtrain writes there: the rank's records and output, and its copy of the run folder."""
+    project.hide_on("node2", size="3m")
+    script = project.script(WRITES + FILLS)
+    done = project.dtrain("run", "-H", "node1,node2:2", script)
+    assert done.returncode == 1, done.stderr
+    assert "first to fail was rank 2 on node2: OSError: [Errno 28] No space left on device" in done.stderr
+    assert read_status(project.latest).state == "failed"
+    assert (project.output("rank-0"), project.output("rank-1")) == ("0", "1")
+    assert (project.latest.outputs / "full").stat().st_size > 2**20
+    assert project.left_on("node2") == []
 
 
 @OPENMPI

@@ -245,7 +245,7 @@ def test_a_job_goes_on_elsewhere_when_a_node_is_cut_off(
     assert "begins after 3" in output(slurm, 0, attempt=1)
     assert read_status(slurm.latest).earlier == ["Slurm ended the job: node failure"]
     # Nobody reaches what is left on node3, which sees by the run folder that its attempt is over; Slurm would end it much later.
-    wait_until(lambda: not slurm.processes(), 5)
+    wait_until(lambda: not slurm.processes())
     slurm.hosts("heal", "node3")
     slurm.hosts("exec", "node3", "sh", "-c", "kill -HUP $(cat /run/slurmd.pid)")  # register at once
 

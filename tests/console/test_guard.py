@@ -148,6 +148,26 @@ def test_a_late_agent_leaves_the_next_attempt_alone(start: Callable[[str], Rank]
         following.wait()
 
 
+def test_a_rank_ends_with_its_attempt_and_not_with_the_scripts_own_folders(
+    start: Callable[[str], Rank], wait_until: Callable[..., None]
+) -> None:
+    """What the script may remove says nothing of the attempt."""
+    removes = "import shutil, time\nshutil.rmtree('outputs/checkpoints')\nopen('code-works', 'w').close()\ntime.sleep(60)\n"
+    rank = start(removes)
+    wait_until((rank.run.code / "code-works").exists)
+    beat = rank.run.rank(0).heartbeat
+    seen = set()
+
+    def has_looked() -> bool:
+        seen.add(beat.stat().st_mtime_ns)
+        return len(seen) > 2 or rank.guard.poll() is not None
+
+    wait_until(has_looked)
+    assert rank.guard.poll() is None
+    rank.run.end_attempt()
+    assert rank.guard.wait(timeout=30) == 137
+
+
 def test_a_rank_that_cannot_write_its_folder_says_so_and_does_not_begin(start: Callable[[str], Rank], project: Project) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can mount a small file system")

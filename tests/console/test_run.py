@@ -312,6 +312,13 @@ def test_what_a_killed_mpirun_left_behind_keeps_nobody_from_starting(project: Pr
         (("--hots", "a,b", "train.py"), 2, "Did you mean"),
         (("python", "train.py"), 2, "leave python out: dtrain starts Python itself (dtrain run train.py)"),
         ((sys.executable, "-m", "train"), 2, "(dtrain run -m train), which --python PATH chooses"),
+        (("python", "-u", "-W", "error", "train.py"), 2, "(dtrain run train.py), which --python PATH chooses; for Python's own"),
+        (
+            ("python", "-u"),
+            2,
+            "leave python out: dtrain starts Python itself, which --python PATH chooses; for Python's own options",
+        ),
+        (("python",), 2, "leave python out: dtrain starts Python itself, which --python PATH chooses\n"),
         (("/bin/ls", "-l"), 126, "/bin/ls is no Python script but a program; start it from a script"),
         (("-H", "localhost:2", "--network", "203.0.113.0/24", "train.py"), 127, "this host has no address in it; it is in "),
     ],

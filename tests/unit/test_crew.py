@@ -6,6 +6,9 @@ import contextlib
 import functools
 import os
 import socket
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +23,7 @@ from dtrain.launch.plan import LaunchPlan, PlannedHost, PlannedProcess, PlannedT
 from dtrain.launch.ports import PortProbe, free_ports
 from dtrain.layout import RunLayout
 from dtrain.roles import Task
-from dtrain.status import RankFailure
+from dtrain.status import RankFailure, read_failure
 
 # A step that waits for somebody takes seconds; one that does not, milliseconds, on a machine with much else to do.
 _MOST_S = 3.0
@@ -180,6 +183,50 @@ def test_few_workers_of_gloo_begin_at_a_time(tmp_path: Path, host: SlowHost) -> 
         assert {code.result() for code in codes} == {0}
 
 
+@pytest.mark.needs("horovod")
+def test_a_worker_of_gloo_whose_turn_comes_too_late_is_not_started(tmp_path: Path, host: SlowHost) -> None:
+    from horovod.runner.common.util.hosts import HostInfo, get_host_assignments
+
+    from dtrain.launch.gloo_driver import Workers
+
+    run = RunLayout(tmp_path / "run").begin_attempt(0, 20)
+    workers = Workers(run, ["true"], elastic=False)
+    slots = get_host_assignments([HostInfo("no-such-host.invalid", 20)], 20, 20)
+    with ThreadPoolExecutor(max_workers=20) as pool:
+        codes = [pool.submit(workers.run, slot.rank, slot) for slot in slots]
+        while host.clients < ssh.MOST_BEGINNING:
+            time.sleep(0.05)
+        workers.stop.set()
+        while sum(code.done() for code in codes) < 20 - ssh.MOST_BEGINNING:
+            time.sleep(0.05)
+        host.begin()
+    assert host.clients == ssh.MOST_BEGINNING
+    late = [failure for rank in range(20) if (failure := read_failure(run, rank)) and failure.message == "ended before it began"]
+    assert len(late) == 20 - ssh.MOST_BEGINNING
+
+
+@pytest.mark.needs("horovod")
+def test_an_elastic_worker_that_cannot_be_told_of_hosts_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is anything said of it."""
+    from horovod.runner.common.util.secret import make_secret_key
+    from horovod.runner.elastic.worker import WorkerNotificationClient, WorkerNotificationService
+
+    from dtrain.launch.gloo_driver import Unawaited
+
+    key, raised = make_secret_key(), []
+    monkeypatch.setattr(threading, "excepthook", lambda args: raised.append(args.exc_value))
+    service = WorkerNotificationService(key, None, None)
+    client = WorkerNotificationClient(service.addresses(), key, 0)
+    service.shutdown()  # asked now, it fails
+    with pytest.raises(OSError, match="refused"):
+        client.notify_hosts_updated(0, 0)
+    before = set(threading.enumerate())
+    Unawaited(client).notify_hosts_updated(0, 0)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+    assert not raised
+
+
 def test_a_name_is_asked_for_all_its_addresses() -> None:
     """Some of localhost's may not be this host's: ::1 in a container."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -195,3 +242,16 @@ def test_nobody_listens(name: str) -> None:
     while (listens := probe.look()) is None:
         time.sleep(0.01)
     assert (listens, len(os.listdir("/proc/self/fd"))) == (False, opened)
+
+
+def test_a_name_that_is_not_found_is_not_asked_for_at_every_try() -> None:
+    """Each question may take seconds, in which the supervisor would see nothing else."""
+    script = (
+        "import sys, time\nfrom dtrain.launch.ports import PortProbe\nasked = []\n"
+        "sys.addaudithook(lambda name, _: asked.append(name) if name == 'socket.getaddrinfo' else None)\n"
+        "probe = PortProbe(('no-such-host.invalid', 1))\nanswers = set()\nend = time.monotonic() + 1\n"
+        "while time.monotonic() < end:\n    answers.add(probe.look())\n    time.sleep(0.05)\n"
+        "print(len(asked), False in answers)"
+    )  # an audit hook stays for as long as its process
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["1", "True"]

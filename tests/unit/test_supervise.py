@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dtrain.files import write_json
+from dtrain.job_options import Hangs
 from dtrain.launch.agents import lost
 from dtrain.launch.console import Console
 from dtrain.launch.crew import order
@@ -89,6 +90,16 @@ def test_a_daemon_is_lost_where_mpirun_ends_well_and_a_rank_of_another_host_left
     code, cause, failure = judge.outcome(ended, ended, {1}, 0)
     assert (code, failure is not None and failure.rank) == (255, 1)
     assert cause == "rank 1 on there: lost: the daemon of mpirun on this host, by which it was started, has died"
+
+
+def test_beats_that_nobody_asks_for_are_not_read(tmp_path: Path) -> None:
+    """Who read this one would wait for ever."""
+    run = RunLayout(tmp_path / "run").begin_attempt(0, 1)
+    os.mkfifo(run.rank(0).heartbeat)
+    process = PlannedProcess(name="sleep", host="node", argv=("sleep", "1.5"), environment={}, cwd=tmp_path)
+    plan = LaunchPlan(launcher="local", size=1, processes=(process,))
+    unwatched = Limits(timeout_s=None, grace_s=1.0, hangs=Hangs(hang_timeout_s=None, heartbeat_timeout_s=None))
+    assert Supervisor(plan, run, unwatched, Console(), Signals()).run().is_over
 
 
 def test_of_a_lost_host_not_every_rank_is_named() -> None:
