@@ -25,6 +25,9 @@ class Allocation:
     cpus: int
     cpus_per_task: int | None = None
     cpus_by_node: tuple[int, ...] = ()
+    restarts: int = 0
+    """How often Slurm has started the job again."""
+    cluster: str = ""
 
     @staticmethod
     def read(environ: Mapping[str, str] | None = None) -> Allocation | None:
@@ -52,6 +55,8 @@ class Allocation:
             cpus=cpus[0] if cpus else int(environ.get("SLURM_CPUS_ON_NODE", "1")),
             cpus_per_task=int(per_task) if per_task else None,
             cpus_by_node=() if "SLURM_OVERCOMMIT" in environ else tuple(cpus),
+            restarts=int(environ.get("SLURM_RESTART_COUNT") or 0),
+            cluster=environ.get("SLURM_CLUSTER_NAME", ""),
         )
 
     def room(self, nodes: int, per_node: int | None) -> int:

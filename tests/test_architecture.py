@@ -87,6 +87,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("metrics", "processes", "progress", "registry", "snapshot", "spec", "status", "switches"),
     },
     "machine": {"job_options", "layout", "launch"},
+    "__main__": {"cli"},
     "cli": {
         *("spec", "job_options", "allocation", "roles", "hosts", "layout", "env", "status", "masking", "binding"),
         *("launch", "metrics", "registry", "report", "machine", "azureml", "switches"),

@@ -14,6 +14,7 @@ from dtrain.allocation import Allocation
 from dtrain.errors import UsageError, WorkspaceError
 from dtrain.files import read_json, write_json
 from dtrain.job_options import CLUSTER_LAUNCHERS
+from dtrain.launch import requeued
 from dtrain.launch.attempts import run_attempts
 from dtrain.launch.console import Console, LineReader
 from dtrain.launch.plan import BoundRank, LaunchPlan
@@ -112,8 +113,13 @@ def run_job(spec: JobSpec, workspace: Workspace, console: Console) -> tuple[RunL
     Blocks. Raises UsageError and NotRunnable for what cannot be started, WorkspaceError when the run folder cannot be written;
     no run folder is left of a job that was not started.
     """
+    allocation = Allocation.read() if spec.launcher_name == "slurm" else None
+    if allocation is not None:
+        spec = requeued.go_on(spec, workspace, allocation, console)
     plan_for = planner(spec, workspace, console.say)
     run = make_run(spec, workspace)
+    if allocation is not None:
+        requeued.note_allocation(run, allocation)
     plan = plan_for(run, run.code)
     announce(run, plan, console)
     return run, supervise_run(run, spec, plan, console)

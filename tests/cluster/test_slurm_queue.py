@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from dtrain.status import read_status
+from tests.console.conftest import Project
 
 from .conftest import SlurmProject
 from .test_slurm import ONE_EACH, SAVES, at_work
@@ -65,6 +66,34 @@ def test_a_run_whose_job_was_killed_is_not_shown_as_running(slurm: SlurmProject,
     wait_until(lambda: state(slurm) not in ("RUNNING", "COMPLETING"))
     shown = slurm.json("show", "latest")
     assert (shown["state"], shown["exit_code"]) == ("canceled", 143), shown
+
+
+GOES_ON = """
+import os, signal, time
+import numpy as np
+import dtrain
+run = dtrain.init()
+restored = run.checkpoints.restore()
+first = restored.step if restored is not None else 0
+run.checkpoints.save(first + 1, {"w": np.zeros(2)})
+if first == 0:
+    time.sleep(60)
+"""
+
+
+def test_a_job_script_of_the_users_own_that_slurm_starts_again_goes_on(
+    slurm: SlurmProject, wait_until: Callable[..., None]
+) -> None:
+    command = " ".join(Project.argv(slurm, "run", "--grace", "1", slurm.script(GOES_ON), "--name", "x"))
+    job = slurm.slurm("sbatch", "--parsable", "--requeue", f"--chdir={slurm.folder}", f"--wrap={command}").strip()
+    wait_until(lambda: list(slurm.folder.glob("workspace/runs/*/outputs/checkpoints/step-*")), 60)
+    first = slurm.latest
+    slurm.slurm("scontrol", "requeue", job)
+    slurm.slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
+    wait_until(lambda: slurm.latest != first and read_status(slurm.latest).state == "completed", 150)
+    assert [run["checkpoints"] for run in (slurm.json("show", first.id), slurm.json("show", "latest"))] == [[1], [2]]
+    words = (slurm.folder / f"slurm-{job}.out").read_text()
+    assert f"dtrain: Slurm has started job {job} again; this run goes on from run {first.id}" in words
 
 
 CANNOT = {

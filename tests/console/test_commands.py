@@ -316,3 +316,8 @@ def test_env_says_what_horovod_was_built_with(project: Project) -> None:
     assert horovod["built_with"]["mpi"] is True
     assert horovod["built_with"]["nccl"] is False
     assert "built with MPI" in project.dtrain("env").stdout
+
+
+def test_the_package_is_the_command(project: Project) -> None:
+    done = project.run([sys.executable, "-m", "dtrain", "--help"])
+    assert done.stdout.startswith("Usage: dtrain [OPTIONS] COMMAND"), done.stderr
