@@ -9,6 +9,7 @@ import os
 import pty
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 
 import orjson
