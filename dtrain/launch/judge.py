@@ -100,6 +100,8 @@ class Judge:
     def _launcher_cause(self, code: int) -> str:
         name = self._plan.processes[0].name
         how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with code {code}"
+        if early := who_left(self._run, self._plan.size, time.time()):
+            return f"{early}; {name} {how}"
         said = "".join(f"\n  {line}" for line in self._output.last_words(_CAUSE_LINES))
         left = [rank for rank in range(self._plan.size) if self._run.rank(rank).done.is_file()]
         after = f", after rank {listed(left)} had left with exit code 0, and others had not" if left else ""

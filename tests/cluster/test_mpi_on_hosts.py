@@ -309,7 +309,7 @@ def test_a_rank_that_leaves_early_is_named(project: MpiProject) -> None:
     done = project.dtrain("run", "-H", "node1,node2", "--hang-timeout", "3", "--grace", "1", project.script(script), timeout=40)
     ended = "rank 1 on node2 had left before with exit code 0, and the others still needed it"
     told = {
-        1: "after rank 1 had left with exit code 0",
+        1: ended,
         14: ended,
         123: "rank 0 waited in Allreduce; rank 1 had left before with exit code 0",
         137: ended,
