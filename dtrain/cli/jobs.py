@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import signal
 import sys
 from pathlib import Path
@@ -224,14 +223,14 @@ def stacks(workspace: Workspace, reference: str, rank: int | None, as_json: bool
     Example:
       dtrain stacks latest
     """
-    from dtrain.launch.crew import order
+    from dtrain.launch.crew import ask_elsewhere
     from dtrain.launch.stacks import collect_stacks, read_beat
 
     found = workspace.find_run(reference)
     size = read_status(found).size
     if rank is not None and not 0 <= rank < size:
         raise UsageError(f"--rank {rank}: run {found.id} has ranks 0 to {size - 1}")
-    answers = collect_stacks(found, range(size) if rank is None else [rank], functools.partial(order, found))
+    answers = collect_stacks(found, range(size) if rank is None else [rank], ask_elsewhere(found))
     beats = {each: read_beat(found, each) for each in answers}
     if as_json:
         print_json([{"rank": each, "collective": beats[each].collective, "stacks": text} for each, text in answers.items()])

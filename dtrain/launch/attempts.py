@@ -19,7 +19,7 @@ from dtrain.launch.console import Console
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.supervise import Limits, Signals, Supervisor
 from dtrain.layout import RunLayout, StepFolder
-from dtrain.processes import ProcessRecord, all_descriptors
+from dtrain.processes import DUMP_STACKS, ProcessRecord, all_descriptors
 from dtrain.status import RunStatus, exception_message, read_status
 
 # A traceback has up to 50,000 characters, and stands in the run's outcome twice.
@@ -176,7 +176,7 @@ def _catching_signals() -> Iterator[Signals]:
     def note(number: int, _frame: FrameType | None) -> None:
         (came.to_pass_on if number in passed_on else came.to_end).append(number)
 
-    passed_on = [signal.SIGUSR1, signal.SIGUSR2]
+    passed_on = [signal.SIGUSR1, signal.SIGUSR2, DUMP_STACKS]
     asking = [*passed_on, signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else it is to outlive its terminal: `nohup dtrain run ... &`
         asking.append(signal.SIGHUP)

@@ -23,8 +23,8 @@ from dtrain.launch.plan import LaunchPlan, PlannedProcess, PlannedTask
 from dtrain.launch.ports import PortProbe
 from dtrain.launch.ssh import Connection
 from dtrain.layout import RunLayout
-from dtrain.processes import ProcessRecord, begin_group, signal_name
-from dtrain.status import ORPHANED, Kind, RankFailure, failure_from_line, read_failure, read_process
+from dtrain.processes import DUMP_STACKS, ProcessRecord, answers_stacks, begin_group, signal_name
+from dtrain.status import ORPHANED, Kind, RankFailure, failure_from_line, read_failure, read_process, read_status
 
 # How long a killed task may take to die and let its port go: a big process is a while in dying.
 _PORT_FREE_S = 20.0
@@ -357,6 +357,27 @@ def order(run: RunLayout, rank: int, word: str) -> bool:
         file.write(f"{word}\n".encode())
         return True
     return False
+
+
+def ask_elsewhere(run: RunLayout) -> Callable[[int, str], bool]:
+    """What says ``stacks`` to ranks on other hosts for who does not supervise the run: by a file, or by its supervisor.
+
+    That is asked once, and tells them all. It returns False where neither can be: the supervisor is on another host, too.
+    """
+    asked: list[bool] = []
+
+    def tell(rank: int, word: str) -> bool:
+        if order(run, rank, word):
+            return True
+        if not asked:
+            record = read_status(run).supervisor
+            process = record.find() if record is not None else None
+            asked.append(process is not None and answers_stacks(process.pid))
+            if process is not None and asked[0]:
+                process.send_signal(DUMP_STACKS)
+        return asked[0]
+
+    return tell
 
 
 def _failure(

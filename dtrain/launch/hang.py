@@ -10,7 +10,7 @@ from dtrain.job_options import Hangs
 from dtrain.launch.beats import Beats
 from dtrain.launch.crew import Crew
 from dtrain.launch.plan import LaunchPlan
-from dtrain.launch.stacks import Beat, collect_stacks, place, read_beat
+from dtrain.launch.stacks import Beat, collect_stacks, collective, place, read_beat
 from dtrain.layout import RunLayout
 from dtrain.progress import FINALIZES
 from dtrain.status import listed
@@ -119,17 +119,18 @@ class HangWatch:
         waits: dict[str, list[int]] = {}
         alike: dict[tuple[str, str], list[int]] = {}
         for rank, beat in beats.items():
-            waits.setdefault(beat.collective, []).append(rank)
-            alike.setdefault((beat.collective, place(stacks[rank])), []).append(rank)
+            name = beat.collective or collective(stacks[rank])
+            waits.setdefault(name, []).append(rank)
+            alike.setdefault((name, place(stacks[rank])), []).append(rank)
 
         def named(ranks: list[int]) -> str:
             return listed(tasks[rank] if tasks else f"rank {rank}" for rank in ranks)
 
         self._say(f"dtrain: no progress of {named(hung)} for {limit:g} s: no output, metric, collective or checkpoint")
-        for (collective, where), ranks_there in alike.items():
+        for (name, where), ranks_there in alike.items():
             one, since_s = len(ranks_there) == 1, max(beats[rank].since_s for rank in ranks_there)
-            waiting = f"{'waits' if one else 'wait'} in {collective} for {since_s:.0f} s"
-            doing = waiting if collective else f"{'is' if one else 'are'} in no collective of dtrain's"
+            waiting = f"{'waits' if one else 'wait'} in {name}" + (f" for {since_s:.0f} s" if since_s else "")
+            doing = waiting if name else f"{'is' if one else 'are'} in no collective that dtrain knows"
             self._say(f"dtrain:   {named(ranks_there)} {doing}: {where}")
         self._say(f"dtrain: the stacks of all ranks are in {self._run.ranks}/*/stack.txt")
         gone = [rank for rank in self._ranks if self._run.rank(rank).done.is_file()]

@@ -20,7 +20,10 @@ from dtrain.status import read_process
 
 _ANSWER_S = 2.0
 _FRAME = re.compile(r'  File "(.+)", line (\d+) in (.+)')
-_LIBRARIES = (str(Path(__file__).parents[1]), sysconfig.get_path("stdlib"), "<frozen")
+# Files in angle brackets are no files: Python's own, or what a library has made.
+_LIBRARIES = (str(Path(__file__).parents[1]), sysconfig.get_path("stdlib"), "<")
+# What Horovod has made of its operations for TensorFlow; within a tf.function they are not seen.
+_HOROVOD = re.compile(r'  File "<string>", line \d+ in (horovod_\w+)')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +101,7 @@ def _ask(run: RunLayout, rank: int, tell: Callable[[int, str], bool] | None) -> 
         elsewhere = record.host != socket.gethostname() and not (files.done.exists() or files.error.exists())
         if elsewhere and tell is not None and tell(rank, "stacks"):
             return "", size
-        return (f"(is on host {record.host}; ask there)\n" if elsewhere else "(has ended)\n"), 0
+        return (f"(is on host {record.host}; ask there, or where `dtrain run` is)\n" if elsewhere else "(has ended)\n"), 0
     if not answers_stacks(record.pid):
         if read_beat(run, rank).collective == SCRIPT_OVER:
             return "(its script is over)\n", 0
@@ -115,12 +118,22 @@ def _ask(run: RunLayout, rank: int, tell: Callable[[int, str], bool] | None) -> 
     return "", size
 
 
+def collective(stacks: str) -> str:
+    """The operation of Horovod's that the main thread waits in; empty where it is in none."""
+    match = _HOROVOD.search(_main_thread(stacks))
+    return match[1] if match is not None else ""
+
+
+def _main_thread(stacks: str) -> str:
+    # faulthandler shows the thread that took the signal last: the main one. Its frames come innermost first.
+    return stacks[stacks.rfind("\nCurrent thread") + 1 :]
+
+
 def place(stacks: str) -> str:
     """Where the main thread is, in a few words: the innermost line that is the user's own, or of a library of theirs."""
     if not stacks.startswith(("Current thread", "Thread")):
         return stacks.strip().strip("()")
-    # faulthandler shows the thread that took the signal last: the main one. Its frames come innermost first.
-    frames = _FRAME.findall(stacks[stacks.rfind("\nCurrent thread") + 1 :])
+    frames = _FRAME.findall(_main_thread(stacks))
     own = next((frame for frame in frames if not frame[0].startswith(_LIBRARIES) and "site-packages" not in frame[0]), None)
     if own is None and not frames:
         return "in no Python code"

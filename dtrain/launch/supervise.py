@@ -24,7 +24,7 @@ from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.run_processes import processes_of, signal_guard
 from dtrain.launch.scratch import Scratch
 from dtrain.layout import RunLayout
-from dtrain.processes import END_SCRIPT, signal_name
+from dtrain.processes import DUMP_STACKS, END_SCRIPT, signal_name
 from dtrain.status import (
     RankFailure,
     RunStatus,
@@ -140,7 +140,7 @@ class Supervisor:
             self._collect()
             now = time.time()
             while self._to_pass_on:
-                self._crew.pass_on(self._to_pass_on.pop(0))
+                self._pass_on(self._to_pass_on.pop(0))
             if self._signals:
                 self._canceled = failed_at is None  # else what it ends is what a failure has left
                 return
@@ -163,6 +163,13 @@ class Supervisor:
         while self._work_done and self._crew.workers_left() and time.monotonic() < deadline and not self._signals:
             time.sleep(_POLL_S)
             self._show()
+
+    def _pass_on(self, number: int) -> None:
+        if number != DUMP_STACKS:
+            self._crew.pass_on(number)
+            return
+        for rank in self._on_other_hosts:  # `dtrain stacks` asks; to those of this host it has gone itself
+            self._crew.tell(rank, "stacks")
 
     def _note(self, failures: list[RankFailure]) -> None:
         for failure in failures:

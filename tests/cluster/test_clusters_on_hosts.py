@@ -274,7 +274,7 @@ def test_stacks_of_a_hang_come_from_all_hosts(project: ClusterProject) -> None:
     script = project.script(PRELUDE + "def stuck():\n    time.sleep(60)\nserver = listen()\nstuck()\n")
     done = project.dtrain("run", "--launcher", "multi_worker", "-n", "2", "-H", "node1,node2", "--hang-timeout", "2", script)
     assert done.returncode == 123
-    assert "worker 0, worker 1 are in no collective of dtrain's: train.py:" in done.stderr
+    assert "worker 0, worker 1 are in no collective that dtrain knows: train.py:" in done.stderr
     for index in (0, 1):
         assert "in stuck" in project.latest.rank(index).stack.read_text()
 

@@ -201,6 +201,14 @@ def test_a_killed_daemon_of_mpirun(project: MpiProject, start: Callable[..., sub
     assert "first to fail was rank 1 on node2: lost: the daemon of mpirun on this host" in words
 
 
+def test_the_stacks_of_all_hosts_are_asked_for(project: MpiProject, start: Callable[..., subprocess.Popen[str]]) -> None:
+    job = start(COMPUTE)
+    answers = project.json("stacks", "latest")
+    assert ['train.py", line' in each["stacks"] for each in answers] == [True, True], answers
+    (project.latest.outputs / "go").touch()
+    assert job.wait(timeout=30) == 0
+
+
 def test_a_killed_mpirun(project: MpiProject, start: Callable[..., subprocess.Popen[str]]) -> None:
     job = start(EXCHANGE)
     dtrain = project.find(job, "dtrain.cli")

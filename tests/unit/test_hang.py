@@ -12,6 +12,7 @@ from dtrain.launch.beats import Beats
 from dtrain.launch.crew import Crew
 from dtrain.launch.hang import HangWatch
 from dtrain.launch.plan import LaunchPlan
+from dtrain.launch.stacks import collective, place
 from dtrain.layout import RunLayout
 from dtrain.processes import ProcessRecord
 from dtrain.progress import PROGRESS, Progress
@@ -76,3 +77,15 @@ def test_ranks_that_wait_for_each_other_are_told_when_it_is_known_of_all(tmp_pat
     assert look() == "no progress for 2 s (--hang-timeout): rank 0 waited in Barrier; rank 1 waited in recv"
     assert said[0].startswith("dtrain: no progress of rank 0, rank 1 for 2 s")
     assert not any("the job goes on" in line for line in said)
+
+
+def test_an_operation_of_horovods_is_known_by_its_frame() -> None:
+    """What faulthandler says of a rank in hvd.allreduce: TensorFlow has made the function of text."""
+    stacks = (
+        "Current thread 0x00007f00 (most recent call first):\n"
+        '  File "<string>", line 59 in horovod_allreduce\n'
+        '  File "/site-packages/horovod/tensorflow/mpi_ops.py", line 130 in _allreduce\n'
+        '  File "/home/me/train.py", line 10 in <module>\n'
+    )
+    assert (collective(stacks), place(stacks)) == ("horovod_allreduce", "train.py:10 in <module>")
+    assert collective(stacks.replace("<string>", "/home/me/own.py")) == ""
