@@ -24,9 +24,9 @@ class CondaDependencies(Settings):
     """Packages that a job needs: those that are not installed when it is submitted are, by pip, for it."""
 
     _fields: ClassVar = ()
-    _differs: ClassVar = {"add_channel": "nothing comes from conda's channels: packages that are missing are pip's"}
-    _refused: ClassVar = {
-        "set_python_version": "jobs run by this Python; start dtrain with the Python that they need",
+    _differs: ClassVar = {
+        "add_channel": "nothing comes from conda's channels: packages that are missing are pip's",
+        "set_python_version": "jobs run by this Python; submit says so where they ask for another one",
     }
 
     def __init__(self, conda_dependencies_file_path: str | None = None) -> None:
@@ -59,6 +59,11 @@ class CondaDependencies(Settings):
     def add_conda_package(self, conda_package: str) -> None:
         """Ask for a package of conda's."""
         self._conda.append(conda_package)
+
+    def set_python_version(self, version: str) -> None:
+        """Ask for a Python. Jobs run by this one, which submit says where it is another."""
+        self.remove_conda_package("python")
+        self._conda.insert(0, f"python={version}")
 
     def add_channel(self, channel: str) -> None:
         """Only a warning: nothing comes from conda's channels."""

@@ -195,7 +195,10 @@ CANNOT = {
     "framework": ("Model.Framework.KERASS", "Framework has no 'KERASS' .did you mean KERAS"),
     "config": ("Workspace.from_config('src/config.json')", "config.json is no JSON .*; mend it, or let `dtrain azureml init`"),
     "no config": ("Workspace.from_config('src/list.json')", "list.json is no JSON object, with a workspace_name"),
-    "python": ("Estimator('src', entry_script='train.py', conda_packages=['python=2.7'])", "installed is .*--any-version"),
+    "version": (
+        "Estimator('src', entry_script='train.py', conda_packages=['chainer=1'])",
+        r"chainer==1\.\* \((not installed|installed is .*--any-version)",
+    ),
     "argument": ("Estimator('src', entry_scrip='train.py')", "has no argument 'entry_scrip'.*did you mean entry_script"),
     "vm size": (
         "Estimator('src', entry_script='train.py', vm_size='STANDARD_D2')",
