@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -330,9 +331,18 @@ try:
     waits.complete()
 except Exception as error:
     refused = str(error)
-waits.fail()
+waits.fail(error_code="E42")
+at_once = [waits.get_status(), waits.get_details()["status"], waits.get_details()["error"]["error"]]
 waits.wait_for_completion(raise_on_error=False)
+waits.cancel()
+mine = experiment.start_logging()
+mine.complete()
+mine.fail("looked again", error_code="E43")
+mine.complete()
+with experiment.start_logging() as inner:
+    inner.fail("inside")
 print(json.dumps({
+    "at once": at_once, "mine": [mine.get_status(), mine.get_details()["error"]["error"]], "inner": inner.status,
     "before": before, "after": done.get_status(), "message": done.get_details()["error"]["error"]["message"],
     "waits": waits.get_status(), "refused": refused,
 }))
@@ -341,6 +351,9 @@ print(json.dumps({
     found = told(done)
     assert (found["before"], found["after"], found["waits"]) == ("Completed", "Failed", "Failed")
     assert found["message"] == "the wrong data"
+    assert found["at once"] == ["Failed", "Failed", {"code": "E42", "message": "E42"}]
+    assert (found["mine"], found["inner"]) == (["Failed", {"code": "E43", "message": "looked again"}], "Failed")
+    assert len(re.findall(r"is Failed already; (cancel|complete)\(\) changes nothing", done.stderr)) == 2
     assert "cancel() ends it" in str(found["refused"])
     assert {run["state"] for run in azure.json("runs")} == {"failed"}
 
