@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from dtrain.azureml.console import warn
 from dtrain.azureml.errors import Settings, UserErrorException
+from dtrain.azureml.values import list_of
 from dtrain.azureml.workspace import Workspace
 from dtrain.files import read_json, write_json
 from dtrain.layout import check_name
@@ -48,8 +49,9 @@ class CondaDependencies(Settings):
         if pip_indexurl is not None:
             raise UserErrorException("pip_indexurl= has no effect here; set PIP_INDEX_URL, which dtrain's pip reads")
         made = CondaDependencies()
-        made._pip = list(pip_packages or [])
-        made._conda = [*([f"python={python_version}"] if python_version else []), *(conda_packages or [])]
+        made._pip = list_of("pip_packages", pip_packages)
+        python = [f"python={python_version}"] if python_version else []
+        made._conda = [*python, *list_of("conda_packages", conda_packages)]
         return made
 
     def add_pip_package(self, pip_package: str) -> None:

@@ -85,11 +85,16 @@ def _lack(text: str) -> Lack | None:
     if name == "python":
         installed: str | None = platform.python_version()
     else:
-        installed = next((version for each in (here, *_ALSO.get(here, ())) if (version := _installed(each))), None)
+        installed = installed_version(here)
     if installed is None or not requirement.specifier.contains(installed, prereleases=True):
         requirement.name = here
         return Lack(text, installed, here, str(requirement))
     return None
+
+
+def installed_version(name: str) -> str | None:
+    """The version of a package, or of a build of it under another name; None where there is none."""
+    return next((version for each in (name, *_ALSO.get(name, ())) if (version := _installed(each))), None)
 
 
 def _installed(name: str) -> str | None:

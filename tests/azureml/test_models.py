@@ -30,6 +30,10 @@ try:
     found.download("copies")
 except Exception as error:
     taken = str(error)
+try:
+    found.download("/proc/nope")
+except Exception as error:
+    print(type(error).__name__, error)
 print(json.dumps({
     "path": path, "files": sorted(os.listdir(path)), "id": found.id, "tags": found.tags, "framework": found.model_framework,
     "list": [m.id for m in Model.list(ws, "net")], "tagged": [m.id for m in Model.list(ws, tags=[["number", "1"]])],
@@ -37,6 +41,7 @@ print(json.dumps({
 }))
 """
     )
+    assert "UserErrorException model net:2 cannot be written to '/proc/nope': " in done.stdout
     found = told(done)
     assert (found["path"], found["files"], found["path again"]) == ("copies/net", ["2.txt", "layers"], "azureml-models/net/1/net")
     assert (found["id"], found["tags"], found["framework"]) == ("net:2", {"number": "2", "stage": "production"}, "Custom")

@@ -23,7 +23,12 @@ class Plot:
     def savefig(self, path): open(path, "wb").write(b"png")
 run.log_image("a plot", plot=Plot())
 run.upload_file("notes/one.txt", "notes.txt")
-run.upload_file("outputs/two.txt", "notes.txt")
+run.upload_files("outputs/two.txt", "notes.txt")
+for wrong in (lambda: run.add_properties("x"), lambda: run.set_tags(["a"])):
+    try:
+        wrong()
+    except Exception as error:
+        print(error)
 run.upload_file("outputs/metrics/report.json", "notes.txt")
 run.upload_file("outputs/uploads/.attempt-1/a", "notes.txt")
 children = run.child_runs(2)
@@ -56,6 +61,7 @@ print(json.dumps({
     own = ["outputs/metrics/report.json", "outputs/two.txt", "outputs/uploads/.attempt-1/a"]
     assert found["files"] == ["a_plot_0.png", "notes/one.txt", *own]
     assert (found["failed"], done.stdout.count("no run '")) == (True, 3)
+    assert done.stdout.count(" has to be a dict; write ") == 2
     assert (found["before"], found["after"], found["other"]) == ("Running", "Completed", "Completed")
     assert found["children"] == [["Failed", True], ["Completed", True]]
     assert (found["runs"], found["number"], found["model"]) == (2, [1, 5], ["early:1", True])
