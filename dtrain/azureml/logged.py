@@ -71,7 +71,7 @@ class Logged(Named):
             raise UserErrorException(f"log_image({name!r}) takes path= or plot=, and one of them")
         if path is not None and not Path(path).is_file():
             raise UserErrorException(f"there is no file {path!r} to log (from {os.getcwd()})")
-        target = files.new_file(self._layout, name, Path(path).suffix if path is not None else ".png")
+        target = files.new_file(self._layout, name, Path(path).suffix if path is not None else ".png", self._record().rank)
         if path is not None:
             shutil.copyfile(path, target)
         else:
@@ -104,7 +104,7 @@ class Logged(Named):
             raise UserErrorException(
                 f"metric {name!r} is {value!r:.80}; log a dict, or JSON text, of {', '.join(sorted(_CHART))}"
             )
-        target = files.new_file(self._layout, name, ".json")
+        target = files.new_file(self._layout, name, ".json", self._record().rank)
         target.write_bytes(text)
         self._record().artifact(name, target.name)
 

@@ -129,7 +129,8 @@ print(paths, open(paths[0]).read(), os.listdir("here"))
 """
     )
     assert done.stdout.count("read 200\n") == 4 * 5
-    files = [f"{name}_{number}{suffix}" for name, suffix in (("a_plot", ".py"), ("residuals", ".json")) for number in range(20)]
+    ends = [f"{of}_{number}" for of in ("", "_rank1", "_rank2", "_rank3") for number in range(5)]
+    files = [f"{name}{end}{suffix}" for name, suffix in (("a_plot", ".py"), ("residuals", ".json")) for end in ends]
     assert done.stdout.splitlines()[-2] == str(sorted(files))
     assert (done.stdout.count("uploaded\n"), done.stdout.count("taken run tests-")) == (1, 3)
     assert done.stdout.splitlines()[-1] == "['here/1', 'here/1'] 1 ['1']"

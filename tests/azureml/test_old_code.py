@@ -38,6 +38,7 @@ def test_a_script_with_names_that_numpy_dropped(azure: AzureProject) -> None:
     # Not so by itself under `dtrain run`, which is told to.
     assert azure.dtrain("run", "src/train.py").returncode == 1
     assert azure.dtrain("run", "--legacy-numpy", "src/train.py").returncode == 0
+    assert "np.int is no more" in azure.dtrain("run", "--azureml", "src/train.py").stdout
 
 
 def test_a_script_run_by_itself_has_what_its_job_would_have(azure: AzureProject) -> None:

@@ -283,6 +283,14 @@ def test_an_offline_run_records_and_tells_how_its_script_ended(azure: AzureProje
     assert "RunEnvironmentException: this process is no rank of a job" in done.stderr
 
 
+def test_a_config_that_was_lost_is_written_again(azure: AzureProject) -> None:
+    again = azure.dtrain("azureml", "init", "--name", "mine")
+    assert (again.returncode, "from_config() opens it" in again.stderr) == (2, True)
+    (azure.folder / ".azureml" / "config.json").unlink()
+    assert azure.dtrain("azureml", "init", "--name", "mine").returncode == 0
+    assert (azure.folder / ".azureml" / "config.json").is_file()
+
+
 def test_workspaces_and_environments(azure: AzureProject) -> None:
     """A config.json of Azure's own, from a folder below; environments of files, and a curated one."""
     below = azure.folder / "other" / "deep"
