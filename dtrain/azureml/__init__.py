@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from dtrain.azureml.finder import install
+from dtrain.azureml.old_code import mend_chainer
 
 __all__ = ["install", "load_ipython_extension"]
 
@@ -16,3 +17,4 @@ __all__ = ["install", "load_ipython_extension"]
 def load_ipython_extension(_shell: Any) -> None:
     """What ``%load_ext dtrain.azureml`` calls."""
     install()
+    mend_chainer()

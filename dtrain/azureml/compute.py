@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from dtrain.azureml.console import say
-from dtrain.azureml.errors import ComputeTargetException, Named, take_options
+from dtrain.azureml.errors import ComputeTargetException, Named, check_kind, take_options
 from dtrain.azureml.targets import LOCAL, describe, hosts_of, new_entry, partition_of, read_entries, write_entry
 from dtrain.azureml.workspace import Workspace
 from dtrain.errors import did_you_mean
@@ -145,6 +145,7 @@ class ComputeTarget(Named):
         Raises ComputeTargetException for a name that cannot be.
         """
         asked = provisioning_configuration
+        check_kind("ComputeTarget.create", "provisioning_configuration", asked, AmlComputeProvisioningConfiguration.__name__)
         known = read_entries(workspace._folder).get(name, {})
         if hosts_of(known) or partition_of(known) is not None:
             say(f"compute target {name} is {describe(known)}, and stays so; `dtrain compute remove {name}` takes it away")

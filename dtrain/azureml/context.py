@@ -57,6 +57,8 @@ class _OfflineRun(Logged):
 
     def fail(self, error_details: Any = None, error_code: Any = None, _set_status: bool = True) -> None:
         """Let the script fail when it has ended."""
+        if error_code is not None:
+            records.note(self._layout, "error_code", text=str(error_code))
         records.note(self._layout, "fail", text=str(error_details or error_code or ""))
         state.end_by_hand(self._layout, str(error_details or error_code or "fail() was called"), exit_code=1)
 

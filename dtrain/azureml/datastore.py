@@ -14,6 +14,7 @@ from dtrain.azureml.console import say, warn
 from dtrain.azureml.errors import Named, Settings, UserErrorException, take_options
 from dtrain.azureml.records import Copy
 from dtrain.azureml.stores import Store, add_store, default_name, open_store, read_urls, remove_store, set_default
+from dtrain.azureml.values import check_path, list_of
 from dtrain.azureml.workspace import Workspace
 from dtrain.errors import DtrainError, UsageError, did_you_mean
 
@@ -158,7 +159,7 @@ class Datastore(Named):
         Raises UserErrorException for a file that is not there, or not below ``relative_root``.
         """
         pairs = []
-        for name in files:
+        for name in list_of("files", files):
             path = Path(name)
             if not path.is_file():
                 raise UserErrorException(f"there is no file {name!r} to upload (from {Path.cwd()})")
@@ -194,6 +195,7 @@ class Datastore(Named):
 
     def path(self, path: str | None = None, data_reference_name: str | None = None) -> DataReference:
         """A reference to a file or folder of the datastore, for ``script_params`` and ``inputs``."""
+        check_path("path", path)
         return DataReference(self, data_reference_name, path)
 
     def as_mount(self) -> DataReference:

@@ -21,7 +21,7 @@ def details_of(run: RunLayout) -> dict[str, Any]:
     details: dict[str, Any] = {
         "runId": run.id,
         "target": submitted.target,
-        "status": state.azure_status(run),
+        "status": state.told_status(run),
         "startTimeUtc": _utc(status.started),
         "endTimeUtc": None if status.ended is None else _utc(status.ended),
         "properties": {"ContentSnapshotId": run.id, **records.properties(run)},
@@ -32,8 +32,10 @@ def details_of(run: RunLayout) -> dict[str, Any]:
         "runFolder": str(run.root),
         "warnings": [{"message": event["text"]} for event in records.events(run, "warning")],
     }
-    if status.state == "failed":
-        details["error"] = {"error": {"code": "UserError", "message": status.cause}}
+    asked, codes = records.events(run, "fail"), records.events(run, "error_code")
+    if asked or status.state == "failed":
+        message = status.cause if status.state == "failed" else asked[0]["text"]
+        details["error"] = {"error": {"code": codes[0]["text"] if codes else "UserError", "message": message}}
     return details
 
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from dtrain.azureml.console import warn
 from dtrain.azureml.errors import Settings, UserErrorException
+from dtrain.azureml.values import list_of
 from dtrain.azureml.workspace import Workspace
 from dtrain.files import read_json, write_json
 from dtrain.layout import check_name
@@ -24,9 +25,9 @@ class CondaDependencies(Settings):
     """Packages that a job needs: those that are not installed when it is submitted are, by pip, for it."""
 
     _fields: ClassVar = ()
-    _differs: ClassVar = {"add_channel": "nothing comes from conda's channels: packages that are missing are pip's"}
-    _refused: ClassVar = {
-        "set_python_version": "jobs run by this Python; start dtrain with the Python that they need",
+    _differs: ClassVar = {
+        "add_channel": "nothing comes from conda's channels: packages that are missing are pip's",
+        "set_python_version": "jobs run by this Python; submit says so where they ask for another one",
     }
 
     def __init__(self, conda_dependencies_file_path: str | None = None) -> None:
@@ -48,8 +49,9 @@ class CondaDependencies(Settings):
         if pip_indexurl is not None:
             raise UserErrorException("pip_indexurl= has no effect here; set PIP_INDEX_URL, which dtrain's pip reads")
         made = CondaDependencies()
-        made._pip = list(pip_packages or [])
-        made._conda = [*([f"python={python_version}"] if python_version else []), *(conda_packages or [])]
+        made._pip = list_of("pip_packages", pip_packages)
+        python = [f"python={python_version}"] if python_version else []
+        made._conda = [*python, *list_of("conda_packages", conda_packages)]
         return made
 
     def add_pip_package(self, pip_package: str) -> None:
@@ -59,6 +61,11 @@ class CondaDependencies(Settings):
     def add_conda_package(self, conda_package: str) -> None:
         """Ask for a package of conda's."""
         self._conda.append(conda_package)
+
+    def set_python_version(self, version: str) -> None:
+        """Ask for a Python. Jobs run by this one, which submit says where it is another."""
+        self.remove_conda_package("python")
+        self._conda.insert(0, f"python={version}")
 
     def add_channel(self, channel: str) -> None:
         """Only a warning: nothing comes from conda's channels."""

@@ -5,6 +5,8 @@ All are :class:`dtrain.errors.DtrainError` too. The names of the SDK's own hiera
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -112,6 +114,32 @@ def _refuse(cls: type, name: str) -> NoReturn:
     raise NoSuchName(f"dtrain's {cls.__name__} has no {name!r}{near}; it has {', '.join(members_of(cls))} ({TABLE})")
 
 
+_KINDS = {"workspace": "Workspace", "experiment": "Experiment", "name": "str", "run_id": "str"}
+"""What constructors take under these names, whichever class it is; by the class's name, for most are not yet imported."""
+
+
+def check_kind(owner: str, name: str, value: Any, kind: str) -> None:
+    """Raises UserErrorException for a value that is not of the class of that name."""
+    if kind not in [base.__name__ for base in type(value).__mro__]:
+        text = "a text" if kind == "str" else f"{'an' if kind[0] in 'AE' else 'a'} {kind}"
+        raise UserErrorException(f"{owner}() has {name}={value!r:.80}, and takes {text} there")
+
+
+def _checked(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that looks first at what it is given under the names of ``_KINDS``."""
+    taken = [each for each in inspect.signature(init).parameters.values() if each.name != "self"]
+
+    @functools.wraps(init)
+    def begin(self: Any, *args: Any, **given: Any) -> None:
+        placed = dict(zip([each.name for each in taken], args, strict=False)) | given
+        for each in taken:
+            if each.name in _KINDS and each.name in placed and placed[each.name] is not each.default:
+                check_kind(init.__qualname__.partition(".")[0], each.name, placed[each.name], _KINDS[each.name])
+        init(self, *args, **given)
+
+    return begin
+
+
 class NamedType(type):
     """Answers for names asked of the class itself (``Model.deploy``)."""
 
@@ -136,6 +164,10 @@ class Named(metaclass=NamedType):
     """Names of the attributes that its methods set."""
 
     if not TYPE_CHECKING:
+
+        def __init_subclass__(cls) -> None:
+            if "__init__" in vars(cls) and not _KINDS.keys().isdisjoint(inspect.signature(cls.__init__).parameters):
+                cls.__init__ = _checked(cls.__init__)
 
         def __getattr__(self, name: str) -> NoReturn:
             _refuse(type(self), name)

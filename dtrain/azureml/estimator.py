@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +10,8 @@ from typing import Any, ClassVar
 from dtrain.azureml.console import warn
 from dtrain.azureml.datastore import DataReference, Datastore
 from dtrain.azureml.environment import CondaDependencies, Environment, read_requirements
-from dtrain.azureml.errors import Named, TrainingException, UserErrorException, take_options
+from dtrain.azureml.errors import Settings, TrainingException, UserErrorException, take_options
+from dtrain.azureml.packages import installed_version
 from dtrain.azureml.runconfig import (
     MpiConfiguration,
     RunConfiguration,
@@ -20,6 +20,7 @@ from dtrain.azureml.runconfig import (
     check_count,
     distribute,
 )
+from dtrain.azureml.values import check_path, dict_of, list_of, variables_of
 from dtrain.binding import count_gpus
 
 _KNOWN: Mapping[str, Any] = {
@@ -73,7 +74,7 @@ _PACKAGE_OPTIONS = (
 )
 
 
-class Estimator(Named):
+class Estimator(Settings):
     """A script, its arguments, and how many processes of which packages run it. Called by control scripts; does not block.
 
     ``script_params`` keep their order; a value of ``''`` makes a bare flag of its name.
@@ -101,7 +102,8 @@ class Estimator(Named):
         known = _KNOWN if self._framework is None else {**_KNOWN, "framework_version": None}
         if type(self) is TensorFlow:
             known = {**known, "worker_count": None, "parameter_server_count": None}
-        options = take_options(type(self).__name__, given, known, _REFUSED)
+        options = _shaped(take_options(type(self).__name__, given, known, _REFUSED))
+        check_path("source_directory", source_directory)
         script = options["entry_script"]
         if script is None:
             raise TrainingException(f"{type(self).__name__} has no entry_script; give the script to run, relative to the source")
@@ -113,7 +115,7 @@ class Estimator(Named):
         config.node_count = options["node_count"]
         config.max_run_duration_seconds = options["max_run_duration_seconds"]
         config.environment = self._environment(Path(source_directory or "."), options)
-        for reference in [*references, *map(_reference, options["inputs"] or [])]:
+        for reference in [*references, *map(_reference, options["inputs"])]:
             name = reference.data_reference_name
             reference._check_same(name, config.data_references.setdefault(name, reference))
         distribute(config, self._distribution(options))
@@ -123,10 +125,8 @@ class Estimator(Named):
     @classmethod
     def get_supported_versions(cls) -> list[str]:
         """The versions of the framework that jobs can have: the one that is installed, or none."""
-        try:
-            return [importlib.metadata.version(cls._framework)] if cls._framework is not None else []
-        except importlib.metadata.PackageNotFoundError:
-            return []
+        version = installed_version(cls._framework) if cls._framework is not None else None
+        return [] if version is None else [version]
 
     @property
     def source_directory(self) -> str:
@@ -189,15 +189,15 @@ class Estimator(Named):
                 dependencies = environment.python.conda_dependencies
             if (file := options["pip_requirements_file"] or options["pip_requirements_file_path"]) is not None:
                 dependencies._pip += read_requirements(source / file)
-            dependencies._pip += options["pip_packages"] or []
-            dependencies._conda += options["conda_packages"] or []
-            if self._framework is not None:
+            dependencies._pip += options["pip_packages"]
+            dependencies._conda += options["conda_packages"]
+            if self._framework is not None and self._framework not in dependencies._pip:
                 dependencies._pip.append(self._framework)
         if options["user_managed"] or options["environment_variables"]:
             environment = copy.deepcopy(environment)  # which may be another estimator's, too
         if options["user_managed"]:
             environment.python.user_managed_dependencies = True
-        environment.environment_variables.update(options["environment_variables"] or {})
+        environment.environment_variables.update(options["environment_variables"])
         return environment
 
     def _note_what_is_not_used(self, options: dict[str, Any]) -> None:
@@ -242,6 +242,21 @@ class SKLearn(Estimator):
     _framework = "scikit-learn"
 
 
+def _shaped(options: dict[str, Any]) -> dict[str, Any]:
+    """The options, with lists and dicts where those are meant. Raises UserErrorException for what cannot be one."""
+    lists = {name: list_of(name, options[name]) for name in ("pip_packages", "conda_packages", "inputs")}
+    for name, value in options.items():
+        if name == "entry_script" or "_file" in name:
+            check_path(name, value)
+    variables = variables_of("environment_variables", options["environment_variables"])
+    return {
+        **options,
+        **lists,
+        "script_params": dict_of("script_params", options["script_params"]),
+        "environment_variables": variables,
+    }
+
+
 def _reference(value: Any) -> DataReference:
     if isinstance(value, Datastore):
         return value.as_mount()
@@ -250,11 +265,11 @@ def _reference(value: Any) -> DataReference:
     raise UserErrorException(f"inputs has {value!r}; give references: datastore.path('...').as_mount(), or a dataset's")
 
 
-def _arguments(script_params: Mapping[str, Any] | None) -> tuple[list[Any], list[DataReference]]:
+def _arguments(script_params: Mapping[str, Any]) -> tuple[list[Any], list[DataReference]]:
     """Arguments in the order of ``script_params``, and the datastore references among them."""
     arguments: list[Any] = []
     references = []
-    for name, value in (script_params or {}).items():
+    for name, value in script_params.items():
         arguments.append(name)
         if isinstance(value, Datastore | DataReference):
             references.append(_reference(value))

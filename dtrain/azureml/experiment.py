@@ -12,6 +12,7 @@ from dtrain.azureml.interactive import new_run, watch_folders
 from dtrain.azureml.logged import RUN_TYPE
 from dtrain.azureml.run import Run
 from dtrain.azureml.submit import submit
+from dtrain.azureml.values import dict_of
 from dtrain.azureml.workspace import Workspace
 from dtrain.errors import UsageError
 from dtrain.layout import check_name
@@ -57,9 +58,9 @@ class Experiment(Named):
         """
         for name in given:
             raise TypeError(f"Experiment.submit() has no argument {name!r} here; set it in the ScriptRunConfig or the estimator")
+        wanted = dict_of("tags", tags)
         run = Run(self, submit(self.workspace, self.name, config).id)
-        for key, value in (tags or {}).items():
-            run.tag(key, value)
+        run.set_tags(wanted)
         return run
 
     def start_logging(self, *, outputs: Any = None, snapshot_directory: str | None = None, **given: Any) -> Run:

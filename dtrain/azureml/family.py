@@ -9,6 +9,7 @@ from dtrain.azureml import records
 from dtrain.azureml.errors import UserErrorException
 from dtrain.azureml.interactive import new_run
 from dtrain.azureml.logged import Logged
+from dtrain.azureml.values import dict_of
 from dtrain.files import read_json
 from dtrain.layout import RunLayout
 from dtrain.layout import Workspace as WorkspaceFolder
@@ -54,8 +55,9 @@ class Family(Logged):
         """Start a job as ``Experiment.submit`` does, below this run."""
         from dtrain.azureml.submit import submit
 
+        wanted = dict_of("tags", tags)
         child = self._run(submit(self.experiment.workspace, self.experiment.name, config, parent=self.id).id)
-        child.set_tags(dict(tags or {}))
+        child.set_tags(wanted)
         return child
 
     @property

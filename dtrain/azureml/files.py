@@ -119,9 +119,12 @@ def keep(run: RunLayout, name: str, data: IO[bytes]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def new_file(run: RunLayout, name: str, suffix: str) -> Path:
-    """An empty file of the run whose name begins with ``name``, as a file's can; no other rank has it."""
-    plain = re.sub(r"[^\w.-]", "_", name)
+def new_file(run: RunLayout, name: str, suffix: str, rank: int) -> Path:
+    """An empty file of the run whose name begins with ``name``, as a file's can, and with the rank where that is not 0.
+
+    It is numbered by the files that this rank has made of that name; no other rank has it.
+    """
+    plain = re.sub(r"[^\w.-]", "_", name) + (f"_rank{rank}" if rank else "")
     for number in itertools.count():
         target = target_of(run, f"{plain}_{number}{suffix}")
         target.parent.mkdir(parents=True, exist_ok=True)

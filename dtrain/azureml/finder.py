@@ -47,10 +47,10 @@ class _AzureModule(ModuleType):
         module = self.__name__
         if name == "__all__":
             return sorted(names.MODULES[module])
-        if name.startswith("__"):
-            raise AttributeError(f"module {module!r} has no attribute {name!r}")
         if name in ("VERSION", "__version__"):
             return names.SDK_VERSION + f"+dtrain{__version__}"
+        if name.startswith("__"):
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
         if (where := names.MODULES[module].get(name)) is not None:
             home, _, attribute = where.partition(":")
             value = getattr(importlib.import_module(home), attribute)

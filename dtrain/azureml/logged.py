@@ -15,6 +15,7 @@ import orjson
 from dtrain.azureml import files, records
 from dtrain.azureml.errors import Named, UserErrorException
 from dtrain.azureml.recording import Recorder, logged_ranks, read_rank
+from dtrain.azureml.values import dict_of, list_of
 from dtrain.env import RankEnv
 from dtrain.layout import RunLayout
 
@@ -70,7 +71,7 @@ class Logged(Named):
             raise UserErrorException(f"log_image({name!r}) takes path= or plot=, and one of them")
         if path is not None and not Path(path).is_file():
             raise UserErrorException(f"there is no file {path!r} to log (from {os.getcwd()})")
-        target = files.new_file(self._layout, name, Path(path).suffix if path is not None else ".png")
+        target = files.new_file(self._layout, name, Path(path).suffix if path is not None else ".png", self._record().rank)
         if path is not None:
             shutil.copyfile(path, target)
         else:
@@ -103,7 +104,7 @@ class Logged(Named):
             raise UserErrorException(
                 f"metric {name!r} is {value!r:.80}; log a dict, or JSON text, of {', '.join(sorted(_CHART))}"
             )
-        target = files.new_file(self._layout, name, ".json")
+        target = files.new_file(self._layout, name, ".json", self._record().rank)
         target.write_bytes(text)
         self._record().artifact(name, target.name)
 
@@ -142,7 +143,7 @@ class Logged(Named):
 
     def set_tags(self, tags: Mapping[str, str | None]) -> None:
         """Set several tags."""
-        for key, value in tags.items():
+        for key, value in dict_of("tags", tags).items():
             self.tag(key, value)
 
     def get_tags(self) -> dict[str, str | None]:
@@ -155,7 +156,7 @@ class Logged(Named):
 
     def add_properties(self, properties: dict[str, str]) -> None:
         """Add properties, which never change. Raises UserErrorException for one that has another value."""
-        records.add_properties(self._layout, properties)
+        records.add_properties(self._layout, dict_of("properties", properties))
 
     def get_properties(self) -> dict[str, str]:
         """The properties as of now."""
@@ -185,6 +186,7 @@ class Logged(Named):
             raise UserErrorException(
                 "return_artifacts=True is not available: get_file_names() and download_file() tell of the files"
             )
+        names, paths = list_of("names", names), list_of("paths", paths)
         if len(names) != len(paths):
             raise UserErrorException(f"{len(names)} names and {len(paths)} paths: give one name for each path")
         for name, path in zip(names, paths, strict=True):

@@ -211,10 +211,14 @@ class Model(Named):
     def download(self, target_dir: str = ".", exist_ok: bool = False, exists_ok: bool | None = None) -> str:
         """Copy the model to ``target_dir``, verified, and return the path of its file or folder there. Blocks.
 
-        Raises UserErrorException when it is there already, unless ``exist_ok``. All ranks may do so at once.
+        Raises UserErrorException when it is there already, unless ``exist_ok``, or cannot be. All ranks may do so at once.
         """
         target, replace = Path(target_dir) / self._entry, exist_ok or bool(exists_ok)
-        if (target.exists() and not replace) or not self._fetch(target, replace=replace):
+        try:
+            fetched = (replace or not target.exists()) and self._fetch(target, replace=replace)
+        except OSError as error:
+            raise UserErrorException(f"model {self.id} cannot be written to {target_dir!r}: {error.strerror or error}") from error
+        if not fetched:
             raise UserErrorException(f"{target} is there already; exist_ok=True replaces it")
         return str(target)
 

@@ -1,8 +1,12 @@
-"""Reads a job's source: for names that NumPy and TensorFlow have dropped since it was written, and for what it imports."""
+"""Reads a job's source: for names that NumPy and TensorFlow have dropped since it was written, and for what it imports; and lets
+scripts of that age import Chainer."""
 
 from __future__ import annotations
 
 import ast
+import importlib
+import importlib.util
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +14,15 @@ from dtrain import switches
 from dtrain.legacy import OldName, gone_tensorflow, old_numpy, old_tensorflow
 
 _SHOWN = 10
+
+
+def mend_chainer() -> None:
+    """Let Chainer work where a script imports it without a thought of today's NumPy; nothing where it is absent, or loaded.
+
+    Called before the script, in ranks and where one is run by itself, and when a notebook loads the extension.
+    """
+    if "chainer" not in sys.modules and importlib.util.find_spec("chainer") is not None:
+        importlib.import_module("dtrain.chainer")
 
 
 def find_old_names(source: Path, script: str) -> tuple[dict[str, str], list[str]]:

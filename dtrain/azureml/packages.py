@@ -29,10 +29,9 @@ _ALSO = {
     "tensorflow": ("tensorflow-cpu", "tensorflow-gpu"),
     "cupy": tuple(f"cupy-cuda{release}" for release in ("11x", "12x", "13x")),
 }
-# What is the same for all jobs: Python itself, what launcher and ranks share, and what has to be compiled for what is here.
-# With the command that installs it, if there is one.
+# What is the same for all jobs: what launcher and ranks share, and what has to be compiled for what is here. With the command
+# that installs it, if there is one.
 _NOT_FOR_ONE_JOB = {
-    "python": "",
     **dict.fromkeys(venv.FIXED, ""),
     "mpi4py": commands.MPI,
     "chainer": commands.CHAINER,
@@ -86,11 +85,16 @@ def _lack(text: str) -> Lack | None:
     if name == "python":
         installed: str | None = platform.python_version()
     else:
-        installed = next((version for each in (here, *_ALSO.get(here, ())) if (version := _installed(each))), None)
+        installed = installed_version(here)
     if installed is None or not requirement.specifier.contains(installed, prereleases=True):
         requirement.name = here
         return Lack(text, installed, here, str(requirement))
     return None
+
+
+def installed_version(name: str) -> str | None:
+    """The version of a package, or of a build of it under another name; None where there is none."""
+    return next((version for each in (name, *_ALSO.get(name, ())) if (version := _installed(each))), None)
 
 
 def _installed(name: str) -> str | None:
@@ -104,26 +108,39 @@ def missing_packages(
     pip: Iterable[str], conda: Iterable[str], *, any_version: bool, install: bool
 ) -> tuple[list[str], list[str]]:
     """What has to be installed for a job, as pip's requirements; and sentences about what is of another version than asked for,
-    where ``any_version`` lets that pass.
+    where ``any_version`` lets that pass: for Python itself, always.
 
     Raises UserErrorException for what cannot be installed for one job, and without ``install`` for all that is missing.
     """
     lacks = find_lacks(pip, conda)
-    bad = [lack for lack in lacks if lack.installed is None or not any_version]
-    notes = [f"the job asked for {lack.wanted}; it runs with {lack.installed}" for lack in lacks if lack not in bad]
+    # Environments of Azure's name a Python of their time, which neither dtrain nor today's packages run on: only said.
+    bad = [lack for lack in lacks if lack.installed is None or not (any_version or lack.name == "python")]
+    others = dict.fromkeys(lack for lack in lacks if lack not in bad)
+    notes = [f"the job asked for {lack.wanted}; it runs with {_runs_with(lack)}" for lack in others]
     fixed = [lack for lack in bad if lack.name in _NOT_FOR_ONE_JOB]
     if bad and (fixed or not install):
         raise UserErrorException(_refusal(fixed or bad))
     return [lack.requirement for lack in bad], notes
 
 
+def _runs_with(lack: Lack) -> str:
+    return f"Python {lack.installed} ({sys.executable})" if lack.name == "python" else str(lack.installed)
+
+
 def _refusal(bad: list[Lack]) -> str:
     """Which packages are missing, and what to do about it."""
-    lines = [_NOT_FOR_ONE_JOB[lack.name] for lack in bad if _NOT_FOR_ONE_JOB.get(lack.name)]
+    lines = [_NOT_FOR_ONE_JOB[lack.name] for lack in bad if _helps(lack)]
     plain = [shlex.quote(lack.requirement) for lack in bad if lack.name not in _NOT_FOR_ONE_JOB]
     if plain:
         lines.insert(0, f"{shlex.quote(sys.executable)} -m pip install {' '.join(plain)}")
     line = f"; run: {' && '.join(lines)}" if lines else ""
     other = ", or accept what is installed: `dtrain azureml --any-version ...`" if any(lack.installed for lack in bad) else ""
-    python = "; start dtrain with the Python that the job needs" if any(lack.name == "python" for lack in bad) else ""
-    return f"the job asks for packages that this Python has not: {', '.join(map(str, bad))}{line}{python}{other}"
+    return f"the job asks for packages that this Python has not: {', '.join(map(str, bad))}{line}{other}"
+
+
+def _helps(lack: Lack) -> bool:
+    """Whether the command that installs a package, of the one version that dtrain works with, brings what is asked for."""
+    pinned = re.search(rf"\b{re.escape(lack.name)}==([\w.]+)", _NOT_FOR_ONE_JOB.get(lack.name, ""))
+    if pinned is None:
+        return lack.installed is None and bool(_NOT_FOR_ONE_JOB.get(lack.name))
+    return Requirement(lack.requirement).specifier.contains(pinned[1])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 
 from dtrain import switches
 from dtrain.azureml.finder import install
+from dtrain.azureml.old_code import mend_chainer
 from dtrain.azureml.records import read_submitted
 from dtrain.env import RankEnv
 from dtrain.status import read_status
@@ -19,8 +18,7 @@ _PORT = 6000
 def begin(rank_env: RankEnv) -> None:
     """Make ``import azureml`` dtrain's, and set the variables by which a script knows its run and place."""
     install(force=switches.azureml_mode() == "force")
-    if importlib.util.find_spec("chainer") is not None:
-        importlib.import_module("dtrain.chainer")  # before Chainer, which the script imports without a thought of today's NumPy
+    mend_chainer()
     run = rank_env.layout
     if run is None:
         return

@@ -23,6 +23,7 @@ class Recorder:
     """Records one rank's metrics twice: as they were logged, and every number in dtrain's own file (``dtrain metrics``)."""
 
     def __init__(self, run: RunLayout, rank: int, task: str = "") -> None:
+        self.rank = rank
         self._path = AzureLayout(run).metrics(rank)
         self._path.parent.mkdir(exist_ok=True)
         run.metrics.mkdir(parents=True, exist_ok=True)

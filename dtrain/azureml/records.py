@@ -20,7 +20,9 @@ from dtrain.files import read_json, write_json
 from dtrain.layout import RunLayout
 from dtrain.spec import JobSpec
 
-EventKind = Literal["tag", "property", "cancel", "fail", "warning", "name", "preparing", "prepared", "mounted", "uploaded"]
+EventKind = Literal[
+    "tag", "property", "cancel", "fail", "error_code", "warning", "name", "preparing", "prepared", "mounted", "uploaded"
+]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dtrain.azureml import files, records, state
+from dtrain.azureml.console import warn
 from dtrain.azureml.details import details_of, environment_of, inputs_of
 from dtrain.azureml.errors import UserErrorException, take_options
 from dtrain.azureml.family import Family, runs_of
@@ -134,7 +135,7 @@ class Run(Family):
 
     def get_status(self) -> str:
         """Preparing, Queued, Running, Finalizing; Completed, Failed or Canceled."""
-        return state.azure_status(self._layout)
+        return state.told_status(self._layout)
 
     def get_details(self) -> dict[str, Any]:
         """What was submitted, its state and times, and where its logs are."""
@@ -173,12 +174,17 @@ class Run(Family):
         return self.get_details()
 
     def cancel(self) -> None:
-        """Ask the job to end; returns at once, or within 2 s where it has not begun."""
+        """Ask the job to end; returns at once, or within 2 s where it has not begun. Of one that has ended only a warning."""
+        if (now := self.get_status()) in state.ENDED:
+            warn(f"run {self.id} is {now} already; cancel() changes nothing")
         keep_files(self._layout)
         state.cancel(self._layout)
 
     def complete(self, _set_status: bool = True) -> None:
-        """End a run of ``start_logging`` or ``child_run``; a job ends when its script does. UserErrorException else."""
+        """End a run of ``start_logging`` or ``child_run``; a job ends when its script does. UserErrorException else.
+
+        Of a run that has failed, or was canceled, only a warning.
+        """
         from dtrain.azureml.context import is_rank_of
 
         status = state.status_of(self._layout)
@@ -186,6 +192,8 @@ class Run(Family):
             if status.state == "running":
                 keep_files(self._layout)
                 state.end_by_hand(self._layout, "", exit_code=0)
+            elif status.state != "completed":
+                warn(f"run {self.id} is {self.get_status()} already; complete() changes nothing")
         elif status.state != "completed" and not is_rank_of(self._layout):
             raise UserErrorException(
                 f"run {self.id} is a job, and {self.get_status()}, as its processes tell; complete() is for runs of "
@@ -195,15 +203,20 @@ class Run(Family):
     def fail(self, error_details: Any = None, error_code: Any = None, _set_status: bool = True) -> None:
         """End a run of ``start_logging`` or ``child_run`` as failed; in a job, let this rank fail when its script has ended.
 
-        A job's run elsewhere counts as failed from now on, also one that has completed; one that still runs is ended.
+        A run that has completed, and a job's run elsewhere, counts as failed from now on; a job that still runs is ended.
+        ``error_code`` is told by :meth:`get_details`.
         """
         from dtrain.azureml.context import fail_at_exit, is_rank_of
 
         message = str(error_details or error_code or "fail() was called")
+        if error_code is not None:
+            records.note(self._layout, "error_code", text=str(error_code))
         if self._submitted.kind != "script":
             if state.status_of(self._layout).state == "running":
                 keep_files(self._layout)
                 state.end_by_hand(self._layout, message, exit_code=1)
+            else:
+                records.note(self._layout, "fail", text=message)
         elif is_rank_of(self._layout):
             fail_at_exit(message)
         else:
@@ -214,7 +227,8 @@ class Run(Family):
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if kind is None:
-            self.complete()
+            if self.get_status() not in state.ENDED:  # else the block has ended it
+                self.complete()
         else:
             self.fail(f"{kind.__name__}: {error}")
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from dtrain.azureml.environment import Environment
 from dtrain.azureml.errors import RunConfigurationException, Settings, UserErrorException, take_options
+from dtrain.azureml.values import check_path, list_of
 
 FRAMEWORKS = ("Python", "TensorFlow")
 COMMUNICATORS = ("None", "OpenMpi", "IntelMpi", "ParameterServer")
@@ -33,8 +34,8 @@ def _check_seconds(name: str, value: Any) -> None:
 
 
 def _list_of(arguments: Any) -> list[Any]:
-    """A script's arguments as a list; text is taken apart as a shell does."""
-    return shlex.split(arguments) if isinstance(arguments, str) else list(arguments or [])
+    """A script's arguments as a list; text is taken apart as a shell does. UserErrorException for a dict, or no list at all."""
+    return shlex.split(arguments) if isinstance(arguments, str) else list_of("arguments", arguments)
 
 
 def _one_of(name: str, value: Any, allowed: Sequence[str]) -> str:
@@ -206,6 +207,7 @@ class ScriptRunConfig(Settings):
     """A script and how it is run, for ``experiment.submit``. Called by control scripts; does not block."""
 
     _fields: ClassVar = ("source_directory", "script", "arguments", "run_config", "resume_from")
+    _checks: ClassVar = {"source_directory": check_path, "script": check_path}
     _refused: ClassVar = {
         "command": "name a Python script with script=",
     }

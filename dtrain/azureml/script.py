@@ -1,4 +1,4 @@
-"""Runs a control script, unchanged, in a process where ``azureml`` is dtrain's."""
+"""Runs a control script, or a training script that no job runs, unchanged, in a process where ``azureml`` is dtrain's."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
-from dtrain import switches
+from dtrain import legacy, switches
 from dtrain.azureml.finder import install
+from dtrain.azureml.old_code import find_old_names, mend_chainer
 from dtrain.errors import NotRunnable, did_you_mean
 
 
@@ -26,7 +27,8 @@ def run_script(
 ) -> NoReturn:
     """Run ``command`` (a script or module's name, and its arguments) as ``__main__``, and leave with its exit code.
 
-    Blocks until the script has ended; jobs that it did not wait for go on. Raises NotRunnable when there is no such script.
+    Names that NumPy and TensorFlow have dropped work in it as in a job, and so does Chainer. Blocks until the script has ended;
+    jobs that it did not wait for go on. Raises NotRunnable when there is no such script.
     """
     install(force=force)
     if any_version:
@@ -37,16 +39,19 @@ def run_script(
         os.environ.update(switches.azureml_secrets([*switches.secret_names(), *secrets]))
     target, *arguments = command
     if not is_module and not Path(target).is_file():
-        folder = Path(target).parent
-        siblings = [path.name for path in folder.glob("*.py")] if folder.is_dir() else []
+        beside = Path(target).parent
+        siblings = [path.name for path in beside.glob("*.py")] if beside.is_dir() else []
         raise NotRunnable(f"no such script: {target} (from {Path.cwd()}){did_you_mean(Path(target).name, siblings)}")
     sys.argv = [target, *arguments]
-    sys.path.insert(0, os.getcwd() if is_module else str(Path(target).absolute().parent))
+    folder = Path.cwd() if is_module else Path(target).absolute().parent
+    sys.path.insert(0, str(folder))
+    mend_chainer()
     try:
         if is_module:
             runpy.run_module(target, run_name="__main__", alter_sys=True)
         else:
-            runpy.run_path(target, run_name="__main__")
+            old, _ = find_old_names(folder, Path(target).name)
+            legacy.runner(switches.legacy_kinds(old), folder, rank=0)(target)
     except Exception as error:
         error = error.with_traceback(_own_frames(error.__traceback__))
         sys.excepthook(type(error), error, error.__traceback__)
@@ -55,7 +60,8 @@ def run_script(
 
 
 def _own_frames(trace: TracebackType | None) -> TracebackType | None:
-    """The traceback without the frames of this module and of runpy, which are not the user's."""
-    while trace is not None and trace.tb_frame.f_code.co_filename in (__file__, runpy.__file__, "<frozen runpy>"):
+    """The traceback without the frames of what runs the script, which are not the user's."""
+    runs = (__file__, legacy.__file__, runpy.__file__, "<frozen runpy>")
+    while trace is not None and trace.tb_frame.f_code.co_filename in runs:
         trace = trace.tb_next
     return trace

@@ -117,6 +117,11 @@ def azure_status(run: RunLayout) -> str:
     return "Finalizing" if ended and status.supervisor is not None else "Running"
 
 
+def told_status(run: RunLayout) -> str:
+    """:func:`azure_status` as scripts are told it: of a run that was let fail, Failed also while its ranks are being ended."""
+    return "Failed" if records.events(run, "fail") else azure_status(run)
+
+
 def _supervisor(run: RunLayout, status: RunStatus) -> ProcessRecord | None:
     """The process that sees to the run from where it was submitted; of an ordinary `dtrain run` the one that it is."""
     try:

@@ -20,6 +20,7 @@ from dtrain.azureml.records import Submitted
 from dtrain.azureml.runconfig import MpiConfiguration, RunConfiguration, ScriptRunConfig, TensorflowConfiguration
 from dtrain.azureml.start import Job, start, switch
 from dtrain.azureml.targets import LOCAL, Partition, hosts_of, partition_of
+from dtrain.azureml.values import variables_of
 from dtrain.azureml.workspace import Workspace
 from dtrain.errors import DtrainError
 from dtrain.hosts import Host
@@ -154,7 +155,8 @@ def _job_spec(
         launcher = _slurm_launcher(partition, distribution)
     else:
         _check_processes(workers + (cluster.servers or 0 if cluster is not None else 0), nodes)
-    variables = {**config.environment.environment_variables, **config.environment_variables}
+    given = (config.environment.environment_variables, config.environment_variables)
+    variables = {name: text for each in given for name, text in variables_of("environment_variables", each).items()}
     return JobSpec(
         target=str(source / str(script_run.script)),
         source=source,
@@ -163,7 +165,7 @@ def _job_spec(
         cluster=cluster,
         slurm=partition.options(nodes, workers // nodes) if partition is not None else None,
         experiment=experiment,
-        environment={**{name: str(value) for name, value in variables.items()}, **switch()},
+        environment={**variables, **switch()},
         secrets=tuple(switches.secret_names()),
         timeout_s=config.max_run_duration_seconds,
         python=_own_python(config.environment),

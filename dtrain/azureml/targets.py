@@ -50,7 +50,9 @@ def read_entries(folder: WorkspaceFolder) -> dict[str, dict[str, Any]]:
 
 def write_entry(folder: WorkspaceFolder, name: str, entry: Mapping[str, Any] | None) -> None:
     """Set an entry, or with None remove it. Raises ComputeTargetException for a name that cannot be."""
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]{1,23}", name) or name == LOCAL:
+    if name == LOCAL:
+        raise ComputeTargetException("compute target name 'local' is taken: it is this machine, always there; use another one")
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]{1,23}", name):
         raise ComputeTargetException(
             f"compute target name {name!r} is not allowed; use 2 to 24 letters, digits or '-', beginning with a letter"
         )

@@ -147,7 +147,8 @@ class Workspace(Named):
         workspace = Workspace(subscription_id or "local", resource_group or "local", name, auth, location=location)
         if workspace._record.exists() and not options["exist_ok"]:
             raise WorkspaceException(
-                f"workspace {name!r} exists in {workspace._folder.root}; use Workspace.from_config(), or exist_ok=True"
+                f"workspace {name!r} exists in {workspace._folder.root}; Workspace.from_config() opens it, and "
+                "Workspace.create(name, exist_ok=True) writes its config.json again"
             )
         workspace._folder.azureml.mkdir(parents=True, exist_ok=True)
         write_json(workspace._record, workspace._details)

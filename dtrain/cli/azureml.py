@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -59,7 +60,7 @@ def _script(context: click.Context, command: tuple[str, ...]) -> None:
 @click.option("--name", default="workspace", show_default=True, help="Name of the workspace.")
 @click.option("--location", default="local", show_default=True, help="Kept as a word: everything is on this machine.")
 def init(name: str, location: str) -> None:
-    """Write .azureml/config.json here, for Workspace.from_config(), and make the workspace's folder.
+    """Write .azureml/config.json here, for Workspace.from_config(), and make the workspace's folder where there is none.
 
     \b
     Example:
@@ -67,7 +68,8 @@ def init(name: str, location: str) -> None:
     """
     from dtrain.azureml.workspace import Workspace
 
-    Workspace.create(name, location=location)
+    lost = not any(Path(each).is_file() for each in (".azureml/config.json", "config.json"))
+    Workspace.create(name, location=location, exist_ok=lost)
 
 
 @main.group()
@@ -110,8 +112,10 @@ def add(workspace: Workspace, name: str, hosts: str | None, **slurm: Any) -> Non
         entry = targets.hosts_entry(hosts)
     else:
         entry = targets.partition_entry(partition, **slurm)
+    before = targets.read_entries(workspace).get(name)
     targets.write_entry(workspace, name, entry)
-    click.echo(f"compute target {_line(name, entry)}", err=True)
+    instead = f" (before: {_line(name, before)})" if before not in (None, entry) else ""
+    click.echo(f"compute target {_line(name, entry)}{instead}", err=True)
 
 
 def _line(name: str, entry: Mapping[str, Any]) -> str:

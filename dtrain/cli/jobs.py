@@ -113,9 +113,7 @@ def run(workspace: Workspace, command: tuple[str, ...], dry_run: bool, as_json: 
         raise UsageError("--json goes with --dry-run; the finished run as JSON is `dtrain show latest --json`")
     resume, show, detach = given.pop("resume"), given.pop("show"), given.pop("detach")
     resume_from = job.resume_folder(resume, workspace, Console()) if resume is not None else None
-    given["environment"] |= switches.legacy_switch(numpy=given.pop("legacy_numpy"), tf1=given.pop("tf1"))
-    if given.pop("with_azureml"):
-        given["environment"] |= switches.azureml_switch()
+    given["environment"] |= _switches(given, command[0])
     parts = options.take_parts(given)
     spec = JobSpec(target=command[0], args=command[1:], resume_from=resume_from, **parts, **given)
     shown = parse_show(show, spec)
@@ -136,6 +134,22 @@ def run(workspace: Workspace, command: tuple[str, ...], dry_run: bool, as_json: 
         sys.exit(_follow(submitted, console))
     _, status = job.run_job(spec, workspace, console)
     sys.exit(status.exit_code)
+
+
+def _switches(given: dict[str, Any], target: str) -> dict[str, str]:
+    """What --azureml, --legacy-numpy and --tf1, which are taken out of ``given``, tell the ranks.
+
+    With --azureml the script's old names work as in a job that was submitted by Azure ML's names; rank 0 says which.
+    """
+    kinds = {"numpy": given.pop("legacy_numpy"), "tf1": given.pop("tf1")}
+    if not given.pop("with_azureml"):
+        return switches.legacy_switch(**kinds)
+    from dtrain.azureml.old_code import find_old_names
+
+    script = Path(target).absolute()
+    found, _ = find_old_names(script.parent, script.name)
+    kinds |= dict.fromkeys(switches.legacy_kinds(found), True)
+    return {**switches.azureml_switch(), **switches.legacy_switch(**kinds)}
 
 
 def _print_plan(plan: LaunchPlan, as_json: bool) -> None:

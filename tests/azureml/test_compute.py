@@ -47,7 +47,9 @@ for target in (hosts, foreign):
 
 def test_a_target_that_is_gone_or_anothers_starts_nothing_here(azure: AzureProject) -> None:
     """Nor does `create`, as samples call it each time, make this machine of the hosts that somebody named."""
-    assert azure.dtrain("compute", "add", "hosts", "--hosts", "localhost:3,127.0.0.1:3").returncode == 0
+    assert azure.dtrain("compute", "add", "hosts", "--hosts", "localhost:1").returncode == 0
+    done = azure.dtrain("compute", "add", "hosts", "--hosts", "localhost:3,127.0.0.1:3")
+    assert done.stderr.endswith("(before: hosts: 1 node, hosts localhost:1)\n")
     azure.train("print('x')")
     done = azure.control(STALE)
     kept, entry, gone, foreign = done.stdout.splitlines()[-5:-3] + done.stdout.splitlines()[-2:]

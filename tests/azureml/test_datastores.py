@@ -149,7 +149,7 @@ store = ws.get_default_datastore()
 store.upload("local", target_path="set")
 open("local/a.txt", "w").write("other")
 store.upload("local", target_path="set")  # what is there stays
-store.upload_files(["local/a.txt"], target_path="single")
+store.upload_files("local/a.txt", target_path="single")
 mounted = store.path("set", "whole").as_mount()
 config = ScriptRunConfig("src", "train.py", [mounted, store.path("set").as_download(), store.path("single/a.txt").as_mount()])
 run = experiment.submit(config)

@@ -30,6 +30,10 @@ try:
     found.download("copies")
 except Exception as error:
     taken = str(error)
+try:
+    found.download("/proc/nope")
+except Exception as error:
+    print(type(error).__name__, error)
 print(json.dumps({
     "path": path, "files": sorted(os.listdir(path)), "id": found.id, "tags": found.tags, "framework": found.model_framework,
     "list": [m.id for m in Model.list(ws, "net")], "tagged": [m.id for m in Model.list(ws, tags=[["number", "1"]])],
@@ -37,6 +41,7 @@ print(json.dumps({
 }))
 """
     )
+    assert "UserErrorException model net:2 cannot be written to '/proc/nope': " in done.stdout
     found = told(done)
     assert (found["path"], found["files"], found["path again"]) == ("copies/net", ["2.txt", "layers"], "azureml-models/net/1/net")
     assert (found["id"], found["tags"], found["framework"]) == ("net:2", {"number": "2", "stage": "production"}, "Custom")
@@ -124,7 +129,8 @@ print(paths, open(paths[0]).read(), os.listdir("here"))
 """
     )
     assert done.stdout.count("read 200\n") == 4 * 5
-    files = [f"{name}_{number}{suffix}" for name, suffix in (("a_plot", ".py"), ("residuals", ".json")) for number in range(20)]
+    ends = [f"{of}_{number}" for of in ("", "_rank1", "_rank2", "_rank3") for number in range(5)]
+    files = [f"{name}{end}{suffix}" for name, suffix in (("a_plot", ".py"), ("residuals", ".json")) for end in ends]
     assert done.stdout.splitlines()[-2] == str(sorted(files))
     assert (done.stdout.count("uploaded\n"), done.stdout.count("taken run tests-")) == (1, 3)
     assert done.stdout.splitlines()[-1] == "['here/1', 'here/1'] 1 ['1']"

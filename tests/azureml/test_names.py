@@ -115,7 +115,7 @@ def test_the_real_one_stays_unless_forced(tmp_path: Path) -> None:
     done = in_python(text.format(""), tmp_path, cwd=tmp_path)
     assert done.stdout.split() == ["False", str(real / "__init__.py")]
     assert "the real azureml.core is installed" in done.stderr
-    done = in_python(text.format("force=True").replace("__file__", "VERSION"), tmp_path, cwd=tmp_path)
+    done = in_python(text.format("force=True").replace("__file__", "__version__"), tmp_path, cwd=tmp_path)
     assert done.stdout.split()[0] == "True"
     assert "+dtrain" in done.stdout
 

@@ -38,6 +38,24 @@ def test_a_script_with_names_that_numpy_dropped(azure: AzureProject) -> None:
     # Not so by itself under `dtrain run`, which is told to.
     assert azure.dtrain("run", "src/train.py").returncode == 1
     assert azure.dtrain("run", "--legacy-numpy", "src/train.py").returncode == 0
+    assert "np.int is no more" in azure.dtrain("run", "--azureml", "src/train.py").stdout
+
+
+def test_a_script_run_by_itself_has_what_its_job_would_have(azure: AzureProject) -> None:
+    azure.train(HELPER, "helper.py")
+    azure.train("import numpy as np\nimport helper\nprint('kinds', np.int(2.5), helper.kind())\n1 / 0\n")
+    done = azure.dtrain("azureml", "src/train.py")
+    assert "kinds 2 <class 'float'>" in done.stdout
+    assert "dtrain: train.py, line 3: np.int is no more; it runs as int, which is what to write" in done.stderr
+    assert done.stderr.count("File ") == 1  # of the traceback: none of dtrain's
+
+
+@pytest.mark.needs("chainer")
+def test_a_chainer_script_run_by_itself(azure: AzureProject) -> None:
+    """On NumPy 2 the import alone raised."""
+    azure.train("import chainer\nimport numpy as np\nprint('rounded', chainer.functions.fix(np.array([1.5])).array)")
+    done = azure.dtrain("azureml", "src/train.py")
+    assert (done.returncode, done.stdout.split()) == (0, ["rounded", "[1.]"]), done.stderr
 
 
 @pytest.mark.needs("sklearn")

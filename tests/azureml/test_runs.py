@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -22,7 +23,12 @@ class Plot:
     def savefig(self, path): open(path, "wb").write(b"png")
 run.log_image("a plot", plot=Plot())
 run.upload_file("notes/one.txt", "notes.txt")
-run.upload_file("outputs/two.txt", "notes.txt")
+run.upload_files("outputs/two.txt", "notes.txt")
+for wrong in (lambda: run.add_properties("x"), lambda: run.set_tags(["a"])):
+    try:
+        wrong()
+    except Exception as error:
+        print(error)
 run.upload_file("outputs/metrics/report.json", "notes.txt")
 run.upload_file("outputs/uploads/.attempt-1/a", "notes.txt")
 children = run.child_runs(2)
@@ -55,6 +61,7 @@ print(json.dumps({
     own = ["outputs/metrics/report.json", "outputs/two.txt", "outputs/uploads/.attempt-1/a"]
     assert found["files"] == ["a_plot_0.png", "notes/one.txt", *own]
     assert (found["failed"], done.stdout.count("no run '")) == (True, 3)
+    assert done.stdout.count(" has to be a dict; write ") == 2
     assert (found["before"], found["after"], found["other"]) == ("Running", "Completed", "Completed")
     assert found["children"] == [["Failed", True], ["Completed", True]]
     assert (found["runs"], found["number"], found["model"]) == (2, [1, 5], ["early:1", True])
@@ -276,6 +283,14 @@ def test_an_offline_run_records_and_tells_how_its_script_ended(azure: AzureProje
     assert "RunEnvironmentException: this process is no rank of a job" in done.stderr
 
 
+def test_a_config_that_was_lost_is_written_again(azure: AzureProject) -> None:
+    again = azure.dtrain("azureml", "init", "--name", "mine")
+    assert (again.returncode, "from_config() opens it" in again.stderr) == (2, True)
+    (azure.folder / ".azureml" / "config.json").unlink()
+    assert azure.dtrain("azureml", "init", "--name", "mine").returncode == 0
+    assert (azure.folder / ".azureml" / "config.json").is_file()
+
+
 def test_workspaces_and_environments(azure: AzureProject) -> None:
     """A config.json of Azure's own, from a folder below; environments of files, and a curated one."""
     below = azure.folder / "other" / "deep"
@@ -330,9 +345,18 @@ try:
     waits.complete()
 except Exception as error:
     refused = str(error)
-waits.fail()
+waits.fail(error_code="E42")
+at_once = [waits.get_status(), waits.get_details()["status"], waits.get_details()["error"]["error"]]
 waits.wait_for_completion(raise_on_error=False)
+waits.cancel()
+mine = experiment.start_logging()
+mine.complete()
+mine.fail("looked again", error_code="E43")
+mine.complete()
+with experiment.start_logging() as inner:
+    inner.fail("inside")
 print(json.dumps({
+    "at once": at_once, "mine": [mine.get_status(), mine.get_details()["error"]["error"]], "inner": inner.status,
     "before": before, "after": done.get_status(), "message": done.get_details()["error"]["error"]["message"],
     "waits": waits.get_status(), "refused": refused,
 }))
@@ -341,6 +365,9 @@ print(json.dumps({
     found = told(done)
     assert (found["before"], found["after"], found["waits"]) == ("Completed", "Failed", "Failed")
     assert found["message"] == "the wrong data"
+    assert found["at once"] == ["Failed", "Failed", {"code": "E42", "message": "E42"}]
+    assert (found["mine"], found["inner"]) == (["Failed", {"code": "E43", "message": "looked again"}], "Failed")
+    assert len(re.findall(r"is Failed already; (cancel|complete)\(\) changes nothing", done.stderr)) == 2
     assert "cancel() ends it" in str(found["refused"])
     assert {run["state"] for run in azure.json("runs")} == {"failed"}
 

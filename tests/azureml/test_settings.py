@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dtrain.azureml.environment import Environment
-from dtrain.azureml.estimator import Estimator
+import importlib.metadata
+
+import pytest
+
+from dtrain.azureml.environment import CondaDependencies, Environment
+from dtrain.azureml.estimator import Estimator, TensorFlow
 from dtrain.azureml.runconfig import MpiConfiguration, RunConfiguration, ScriptRunConfig
 
 
@@ -38,3 +42,19 @@ def test_a_second_job_of_the_same_settings_has_nothing_of_the_first() -> None:
     ]
     assert [(each.environment.name, each.max_run_duration_seconds) for each in (spread, alone)] == [("e", 60), ("default", None)]
     assert alone is config  # so what is set later counts
+
+
+def test_one_text_is_a_list_of_one() -> None:
+    made = Estimator(".", entry_script="t.py", pip_packages="numpy", conda_packages="click")
+    assert (list(made.conda_dependencies.pip_packages), list(made.conda_dependencies.conda_packages)) == (["numpy"], ["click"])
+    created = CondaDependencies.create(pip_packages="numpy", conda_packages="click")
+    assert (list(created.pip_packages), list(created.conda_packages)) == (["numpy"], ["click"])
+
+
+@pytest.mark.needs("tensorflow")
+def test_a_framework_under_the_name_of_its_build_is_told_with_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """tensorflow-cpu, as a rule."""
+    version = importlib.metadata.version(importlib.metadata.packages_distributions()["tensorflow"][0])
+    assert TensorFlow.get_supported_versions() == [version]
+    TensorFlow(".", entry_script="t.py", framework_version="1.13")
+    assert f"framework_version='1.13' was asked for; the job runs with tensorflow {version}" in capsys.readouterr().err

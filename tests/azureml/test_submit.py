@@ -195,7 +195,10 @@ CANNOT = {
     "framework": ("Model.Framework.KERASS", "Framework has no 'KERASS' .did you mean KERAS"),
     "config": ("Workspace.from_config('src/config.json')", "config.json is no JSON .*; mend it, or let `dtrain azureml init`"),
     "no config": ("Workspace.from_config('src/list.json')", "list.json is no JSON object, with a workspace_name"),
-    "python": ("Estimator('src', entry_script='train.py', conda_packages=['python=2.7'])", "installed is .*--any-version"),
+    "version": (
+        "Estimator('src', entry_script='train.py', conda_packages=['chainer=1'])",
+        r"chainer==1\.\* \((not installed|installed is .*--any-version)",
+    ),
     "argument": ("Estimator('src', entry_scrip='train.py')", "has no argument 'entry_scrip'.*did you mean entry_script"),
     "vm size": (
         "Estimator('src', entry_script='train.py', vm_size='STANDARD_D2')",
@@ -205,6 +208,25 @@ CANNOT = {
         "(c := ScriptRunConfig('src', 'train.py')).run_config.nodecount",
         "has no 'nodecount' .did you mean node_count",
     ),
+    "dict wanted": ("Estimator('src', entry_script='train.py', script_params=['--a', 1])", "script_params=.* has to be a dict"),
+    "variables": ("Estimator('src', entry_script='t.py', environment_variables=['A'])", "environment_variables=.* be a dict"),
+    "none in them": ("ScriptRunConfig('src', 'train.py', environment=with_none())", "environment_variables has None for 'A'"),
+    "list wanted": ("ScriptRunConfig('src', 'train.py', arguments={'--a': 1})", "arguments={'--a': 1} is dict, .* be a list"),
+    "packages": ("Estimator('src', entry_script='train.py', pip_packages={'a': 1})", "pip_packages=.* has to be a list"),
+    "path": ("Estimator(source_directory=1, entry_script='train.py')", "source_directory=1 is int, .* a path, as text"),
+    "script path": ("Estimator('src', entry_script=1)", "entry_script=1 is int, and has to be a path"),
+    "later": ("setattr(Estimator('src', entry_script='train.py'), 'node_cnt', 2)", "dtrain's Estimator has no 'node_cnt'"),
+    "tags": ("ScriptRunConfig('src', 'train.py'), tags=['a']", r"tags=\['a'\] is list, and has to be a dict"),
+    "swapped": ("ComputeTarget('cluster', ws)", r"ComputeTarget\(\) has workspace='cluster', and takes a Workspace"),
+    "no name": ("ComputeTarget(ws, None)", r"ComputeTarget\(\) has name=None, and takes a text"),
+    "experiment": ("Experiment(ws, None)", r"Experiment\(\) has name=None, and takes a text"),
+    "of what": ("Run('a', run_id='b')", r"Run\(\) has experiment='a', and takes an Experiment"),
+    "sizes": ("ComputeTarget.create(ws, 'c3', 'STANDARD_NC6')", "takes an AmlComputeProvisioningConfiguration"),
+    "taken": (
+        "ComputeTarget.create(ws, 'local', AmlCompute.provisioning_configuration())",
+        "'local' is taken: it is this machine",
+    ),
+    "store path": ("ws.get_default_datastore().path(3)", "path=3 is int, and has to be a path"),
     "not joined": (
         "Estimator('src', entry_script='train.py', compute_target=cluster, node_count=2)",
         "say how the processes are",
@@ -218,6 +240,7 @@ def test_what_cannot_be_started_is_refused_by_name(azure: AzureProject) -> None:
     azure.train('{"workspace_name": mine}', "config.json")
     azure.train("[]", "list.json")
     tries = "def set_count(config, count):\n    config.run_config.mpi.process_count_per_node = count\n"
+    tries += "def with_none():\n    made = Environment('e')\n    made.environment_variables['A'] = None\n    return made\n"
     tries += "".join(
         f"try:\n    experiment.submit({text})\nexcept Exception as error:\n    print({name!r}, type(error).__name__, error)\n"
         for name, (text, _) in CANNOT.items()
