@@ -21,6 +21,7 @@ from dtrain.errors import did_you_mean
 logger = logging.getLogger(__name__)
 
 _TOP = "azureml"
+_IMPORTABLE = os.path.join("dtrain", "azureml", "importable")
 
 
 class AzureFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -96,6 +97,8 @@ def _no_import(fullname: str) -> NoSuchImport:
 
 def real_sdk() -> str | None:
     """Where the real ``azureml.core`` is installed; None when it is not. Imports at most its empty parent package."""
+    path = list(sys.path)
+    sys.path[:] = without_importable(path)
     finders = [finder for finder in sys.meta_path if isinstance(finder, AzureFinder)]
     ours = {name: sys.modules.pop(name) for name in list(sys.modules) if isinstance(sys.modules[name], _AzureModule)}
     for finder in finders:
@@ -105,6 +108,7 @@ def real_sdk() -> str | None:
     except ImportError:
         found = None
     finally:
+        sys.path[:] = path
         if finders:
             sys.meta_path[:0] = finders
             sys.modules.update(ours)
@@ -112,7 +116,7 @@ def real_sdk() -> str | None:
 
 
 def install(*, force: bool = False) -> bool:
-    """Make ``azureml`` dtrain's in this process, and in the jobs that it submits. A second call does nothing.
+    """Make ``azureml`` dtrain's in this process, in Pythons that it starts, and in its jobs. A second call does nothing.
 
     Where the real SDK is installed that stays, unless ``force``, and False is returned, with a warning. Also False with ``force``
     when modules of the real one are loaded already: half of each would fit together nowhere.
@@ -130,4 +134,19 @@ def install(*, force: bool = False) -> bool:
     sys.modules.pop(_TOP, None)
     sys.meta_path.insert(0, AzureFinder())
     os.environ.update(switches.azureml_switch(force=force))
+    _reach_children()
     return True
+
+
+def _reach_children() -> None:
+    """Let Pythons that this process starts find our module ``azureml``: by PYTHONPATH, or multiprocessing's copy of sys.path."""
+    folder = os.path.join(os.path.dirname(__file__), "importable")
+    sys.path[:] = [*without_importable(sys.path), folder]
+    given = os.environ.get("PYTHONPATH")
+    entries = without_importable(given.split(os.pathsep)) if given else []  # an empty entry would be the current folder
+    os.environ["PYTHONPATH"] = os.pathsep.join([*entries, folder])
+
+
+def without_importable(path: Sequence[str]) -> list[str]:
+    """The folders of a search path but those with our module ``azureml``, of this dtrain or another environment's."""
+    return [folder for folder in path if not folder.endswith(_IMPORTABLE)]

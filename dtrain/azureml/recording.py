@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import orjson
 
 from dtrain.azureml.errors import UserErrorException
 from dtrain.azureml.files import find_file
@@ -20,7 +21,10 @@ _RESERVED = ("t", "step")
 
 
 class Recorder:
-    """Records one rank's metrics twice: as they were logged, and every number in dtrain's own file (``dtrain metrics``)."""
+    """Records one rank's metrics twice: as they were logged, and every number in dtrain's own file (``dtrain metrics``).
+
+    Processes that the rank starts write to the same two files; who logs without a step counts on from what is there.
+    """
 
     def __init__(self, run: RunLayout, rank: int, task: str = "") -> None:
         self.rank = rank
@@ -28,7 +32,8 @@ class Recorder:
         self._path.parent.mkdir(exist_ok=True)
         run.metrics.mkdir(parents=True, exist_ok=True)
         self._writer = MetricWriter(run.metrics_file(rank, task))
-        self._counts: dict[str, int] = {}
+        self._next: dict[str, int] = {}  # step by name
+        self._counted = 0  # bytes of dtrain's own file
         weakref.finalize(self, self._writer.close).atexit = False  # what a script's own atexit logs is still to be written
 
     def scalar(self, name: str, value: Any, step: int | None = None) -> None:
@@ -57,11 +62,22 @@ class Recorder:
 
     def _append(self, kind: str, name: str, value: Any, step: int | None = None) -> None:
         append_line(self._path, {"kind": kind, "name": str(name), "value": _encoded(value), "step": step})
+        self._count()
         for key, number in _numbers(kind, str(name), value):
-            at = self._counts.get(key, 0) if step is None else step
-            self._counts[key] = at + 1
-            self._writer.write(at, {f"azureml/{key}" if key in _RESERVED else key: number})
+            own = f"azureml/{key}" if key in _RESERVED else key
+            at = self._next.get(own, 0) if step is None else step
+            self._next[own] = at + 1
+            self._writer.write(at, {own: number})
         PROGRESS.mark()
+
+    def _count(self) -> None:
+        """Count the rows that were written since the last time, by whomever."""
+        with open(self._writer.path, "rb") as file:
+            file.seek(self._counted)
+            rows, newline, _ = file.read().rpartition(b"\n")
+        self._counted += len(rows + newline)
+        for row in map(orjson.loads, rows.splitlines()):
+            self._next.update(dict.fromkeys(row.keys() - _RESERVED, row["step"] + 1))
 
 
 def _plain(name: str, value: Any) -> Any:

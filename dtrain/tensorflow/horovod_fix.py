@@ -37,7 +37,7 @@ def install() -> None:
             "tensorflow.python.framework.load_library": _find_mpi,
             "horovod.tensorflow.mpi_ops": _check_world_after_init,
             "horovod.tensorflow.functions": _broadcast_keras_variables,
-            "horovod.tensorflow": _mend_tape,
+            "horovod.tensorflow": _mend_tensorflow,
             "horovod._keras": _mend_optimizer,
             "horovod._keras.callbacks": _mend_callbacks,
             "horovod.tensorflow.elastic": _refuse_state,
@@ -103,6 +103,35 @@ def _broadcast_keras_variables(module: ModuleType) -> None:
         return original(plain_variables(list(variables)), root_rank, *args, **kwargs)
 
     module.broadcast_variables = broadcast_variables  # type: ignore[attr-defined]
+
+
+def _mend_tensorflow(module: ModuleType) -> None:
+    _mend_tape(module)
+    if not hasattr(module, "BroadcastGlobalVariablesHook"):
+        _define_hook(module)
+
+
+def _define_hook(module: ModuleType) -> None:
+    """The hook of scripts for TensorFlow 1, for which Horovod looks for a base class where TensorFlow 2.16 has it no more."""
+    tf1 = module.tf.compat.v1
+
+    class BroadcastGlobalVariablesHook(tf1.train.SessionRunHook):  # type: ignore[name-defined]
+        """Gives all ranks the global variables of rank ``root_rank`` when a session has been made. Waits for all ranks."""
+
+        def __init__(self, root_rank: int, device: str = "") -> None:
+            super().__init__()
+            self.root_rank, self.device = root_rank, device
+            self.bcast_op: Any = None
+
+        def begin(self) -> None:
+            if self.bcast_op is None or self.bcast_op.graph != tf1.get_default_graph():
+                with module.tf.device(self.device):
+                    self.bcast_op = module.broadcast_global_variables(self.root_rank)
+
+        def after_create_session(self, session: Any, coord: Any) -> None:
+            session.run(self.bcast_op)
+
+    module.BroadcastGlobalVariablesHook = BroadcastGlobalVariablesHook  # type: ignore[attr-defined]
 
 
 def _mend_tape(module: ModuleType) -> None:

@@ -120,6 +120,36 @@ def test_the_real_one_stays_unless_forced(tmp_path: Path) -> None:
     assert "+dtrain" in done.stdout
 
 
+def test_a_python_that_is_started_has_what_its_starter_would_have(tmp_path: Path) -> None:
+    """dtrain's; its own real one where it has that, unless forced; and none where the switch was taken from it."""
+    real = tmp_path / "azureml" / "core"
+    real.mkdir(parents=True)
+    (real / "__init__.py").write_text("VERSION = 'real'")
+    text = f"""
+import os, subprocess, sys
+from dtrain.azureml import install
+install()
+def told():
+    argv = [sys.executable, "-c", "import azureml.core; print(azureml.core.VERSION)"]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    print(done.stdout.strip() or done.stderr.splitlines()[-1])
+told()
+os.environ["PYTHONPATH"] += os.pathsep + {str(tmp_path)!r}
+told()
+os.environ.pop("PYTHONPATH")
+told()
+"""
+    switched_off = text.replace("told()\nos", 'os.environ["DTRAIN_AZUREML"] = ""\ntold()\nos', 1)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    ours, own, none = in_python(text, cwd=elsewhere).stdout.splitlines()
+    assert "+dtrain" in ours
+    assert (own, none) == ("real", "ModuleNotFoundError: No module named 'azureml'")
+    forced = text.replace("install()", "install(force=True)")
+    assert in_python(forced, cwd=elsewhere).stdout.count("+dtrain") == 2
+    assert in_python(switched_off, cwd=elsewhere).stdout.splitlines()[:2] == [none, "real"]
+
+
 def test_nothing_is_there_without_dtrain_azureml(tmp_path: Path) -> None:
     """Neither by importing dtrain nor by a folder in site-packages; and a notebook's extension brings it."""
     done = in_python("import dtrain\nimport azureml", cwd=tmp_path)

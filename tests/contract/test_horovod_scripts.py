@@ -158,6 +158,29 @@ def test_what_is_refused_says_what_to_use_and_what_is_not_works(tmp_path: Path, 
     assert "finished gradual learning rate warmup to 0.2." in done.stdout
 
 
+TENSORFLOW_1 = """
+import horovod.tensorflow as hvd
+import tensorflow as tf
+hvd.init()
+w = tf.get_variable("w", [2], initializer=tf.constant_initializer(hvd.rank() + 1.0))
+step = tf.train.get_or_create_global_step()
+optimizer = hvd.DistributedOptimizer(tf.train.GradientDescentOptimizer(0.1))
+train = optimizer.minimize(tf.reduce_sum(tf.square(w - 4.0 * hvd.rank())), global_step=step)
+with tf.train.MonitoredTrainingSession(hooks=[hvd.BroadcastGlobalVariablesHook(0)]) as session:
+    before = session.run(w)
+    session.run(train)
+    print("from", before, "to", session.run(w))
+"""
+
+
+def test_a_script_of_tensorflow_1_broadcasts_its_variables(tmp_path: Path) -> None:
+    """By the hook of Horovod's own samples. The losses of ranks 0 and 1 have the gradients 2 and -6 at rank 0's variable, 1."""
+    (tmp_path / "train.py").write_text(TENSORFLOW_1)
+    done = dtrain_run(tmp_path, 2, "--source", ".", "--tf1", "train.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("from [1. 1.] to [1.2 1.2]") == 2
+
+
 def test_one_rank_needs_no_mpirun(tmp_path: Path) -> None:
     """Which elsewhere says where MPI's library lies."""
     (tmp_path / "alone.py").write_text("import horovod.tensorflow as hvd\nhvd.init()\nprint('of', hvd.size())\n")
