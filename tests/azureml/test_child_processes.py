@@ -15,7 +15,8 @@ run.log("loss", float(sys.argv[1]))
 run.tag("child", run.id)
 """
 TRAIN = """
-import concurrent.futures, multiprocessing, os, subprocess, sys
+import concurrent.futures, multiprocessing, os, pathlib, subprocess, sys
+sys.path.append(pathlib.Path("lib"))
 from azureml.core import Run
 def of_the_pool(number):
     run = Run.get_context()
