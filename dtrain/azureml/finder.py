@@ -149,4 +149,4 @@ def _reach_children() -> None:
 
 def without_importable(path: Sequence[str]) -> list[str]:
     """The folders of a search path but those with our module ``azureml``, of this dtrain or another environment's."""
-    return [folder for folder in path if not folder.endswith(_IMPORTABLE)]
+    return [folder for folder in path if not str(folder).endswith(_IMPORTABLE)]  # a script may have put a Path there

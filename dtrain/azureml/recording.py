@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +20,10 @@ from dtrain.metrics import MetricWriter, read_metrics
 from dtrain.progress import PROGRESS
 
 _RESERVED = ("t", "step")
+
+# Held by the thread that counts and writes; and by one that forks, so that it is free in the new process.
+_counting = threading.RLock()
+os.register_at_fork(before=_counting.acquire, after_in_parent=_counting.release, after_in_child=_counting.release)
 
 
 class Recorder:
@@ -62,12 +68,13 @@ class Recorder:
 
     def _append(self, kind: str, name: str, value: Any, step: int | None = None) -> None:
         append_line(self._path, {"kind": kind, "name": str(name), "value": _encoded(value), "step": step})
-        self._count()
-        for key, number in _numbers(kind, str(name), value):
-            own = f"azureml/{key}" if key in _RESERVED else key
-            at = self._next.get(own, 0) if step is None else step
-            self._next[own] = at + 1
-            self._writer.write(at, {own: number})
+        with _counting:
+            self._count()
+            for key, number in _numbers(kind, str(name), value):
+                own = f"azureml/{key}" if key in _RESERVED else key
+                at = self._next.get(own, 0) if step is None else step
+                self._next[own] = at + 1
+                self._writer.write(at, {own: number})
         PROGRESS.mark()
 
     def _count(self) -> None:

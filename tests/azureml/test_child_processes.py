@@ -15,7 +15,8 @@ run.log("loss", float(sys.argv[1]))
 run.tag("child", run.id)
 """
 TRAIN = """
-import multiprocessing, os, subprocess, sys
+import concurrent.futures, multiprocessing, os, pathlib, subprocess, sys
+sys.path.append(pathlib.Path("lib"))
 from azureml.core import Run
 def of_the_pool(number):
     run = Run.get_context()
@@ -32,6 +33,8 @@ def train():
     with multiprocessing.get_context("fork").Pool(1) as pool:
         pool.apply(run.log, ("loss", 0.5))
     run.log("loss", 0.0)
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda number: run.log("thread", number), range(200)))
 if __name__ == "__main__":
     train()
 """
@@ -47,7 +50,9 @@ def test_processes_of_a_rank_are_of_its_run(azure: AzureProject, how: str) -> No
         done = azure.dtrain("run", "--azureml", "src/train.py")
         assert done.returncode == 0, done.stdout + done.stderr
     (rank,) = azure.json("show", "latest")["ranks"]
-    assert rank["metrics"] == {"square 2": 4, "square 3": 9, "loss": 0.0}
-    losses = [(row["step"], row["loss"]) for row in read_rows(azure.latest.metrics_file(0)) if "loss" in row]
+    assert [rank["metrics"][name] for name in ("square 2", "square 3", "loss")] == [4, 9, 0.0]
+    rows = read_rows(azure.latest.metrics_file(0))
+    losses = [(row["step"], row["loss"]) for row in rows if "loss" in row]
     assert losses == [(0, 4.0), (1, 3.0), (2, 2.0), (3, 1.0), (4, 0.5), (5, 0.0)]
+    assert [row["step"] for row in rows if "thread" in row] == [*range(200)]
     assert azure.json("show", "latest")["tags"] == {"child": azure.latest.id}
