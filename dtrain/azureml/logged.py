@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import orjson
 
 from dtrain.azureml import files, records
+from dtrain.azureml.console import warn
 from dtrain.azureml.errors import Named, UserErrorException
 from dtrain.azureml.recording import Recorder, logged_ranks, read_rank
 from dtrain.azureml.values import dict_of, list_of
@@ -56,6 +57,8 @@ class Logged(Named):
 
     def log_row(self, name: str, description: str | None = None, **kwargs: Any) -> None:
         """Log a row of several columns; rows of one name become a table."""
+        if not kwargs:
+            warn(f"log_row({name!r}) has no columns; give them by name: log_row({name!r}, loss=0.1, accuracy=0.9)")
         self._record().row(name, kwargs)
 
     def log_table(self, name: str, value: dict[str, Any], description: str = "") -> None:

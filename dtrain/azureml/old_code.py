@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dtrain import switches
+from dtrain.azureml.packages import installed_version
 from dtrain.legacy import OldName, gone_tensorflow, old_numpy, old_tensorflow
 
 _SHOWN = 10
@@ -33,6 +34,7 @@ def find_old_names(source: Path, script: str) -> tuple[dict[str, str], list[str]
     numpy: list[str] = []
     tensorflow: list[str] = []
     gone: list[str] = []
+    keras: list[str] = []
     for path, tree in _modules(source, script):
         shown = path.relative_to(source).as_posix()
         numpy += [old.describe(shown) for old in old_numpy(tree)]
@@ -41,8 +43,9 @@ def find_old_names(source: Path, script: str) -> tuple[dict[str, str], list[str]
             f"{shown}, line {old.line}: {old.name} is gone from TensorFlow 2, and nothing runs in its place: {old.instead}"
             for old in gone_tensorflow(tree)
         ]
+        keras += [f"{shown}, line {line}: {text}" for line, text in _old_keras(tree)]
     notes = numpy[:_SHOWN] + ([f"and {len(numpy) - _SHOWN} more such lines"] if len(numpy) > _SHOWN else [])
-    return switches.legacy_switch(numpy=bool(numpy), tf1=bool(tensorflow)), notes + tensorflow + gone
+    return switches.legacy_switch(numpy=bool(numpy), tf1=bool(tensorflow)), notes + tensorflow + gone + keras[:_SHOWN]
 
 
 def uses_horovod(source: Path, script: str) -> bool:
@@ -56,6 +59,32 @@ def _tensorflow(file: str, old: OldName) -> str:
         f"{file}, line {old.line}: {old.name} is TensorFlow 1's; `import tensorflow` in it gives tensorflow.compat.v1, with v2 "
         "behaviour off: write `import tensorflow.compat.v1 as tf`"
     )
+
+
+def _old_keras(tree: ast.Module) -> list[tuple[int, str]]:
+    """Lines of a module that today's Keras stops at, and what to write there; nothing runs in their place."""
+    if not any("keras" in name.split(".") or name == "tensorflow" for name in _imported(tree)):
+        return []
+    version = installed_version("keras") or ""
+    short = any(isinstance(node, ast.List) and any(_text(each) == "acc" for each in node.elts) for node in ast.walk(tree))
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "save_weights" and node.args:
+            name = _text(node.args[0])
+            if version.startswith("3.") and name.endswith(".h5") and not name.endswith(".weights.h5"):
+                better = f"{name.removesuffix('.h5')}.weights.h5"
+                found.append((node.lineno, f"save_weights({name!r}): Keras 3 takes names that end so: {better!r}"))
+        elif isinstance(node, ast.Subscript) and version and not short and (name := _text(node.slice)) in ("acc", "val_acc"):
+            better = name.replace("acc", "accuracy")
+            found.append((node.lineno, f"{ast.unparse(node)}: of metrics=['accuracy'] Keras calls it {better!r} now; write that"))
+    return sorted(found)
+
+
+def _text(node: ast.AST) -> str:
+    """The text that an expression is, or ends in (``os.path.join(folder, "model.h5")``); an empty one where it is none."""
+    if isinstance(node, ast.Call) and node.args:
+        return _text(node.args[-1])
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
 def _modules(source: Path, script: str) -> Iterator[tuple[Path, ast.Module]]:

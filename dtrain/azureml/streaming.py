@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 from dtrain.azureml import state
@@ -52,4 +53,6 @@ def _failure(run: RunLayout) -> str:
     if failure is None:
         return f"{text}\nwhat the job said is in {AzureLayout(run).console}"
     trace = f"\n{failure.traceback.rstrip()}" if failure.traceback else ""
-    return f"{text}{trace}\nits whole output is in {run.rank(failure.rank).output_log}"
+    missing = re.match(r"ModuleNotFoundError: No module named '(\w+)", failure.message)
+    asks = f"\npip_packages=['{missing[1]}'], or an Environment, asks for a package that a job is to have" if missing else ""
+    return f"{text}{trace}{asks}\nits whole output is in {run.rank(failure.rank).output_log}"

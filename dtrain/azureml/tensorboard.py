@@ -23,6 +23,7 @@ from dtrain.azureml.console import warn
 from dtrain.azureml.errors import Named, UserErrorException
 from dtrain.azureml.experiment import Experiment
 from dtrain.azureml.run import Run
+from dtrain.azureml.values import list_of
 from dtrain.errors import MissingDependency
 from dtrain.launch.ports import free_ports, is_free
 from dtrain.metrics import read_metrics
@@ -45,9 +46,14 @@ class Tensorboard(Named):
     _options: ClassVar = ("runs", "local_root", "port")
 
     def __init__(self, runs: Sequence[Run] | Run, local_root: str | None = None, port: int = 6006) -> None:
-        self._runs = [runs] if isinstance(runs, Run) else list(runs)
+        self._runs = [runs] if isinstance(runs, Run) else list_of("runs", runs)
+        for each in self._runs:
+            if not isinstance(each, Run):
+                raise UserErrorException(f"Tensorboard takes runs, not {type(each).__name__} {each!r:.80}")
         if not self._runs and local_root is None:
             raise UserErrorException("Tensorboard([]) has nothing to show; give runs, or local_root= for a folder of event files")
+        if not self._runs and not Path(str(local_root)).is_dir():
+            raise UserErrorException(f"local_root={local_root!r} is not a folder (from {Path.cwd()}), and no runs are given")
         self._local_root = None if local_root is None else Path(local_root).absolute()
         self._port = port
         self._process: subprocess.Popen[bytes] | None = None

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+from pathlib import Path
+
 import pytest
 
+from dtrain.azureml.old_code import find_old_names
 from tests.azureml.conftest import AzureProject
 
 HELPER = "import numpy\ndef kind():\n    return numpy.float\n"
@@ -90,3 +94,26 @@ def test_what_has_no_successor_is_named_when_it_is_submitted(azure: AzureProject
     assert (
         "train.py, line 2: tensorflow.examples is gone from TensorFlow 2, and nothing runs in its place: data sets" in done.stderr
     )
+
+
+KERAS = """
+import os
+from keras.callbacks import Callback
+class Log(Callback):
+    def on_epoch_end(self, epoch, log):
+        print(log['val_acc'])
+def save(model):
+    model.save_weights(os.path.join('outputs', 'model.h5'))
+    model.save_weights('outputs/model.weights.h5')
+"""
+
+
+@pytest.mark.needs("tensorflow")
+def test_a_script_of_an_older_keras_is_told_the_lines_that_would_stop_it(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(KERAS)
+    three = importlib.metadata.version("keras").startswith("3.")
+    save = ["train.py, line 8: save_weights('model.h5'): Keras 3 takes names that end so: 'model.weights.h5'"] if three else []
+    acc = "train.py, line 6: log['val_acc']: of metrics=['accuracy'] Keras calls it 'val_accuracy' now; write that"
+    assert find_old_names(tmp_path, "train.py") == ({}, [acc, *save])
+    (tmp_path / "train.py").write_text(KERAS + "def fit(model):\n    model.compile(metrics=['acc'])\n")
+    assert find_old_names(tmp_path, "train.py") == ({}, save)

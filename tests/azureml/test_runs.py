@@ -48,6 +48,7 @@ model = run.register_model("early", "notes/one.txt")
 run.complete()
 with experiment.start_logging() as other:
     other.log("z", 1)
+    other.log_row("empty")
 print(json.dumps({
     **told, "after": run.get_status(), "children": [[c.get_status(), c.parent.id == run.id] for c in run.get_children()],
     "runs": len(list(experiment.get_runs())), "number": [run.number, other.number], "model": [model.id, model.run.id == run.id],
@@ -62,6 +63,7 @@ print(json.dumps({
     assert found["files"] == ["a_plot_0.png", "notes/one.txt", *own]
     assert (found["failed"], done.stdout.count("no run '")) == (True, 3)
     assert done.stdout.count(" has to be a dict; write ") == 2
+    assert "log_row('empty') has no columns; give them by name" in done.stderr
     assert (found["before"], found["after"], found["other"]) == ("Running", "Completed", "Completed")
     assert found["children"] == [["Failed", True], ["Completed", True]]
     assert (found["runs"], found["number"], found["model"]) == (2, [1, 5], ["early:1", True])

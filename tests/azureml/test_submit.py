@@ -133,6 +133,7 @@ print(json.dumps({{"status": [run.get_status() for run in runs]}}))
 FAILURES = {
     "exception": ("raise ValueError('bad batch')", "ValueError: bad batch"),
     "syntax": ("def f(:\n", "SyntaxError: invalid syntax"),
+    "module": ("import no_such.thing", "pip_packages=['no_such'], or an Environment, asks for a package"),
     "exit": ("import sys; sys.exit(3)", "exit code 3"),
     "failed": ("from azureml.core import Run\nRun.get_context().fail('no data')", "no data"),
     "name": ("from azureml.core import Webservice", "models are registered and downloaded here, not deployed"),

@@ -87,7 +87,8 @@ def test_tensorboard_that_is_missing_or_does_not_start_says_so(azure: AzureProje
         + """
 run = experiment.start_logging()
 sys.modules["tensorboard"] = None  # as where it is not installed
-for what in (lambda: Tensorboard(run).start(), lambda: export_to_tensorboard(run, "x"), lambda: Tensorboard([])):
+starts = [lambda: Tensorboard(run).start(), lambda: export_to_tensorboard(run, "x")]
+for what in (*starts, lambda: Tensorboard([]), lambda: Tensorboard("x"), lambda: Tensorboard([], local_root="nowhere")):
     try:
         what()
     except Exception as error:
@@ -107,6 +108,7 @@ except Exception as error:
     print(error)
 """
     )
+    assert "Tensorboard takes runs, not str 'x'\nlocal_root='nowhere' is not a folder" in done.stdout
     assert "export_to_tensorboard() takes a Run or an Experiment, not [Run(" in done.stdout
     for words in ("pip install tensorboard brings it", "has nothing to show; give runs", "did not start; it said:\ncannot today"):
         assert words in done.stdout
