@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 CHAINER_VERSION = "7.8.1"
 
 MPI = "pip install 'dtrain[mpi]'"
@@ -17,3 +19,18 @@ _HOROVOD = "HOROVOD_WITH_MPI=1 HOROVOD_WITH_TENSORFLOW=1 {gloo}pip install {agai
 HOROVOD = f"{TENSORFLOW} && {_HOROVOD.format(gloo='', again='')}"
 # pip keeps the wheel that it built without Gloo, and would install that one again.
 HOROVOD_GLOO = _HOROVOD.format(gloo="HOROVOD_WITH_GLOO=1 ", again="--no-cache-dir --force-reinstall --no-deps ")
+
+
+def this_package() -> str:
+    """What pip installs this dtrain from, for another Python: the folder or wheel that it came from here, else name and version.
+
+    https://packaging.python.org/en/latest/specifications/direct-url/
+    """
+    import json
+    from importlib import metadata
+
+    source = Path(__file__).parents[1]
+    if (source / "setup.py").is_file():  # a checkout that is imported in place
+        return str(source)
+    found = metadata.distribution("dtrain")
+    return str(json.loads(found.read_text("direct_url.json") or "{}").get("url") or f"dtrain=={found.version}")

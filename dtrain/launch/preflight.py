@@ -10,6 +10,7 @@ import contextlib
 import os
 import platform
 import secrets
+import shlex
 import socket
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from typing import Any, Literal
 
 import orjson
 
-from dtrain import __version__
+from dtrain import __version__, install
 from dtrain.binding import HostTopology
 from dtrain.errors import MissingDependency, NotRunnable, UsageError, WorkspaceError
 from dtrain.hosts import Host
@@ -246,7 +247,8 @@ def _ask_python(python: str) -> tuple[str, str]:
     version, _, found = (done.stdout.splitlines() or [""])[-1].partition(" ")
     if done.returncode != 0 or not found:
         said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return "", f"{python} cannot run ranks: {said}; install dtrain {__version__} for it: {python} -m pip install dtrain"
+        command = f"{python} -m pip install {shlex.quote(install.this_package())}"
+        return "", f"{python} cannot run ranks: {said}; install dtrain {__version__} for it: {command}"
     if found != __version__:
         return "", f"{python} has dtrain {found}, and dtrain {__version__} starts the ranks; install the same for both"
     return version, ""
