@@ -133,7 +133,7 @@ def _refusal(bad: list[Lack]) -> str:
     plain = [shlex.quote(lack.requirement) for lack in bad if lack.name not in _NOT_FOR_ONE_JOB]
     if plain:
         lines.insert(0, f"{shlex.quote(sys.executable)} -m pip install {' '.join(plain)}")
-    line = f"; run: {' && '.join(lines)}" if lines else ""
+    line = f"; run: {' && '.join(lines)}" if lines else "; ask for another version"
     other = ", or accept what is installed: `dtrain azureml --any-version ...`" if any(lack.installed for lack in bad) else ""
     return f"the job asks for packages that this Python has not: {', '.join(map(str, bad))}{line}{other}"
 
