@@ -172,7 +172,7 @@ print(json.dumps({"name": store.name, "count": count, "again": store.download("d
         assert done.stdout.count(words) == 2
 
 
-def test_what_cannot_be_reached_or_uploaded_is_said(bucket: AzureProject) -> None:
+def test_what_cannot_be_reached_is_said(bucket: AzureProject) -> None:
     for url, words in (
         ("s3://nobody/x", "s3://nobody/x cannot be listed: NoSuchBucket: The specified bucket does not exist; server, region"),
         ("s3://", "s3:// cannot be reached: "),
@@ -189,6 +189,9 @@ def test_what_cannot_be_reached_or_uploaded_is_said(bucket: AzureProject) -> Non
     ):
         done = bucket.dtrain("datastore", "add", "other", url)
         assert (done.returncode, words in done.stderr) == (2, True), done.stderr
+
+
+def test_what_cannot_be_copied_or_uploaded_is_said(bucket: AzureProject) -> None:
     bucket.train(
         "import os, sys, time\nopen(sys.argv[1] + '/new', 'w').write('x')\n"
         "while not os.path.exists('outputs/go'): time.sleep(0.05)"

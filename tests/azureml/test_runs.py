@@ -11,11 +11,7 @@ from tests.azureml.conftest import AzureProject
 from tests.azureml.test_submit import told
 from tests.console.conftest import another_python
 
-
-def test_runs_of_the_script_itself_and_their_children(azure: AzureProject) -> None:
-    (azure.folder / "notes.txt").write_text("note")
-    done = azure.control(
-        """
+BY_HAND = """
 run = experiment.start_logging(snapshot_directory=".")
 run.log("x", float("nan"))
 run.log_list("l", [1, 2.5])
@@ -56,7 +52,11 @@ print(json.dumps({
     "restored": sorted(os.listdir(run.restore_snapshot(path="restored"))), "other": other.get_status(),
 }))
 """
-    )
+
+
+def test_runs_of_the_script_itself_and_their_children(azure: AzureProject) -> None:
+    (azure.folder / "notes.txt").write_text("note")
+    done = azure.control(BY_HAND)
     found = told(done)
     assert str(found["metrics"]) == "{'x': nan, 'l': [1, 2.5], 'a plot': 'a_plot_0.png'}"
     own = ["outputs/metrics/report.json", "outputs/two.txt", "outputs/uploads/.attempt-1/a"]
