@@ -15,6 +15,7 @@ import sys
 import threading
 from pathlib import Path
 
+from dtrain.files import open_anew
 from dtrain.processes import DUMP_STACKS, END_SCRIPT, LAUNCHER_IS_GONE, answers_stacks
 
 WORDS = {"end": END_SCRIPT, "leave": signal.SIGTERM}
@@ -83,11 +84,11 @@ class Orders:
     def obey(self, child: int) -> None:
         """From the guard's main thread: do what has been written since the last time. ``child`` is the script's process."""
         with contextlib.suppress(OSError):
-            _open_anew(self._over.parent)
+            open_anew(self._over.parent)
             if self._over.is_file():
                 signal.pthread_kill(threading.get_ident(), LAUNCHER_IS_GONE)
         with contextlib.suppress(OSError):
-            _open_anew(self._path.parent)
+            open_anew(self._path.parent)
             with open(self._path, "rb") as file:
                 file.seek(self._read)
                 lines = file.read().splitlines(keepends=True)
@@ -95,11 +96,6 @@ class Orders:
                 if line.endswith(b"\n"):
                     self._read += len(line)
                     _do(line, child, threading.get_ident())
-
-
-def _open_anew(folder: Path) -> None:
-    """Else a network file system may go on to say that there is no such file. It is not listed: it may hold thousands."""
-    os.close(os.open(folder, os.O_RDONLY | os.O_CLOEXEC))
 
 
 def _do(line: bytes, child: int, guard: int) -> None:

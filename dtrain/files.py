@@ -14,6 +14,27 @@ import orjson
 from dtrain.errors import WorkspaceError
 
 
+def open_anew(folder: Path) -> None:
+    """See what other hosts have made in a folder since. Raises OSError.
+
+    A network file system believes for up to a minute that a file is absent for which it was asked before, unless its folder is
+    opened anew (nfs(5), acdirmin). It is not listed: it may hold thousands.
+    """
+    os.close(os.open(folder, os.O_RDONLY | os.O_CLOEXEC))
+
+
+def link_new(written: Path, target: Path) -> bool:
+    """Give a finished file another name, by which it appears whole; False, and nothing is done, where that name is taken."""
+    try:
+        os.link(written, target)
+    except FileExistsError:
+        # NFS repeats a request whose answer was lost: the name that exists may be the one that was just made.
+        with contextlib.suppress(FileNotFoundError):  # one was deleted meanwhile
+            return os.path.samefile(written, target)
+        return False
+    return True
+
+
 def fsync_folder(folder: Path) -> None:
     """Make the folder's own entries (a rename, a new file) durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

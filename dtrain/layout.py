@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dtrain.errors import UsageError, WorkspaceError
-from dtrain.files import fsync_folder
+from dtrain.files import fsync_folder, open_anew
 
 _STAMP_PATTERN = re.compile(r"-(\d{8}T\d{6}Z)-")
 _STEP_PATTERN = re.compile(r"step-(\d{9,})")
@@ -66,10 +66,9 @@ class RankLayout:
         return self.root / f"error-{number}.json"
 
     def look_again(self) -> None:
-        """See what another host has written since. A network file system believes for up to a minute that a file is absent for
-        which it was asked before, unless its folder is opened anew (nfs(5), acdirmin)."""
+        """See what another host has written since, see :func:`dtrain.files.open_anew`."""
         with contextlib.suppress(OSError):
-            os.listdir(self.root)
+            open_anew(self.root)
 
     @property
     def orders(self) -> Path:

@@ -8,13 +8,16 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 from dtrain.azureml.datapath import DataPath
 from dtrain.azureml.datastore import DataReference, Datastore
 from dtrain.azureml.errors import Named, UserErrorException
+from dtrain.azureml.versions import write_next
 from dtrain.azureml.workspace import Workspace
 from dtrain.errors import did_you_mean
-from dtrain.files import read_json, write_json
+from dtrain.files import read_json
+from dtrain.registry.store import numbers_in
 
 _WILD = re.compile(r"[*?]")
 _ONE_PLACE = "a dataset is one file or folder of a datastore"
@@ -120,7 +123,7 @@ class FileDataset(Named):
         Raises UserErrorException for another place under a name that is taken, unless ``create_new_version``.
         """
         versions = _read(workspace).get(name, [])
-        record = {"name": name, "version": len(versions) + 1, "description": description, "tags": dict(tags or {})}
+        record = {"name": name, "description": description, "tags": dict(tags or {})}
         record.update(datastore=self._place.datastore.name, path=self._place.path_on_datastore)
         for known in versions:
             if (known["datastore"], known["path"]) == (record["datastore"], record["path"]):
@@ -129,9 +132,7 @@ class FileDataset(Named):
             raise UserErrorException(
                 f"dataset {name!r} is another place already; create_new_version=True registers this one, too"
             )
-        workspace._folder.azureml.mkdir(parents=True, exist_ok=True)
-        write_json(_path(workspace), {**_read(workspace), name: [*versions, record]})
-        return _dataset(workspace, record)
+        return _dataset(workspace, {**record, "version": write_next(_folder(workspace) / quote(name, safe=""), record)})
 
     def __repr__(self) -> str:
         place = f"datastore={self._place.datastore.name!r}, path={self._start!r}"
@@ -272,17 +273,19 @@ def _matches(name: str, pattern: str) -> bool:
     return re.fullmatch(text, name) is not None
 
 
-def _path(workspace: Workspace) -> Path:
-    return workspace._folder.azureml / "datasets.json"
+def _folder(workspace: Workspace) -> Path:
+    """Where a workspace's registered datasets are, each a folder of versions."""
+    return workspace._folder.azureml / "datasets"
 
 
-def _read(workspace: Workspace) -> dict[str, Any]:
+def _read(workspace: Workspace) -> dict[str, list[dict[str, Any]]]:
     """The records of all versions, oldest first, by name."""
-    try:
-        known: dict[str, Any] = read_json(_path(workspace))
-    except FileNotFoundError:
-        return {}
-    return known
+    found = {}
+    for folder in sorted(_folder(workspace).glob("*")):
+        versions = [{**read_json(folder / f"{number}.json"), "version": number} for number in numbers_in(folder)]
+        if versions:
+            found[versions[0]["name"]] = versions
+    return found
 
 
 def _dataset(workspace: Workspace, record: Mapping[str, Any]) -> FileDataset:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,9 +10,11 @@ from typing import Any, ClassVar
 from dtrain.azureml.console import warn
 from dtrain.azureml.errors import Settings, UserErrorException
 from dtrain.azureml.values import list_of
+from dtrain.azureml.versions import write_next
 from dtrain.azureml.workspace import Workspace
-from dtrain.files import read_json, write_json
+from dtrain.files import read_json
 from dtrain.layout import check_name
+from dtrain.registry.store import numbers_in
 
 DEFAULT_CPU_IMAGE = "dtrain/this-python"
 DEFAULT_GPU_IMAGE = "dtrain/this-python"
@@ -188,11 +188,11 @@ class Environment(Settings):
     def register(self, workspace: Workspace) -> Environment:
         """Keep it in the workspace as the next version of its name; the same again is the version that it was."""
         folder = _folder(workspace) / check_name("environment", self.name)
-        values, versions = self._values(), _versions(folder)
+        values, versions = self._values(), numbers_in(folder)
         if versions and read_json(folder / f"{versions[-1]}.json") == values:
             self.version = str(versions[-1])
         else:
-            self.version = str(_write_next(folder, values))
+            self.version = str(write_next(folder, values))
         return self
 
     def _values(self) -> dict[str, Any]:
@@ -225,7 +225,7 @@ class Environment(Settings):
         if label not in (None, "latest"):
             raise UserErrorException(f"label={label!r} is not available: 'latest' is the newest version, as no label is")
         folder = _folder(workspace) / check_name("environment", name)
-        versions = _versions(folder)
+        versions = numbers_in(folder)
         if not versions:
             if name.startswith("AzureML-"):
                 return _curated(name)
@@ -268,7 +268,7 @@ class _Environments(Mapping[str, Environment]):
             raise KeyError(str(error)) from error
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(path.name for path in _folder(self._workspace).glob("*") if _versions(path)))
+        return iter(sorted(path.name for path in _folder(self._workspace).glob("*") if numbers_in(path)))
 
     def __len__(self) -> int:
         return len(tuple(iter(self)))
@@ -277,27 +277,6 @@ class _Environments(Mapping[str, Environment]):
 def _folder(workspace: Workspace) -> Path:
     """Where a workspace's registered environments are, each a folder of versions."""
     return workspace._folder.azureml / "environments"
-
-
-def _versions(folder: Path) -> list[int]:
-    """The versions in an environment's folder, oldest first; none where it is absent."""
-    return sorted(int(path.stem) for path in folder.glob("[0-9]*.json"))
-
-
-def _write_next(folder: Path, values: dict[str, Any]) -> int:
-    """Write the next version to an environment's folder, and return its number, which no other writer is given as well."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = folder / f".{os.getpid()}-{os.urandom(4).hex()}.tmp"
-    write_json(written, values)
-    try:
-        number = max(_versions(folder), default=0)
-        while True:
-            number += 1
-            with contextlib.suppress(FileExistsError):
-                os.link(written, folder / f"{number}.json")
-                return number
-    finally:
-        written.unlink()
 
 
 _FRAMEWORKS = {

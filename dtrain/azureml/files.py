@@ -14,7 +14,7 @@ from typing import IO
 from dtrain.azureml.errors import UserErrorException
 from dtrain.azureml.records import AzureLayout
 from dtrain.errors import did_you_mean
-from dtrain.files import read_json
+from dtrain.files import link_new, read_json
 from dtrain.layout import RunLayout
 from dtrain.snapshot import list_files
 
@@ -110,11 +110,10 @@ def keep(run: RunLayout, name: str, data: IO[bytes]) -> None:
     try:
         with open(temporary, "xb") as copy:
             shutil.copyfileobj(data, copy)
-        os.link(temporary, target)
-    except FileExistsError:
-        raise UserErrorException(
-            f"run {run.id} has a file {name!r} already; files of a run are not replaced, use another name"
-        ) from None
+        if not link_new(temporary, target):
+            raise UserErrorException(
+                f"run {run.id} has a file {name!r} already; files of a run are not replaced, use another name"
+            )
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -157,8 +157,9 @@ def _print_plan(plan: LaunchPlan, as_json: bool) -> None:
         print_json(plan.to_json())
         return
     click.echo("\n".join(plan.shell_lines()))
+    several = len({each.host for each in plan.binding}) > 1
     for each in plan.binding:
-        where = f" on {each.host}" if len({each.host for each in plan.binding}) > 1 else ""
+        where = f" on {each.host}" if several else ""
         click.echo(f"dtrain: rank {each.rank}{where} is bound to {each.binding}", err=True)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import shutil
 import time
 
 from dtrain import env
 from dtrain.errors import NotRunnable, UsageError
+from dtrain.files import open_anew
 from dtrain.launch import queue, sbatch, slurm
 from dtrain.launch.console import Console, LineReader
 from dtrain.launch.job import announce, make_run, report_end
@@ -168,7 +168,7 @@ class _Watch:
     def _look_again(self) -> None:
         """See what the job's nodes have written, see RankLayout.look_again."""
         with contextlib.suppress(OSError):
-            os.listdir(self._run.root)
+            open_anew(self._run.root)
         self._words.look_again()
 
     def _show_words(self, *, final: bool = False) -> None:

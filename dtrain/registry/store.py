@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from blake3 import blake3
 
 from dtrain.errors import RegistryError
-from dtrain.files import fsync_folder
+from dtrain.files import fsync_folder, link_new
 from dtrain.registry.records import VERSION_PATTERN, seal
 
 CHUNK_BYTES = 1 << 20
@@ -260,12 +260,8 @@ def claim_next(
             file.write(seal(body_of(number)))
             file.flush()
             os.fsync(file.fileno())
-            try:
-                os.link(temporary, target)
-            except FileExistsError:
-                # NFS repeats a request whose answer was lost: the name that exists may be the one we have just made.
-                if not _are_one(temporary, target):
-                    continue
+            if not link_new(temporary, target):
+                continue
         if is_spent(number):
             target.unlink(missing_ok=True)
             continue
@@ -274,13 +270,6 @@ def claim_next(
             fsync_folder(folder)
             folder = folder.parent
         return number
-
-
-def _are_one(path: Path, other: Path) -> bool:
-    try:
-        return os.path.samefile(path, other)
-    except FileNotFoundError:  # one was deleted meanwhile
-        return False
 
 
 @contextmanager
