@@ -4,14 +4,18 @@
 
 Unlike nbclient it also takes what a thread sends while no cell is executed. A cell whose first line is ``# until: TEXT`` is over
 when TEXT is shown anywhere in the notebook; one that begins with ``# interrupt when: FILE`` is interrupted when that file exists.
+After CELL_S seconds in one cell it ends with what was shown until then.
 """
 
 import json
 import os
 import queue
 import sys
+import time
 
 from jupyter_client.manager import start_new_kernel
+
+CELL_S = 90
 
 
 class Page:
@@ -27,8 +31,10 @@ class Page:
         cell = self.client.execute(text)
         self.cells[cell] = len(self.outputs)
         self.outputs.append([])
-        ended = False
+        ended, until = False, time.monotonic() + CELL_S
         while not ended or (word == "# until" and condition not in json.dumps(self.shown())):
+            if time.monotonic() > until:
+                sys.exit(f"this cell did not end{' as told' if ended else ''}:\n{text}\n{json.dumps(self.shown(), indent=1)}")
             if word == "# interrupt when" and os.path.exists(condition):
                 self.manager.interrupt_kernel()
                 word = ""

@@ -75,11 +75,11 @@ run = experiment.submit(Estimator(
 ))
 folder = run.get_details()["runFolder"]
 def until(wanted):
-    seen = []
-    while run.get_status() != wanted:
-        seen.append(run.get_status())
+    seen = set()
+    while (now := run.get_status()) != wanted:
+        seen.add(now)
         time.sleep(0.02)
-    return sorted(set(seen))
+    return sorted(seen)
 seen = [until("Queued")]
 while not os.path.exists(os.path.join(folder, "slurm.json")):
     time.sleep(0.05)
