@@ -36,7 +36,7 @@ def test_what_a_program_prints(program: Path) -> None:
 def test_horovod_is_told_labels_without_colons(program: Path) -> None:
     program.with_name("hosts").write_text("[::1] slots=2\n")
     discovery = Discovery((), program, print)
-    assert discovery.find_available_hosts_and_slots() == {"0--1.ipv6.invalid": 2}
+    assert discovery.find_available_hosts_and_slots() == {"0--1..ipv6": 2}
 
 
 def test_a_program_that_fails_later_is_told_of_once(program: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -58,15 +59,20 @@ def test_what_is_no_host_is_refused(text: str, words: str) -> None:
     [
         ("node1", "node1"),
         ("10.0.0.7", "10.0.0.7"),
-        ("fd00::1", "fd00--1.ipv6.invalid"),
-        ("::1", "0--1.ipv6.invalid"),
-        ("fd00::", "fd00--.ipv6.invalid"),
-        ("fe80::1%enp0s3.7-x", "fe80--1senp0s3.7-x.ipv6.invalid"),
+        ("fd00::1", "fd00--1..ipv6"),
+        ("::1", "0--1..ipv6"),
+        ("fd00::", "fd00--..ipv6"),
+        ("fe80::1%enp0s3.7-x", "fe80--1senp0s3.7-x..ipv6"),
     ],
 )
 def test_a_label_has_no_colon_and_leads_back_to_the_host(name: str, label: str) -> None:
     assert Host(name, 2).label == label
     assert Host.labelled(label, 2) == Host(name, 2)
+
+
+def test_no_server_is_asked_for_a_label() -> None:
+    with pytest.raises(UnicodeError, match="label"):
+        socket.getaddrinfo(Host("fd00::1").label, None)
 
 
 def test_hostfiles_of_all_kinds(tmp_path: Path) -> None:

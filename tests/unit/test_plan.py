@@ -131,7 +131,7 @@ def test_mpirun_knows_hosts_that_are_named_by_ipv6_by_their_labels(script: str, 
     spec = JobSpec(target=script, workers=4, hosts=parse_hosts("[fd00::1]:2,[fd00::2],node3"), network="::1/128")
     plan = mpi.plan(spec, RunLayout(tmp_path / "run"), tmp_path, installation("Open MPI"), on_hosts_named_by_ipv6())
     argv = plan.processes[0].argv
-    assert argv[argv.index("--host") + 1] == f"{socket.gethostname()}:2,fd00--2.ipv6.invalid:1,node3:1"
+    assert argv[argv.index("--host") + 1] == f"{socket.gethostname()}:2,fd00--2..ipv6:1,node3:1"
     assert argv[argv.index("plm_ssh_agent") + 1].startswith(f"{sys.executable} -m dtrain.launch.remote_shell -o BatchMode=yes")
     assert [argv[argv.index(f"{layer}_if_include") + 1] for layer in ("btl_tcp", "prte")] == ["lo", "lo"]
     assert [host.name for host in plan.other_hosts] == ["fd00::2", "node3"]
@@ -153,7 +153,7 @@ def test_mpichs_daemons_connect_to_an_address_that_all_reach(
     places = on_hosts_named_by_ipv6(**reached)
     (process,) = mpi.plan(spec, RunLayout(tmp_path / "run"), tmp_path, installation("MPICH"), places).processes
     argv = process.argv
-    assert argv[argv.index("-hosts") + 1] == f"{socket.gethostname()}:2,fd00--2.ipv6.invalid:1,node3:1"
+    assert argv[argv.index("-hosts") + 1] == f"{socket.gethostname()}:2,fd00--2..ipv6:1,node3:1"
     assert [argv[argv.index(flag) + 1] for flag in ("-launcher-exec", "-localhost")] == [sys.executable, here]
     assert process.environment["HYDRA_LAUNCHER_EXTRA_ARGS"].startswith("-m dtrain.launch.remote_shell -o BatchMode=yes")
 
@@ -161,8 +161,8 @@ def test_mpichs_daemons_connect_to_an_address_that_all_reach(
 @pytest.mark.parametrize(
     ("words", "argv"),
     [
-        (["-o", "A=b", "-x", "fd00--2.ipv6.invalid", "true"], ["ssh", "-o", "A=b", "-x", "fd00::2", "true"]),
-        (["0--1.ipv6.invalid", "ls", "fd00--2.ipv6.invalid"], ["ssh", "::1", "ls", "fd00--2.ipv6.invalid"]),
+        (["-o", "A=b", "-x", "fd00--2..ipv6", "true"], ["ssh", "-o", "A=b", "-x", "fd00::2", "true"]),
+        (["0--1..ipv6", "ls", "fd00--2..ipv6"], ["ssh", "::1", "ls", "fd00--2..ipv6"]),
         (["-o", "A=b", "node3", "-o", "x"], ["ssh", "-o", "A=b", "node3", "-o", "x"]),
     ],
 )
