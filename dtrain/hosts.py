@@ -12,6 +12,8 @@ from dtrain.errors import UsageError
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _FORM = "use NAME or NAME:SLOTS, as node1:2,node2:2; an IPv6 address in brackets, as [fd00::1]:2"
+# An empty part makes it no name of DNS: MPICH's mpirun looks each host up, which took 6 s a host where no server answered.
+_LABEL = "..ipv6"
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,38 @@ class Host:
     slots: int = 1
 
     def address(self, port: int) -> str:
-        return f"[{self.name}]:{port}" if ":" in self.name else f"{self.name}:{port}"
+        return f"[{self.name}]:{port}" if self.is_ipv6 else f"{self.name}:{port}"
+
+    @property
+    def is_ipv6(self) -> bool:
+        """Whether it is called by an IPv6 address."""
+        return ":" in self.name
+
+    @property
+    def is_link_local(self) -> bool:
+        """Whether it is called by an address that means something on this host alone, by one of its interfaces."""
+        return self.is_ipv6 and ipaddress.IPv6Address(self.name).is_link_local
+
+    @property
+    def label(self) -> str:
+        """What it is called by programs that take no colon in a host's name: for fd00::1 ``fd00--1..ipv6``.
+
+        As on Windows (ipv6-literal.net), an ``s`` stands for the ``%`` before an interface. Nobody knows a host by that name but
+        :meth:`labelled`.
+        """
+        if not self.is_ipv6:
+            return self.name
+        address = f"0{self.name}" if self.name.startswith(":") else self.name  # what begins with - is taken for an option
+        return address.replace(":", "-").replace("%", "s") + _LABEL
+
+    @staticmethod
+    def labelled(label: str, slots: int = 1) -> Host:
+        """The host of a :attr:`label`."""
+        if not label.endswith(_LABEL):
+            return Host(label, slots)
+        address, _, interface = label.removesuffix(_LABEL).partition("s")
+        zone = f"%{interface}" if interface else ""
+        return Host(str(ipaddress.IPv6Address(address.replace("-", ":") + zone)), slots)
 
 
 def parse_hosts(text: str) -> tuple[Host, ...]:
@@ -90,10 +123,7 @@ def _parse(text: str, where: str) -> Host:
         raise UsageError(f"{where}: {text!r} is not a host; {_FORM}")
     slots = match["n"] if match["v6"] is not None else match["m"]
     if match["v6"] is not None:
-        try:
-            name = str(ipaddress.IPv6Address(match["v6"]))
-        except ValueError:
-            raise UsageError(f"{where}: {match['v6']!r} is not an IPv6 address; {_FORM}") from None
+        name = _parse_ipv6(match["v6"], where)
     else:
         name = match["name"]
         if "@" in name:
@@ -101,6 +131,18 @@ def _parse(text: str, where: str) -> Host:
         if not _NAME.fullmatch(name):
             raise UsageError(f"{where}: {text!r} is not a host; {_FORM}")
     return Host(name) if slots is None else Host(name, _slots(slots, text, where))
+
+
+def _parse_ipv6(text: str, where: str) -> str:
+    try:
+        address = ipaddress.IPv6Address(text)
+    except ValueError:
+        raise UsageError(f"{where}: {text!r} is not an IPv6 address; {_FORM}") from None
+    if address.scope_id is None and address.is_link_local:
+        raise UsageError(f"{where}: {text} is link-local; name the interface by which it is reached, as [{text}%eth0]")
+    if address.scope_id is not None and not (address.is_link_local and re.fullmatch(r"\w[\w.-]*", address.scope_id, re.ASCII)):
+        raise UsageError(f"{where}: {text!r} is no address with an interface, as fe80::1%eth0 is, which is link-local; {_FORM}")
+    return str(address)
 
 
 def _slots(text: str, shown: str, where: str) -> int:

@@ -161,17 +161,16 @@ class JobSpec:
         if self.launcher_name in CLUSTER_LAUNCHERS:
             if self.hosts and not self.tasks:
                 raise UsageError("one worker without servers runs where dtrain does; leave out -H and --hostfile, or add workers")
+            if local := [host.name for host in self.hosts if host.is_link_local]:
+                raise UsageError(
+                    f"the address {local[0]} is link-local: other tasks cannot reach it; give an address that is not, or a name"
+                )
             if not self.preflight:
                 raise UsageError(f"--launcher {self.launcher} has to ask its hosts for free ports; leave out --skip-preflight")
         elif self.hosts and self.launcher_name not in MPI_LAUNCHERS:
             raise UsageError(
                 f"-H and --hostfile go with --launcher {', '.join((*MPI_LAUNCHERS, *CLUSTER_LAUNCHERS))}, "
                 f"not with {self.launcher_name}"
-            )
-        elif v6 := [host.name for host in self.hosts if ":" in host.name]:
-            starter = "Horovod" if self.horovod_options.gloo else "mpirun"
-            raise UsageError(
-                f"{starter} takes no IPv6 address such as {v6[0]} for a host; give it a name, in /etc/hosts if need be"
             )
         if self.hosts:
             place(self.size, self.hosts)

@@ -57,6 +57,7 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "gpu": _gpu,
     "netcluster": _netcluster,
     "slurm": _slurm,
+    "ipv6": lambda: os.path.exists("/proc/net/if_inet6"),
 }
 
 ROOT = Path(__file__).parents[1]

@@ -103,7 +103,7 @@ def host_names(command: F) -> F:
             "--hostfile",
             metavar="FILE",
             type=click.Path(path_type=Path),
-            help="The same from a file: `NAME slots=N` or `NAME:N` a line.",
+            help="The same from a file: `NAME slots=N` or `NAME:N` a line; an IPv6 address as `[fd00::1]:N`.",
         ),
     )
     return _with(command, options)

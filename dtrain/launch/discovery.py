@@ -66,7 +66,8 @@ class Discovery:
         self._asked: set[str] = set()
 
     def find_available_hosts_and_slots(self) -> dict[str, int]:
-        """Slots by the host's name. While the program fails, the hosts are those of its last answer."""
+        """Slots by the host's label: Horovod takes no colon in a name. While the program fails, the hosts are those of its last
+        answer."""
         if self._program is not None:
             try:
                 self._hosts, problem = discover_hosts(self._program), ""
@@ -77,7 +78,7 @@ class Discovery:
             self._problem = problem
         if self._answers is None:  # who starts the job has asked these
             self._answers = {host.name for host in self._hosts}
-        return {host.name: host.slots for host in self._hosts if self._is_there(host)}
+        return {host.label: host.slots for host in self._hosts if self._is_there(host)}
 
     def doubt(self, name: str) -> None:
         """A worker failed on this host, which may be gone."""

@@ -60,6 +60,7 @@ def find_site(spec: JobSpec, workspace: Workspace | None, say: Callable[[str], N
         if spec.preflight and not all(ssh.is_here(host) for host in hosts):
             ask(spec, [host for host in hosts for _ in range(host.slots)], workspace, say)
     interface = interface_in(spec.network) if spec.network else _interface(hosts or (Host("localhost"),))
+    _check_ipv4(interface)
     return Site(hosts=hosts, places=tuple(places), interface=interface)
 
 
@@ -86,7 +87,7 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, site: Site) -> LaunchPlan:
     if options.discovery is not None:
         argv += ["--discovery", str(options.discovery)]
     else:
-        argv += ["--hosts", ",".join(f"{host.name}:{host.slots}" for host in site.hosts)]
+        argv += ["--hosts", ",".join(host.address(host.slots) for host in site.hosts)]
     if options.elastic:
         argv += ["--elastic", str(options.least), str(options.max_workers or spec.max_ranks)]
         argv += ["--timeout", f"{options.elastic_timeout_s or _ELASTIC_TIMEOUT_S:g}"]
@@ -108,15 +109,28 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, site: Site) -> LaunchPlan:
 
 def _interface(hosts: tuple[Host, ...]) -> str:
     """The interface of this host by which the others are reached; where all are this one, that of the address that they go by."""
-    other = next((host for host in hosts if not ssh.is_here(host)), None)
+    host = next((host for host in hosts if not ssh.is_here(host)), hosts[0])
+    family = socket.AF_INET6 if host.is_ipv6 else socket.AF_INET
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # nothing is sent
-            probe.connect(((other or hosts[0]).name, 9))
+        *_, to = socket.getaddrinfo(host.name, 9, family, socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:  # nothing is sent
+            probe.connect(to)
             address = probe.getsockname()[0]
     except OSError as error:
+        if host.is_ipv6:
+            raise NotRunnable(f"host {host.name} is in no network that this host reaches: {error.strerror}") from error
         raise NotRunnable(
-            f"host {(other or hosts[0]).name} has no IPv4 address, by which Horovod's ranks talk: {error.strerror}; give it one"
+            f"host {host.name} has no IPv4 address, by which Horovod's ranks talk: {error.strerror}; give it one"
         ) from error
     address = _LOOPBACK if address.startswith("127.") else address
     interfaces: dict[str, list[Any]] = psutil.net_if_addrs()
-    return next(name for name, found in interfaces.items() if any(each.address == address for each in found))
+    return next(name for name, found in interfaces.items() if any(each.address.partition("%")[0] == address for each in found))
+
+
+def _check_ipv4(interface: str) -> None:
+    """Raises NotRunnable for an interface by which ranks cannot talk."""
+    if not any(each.family == socket.AF_INET for each in psutil.net_if_addrs()[interface]):
+        raise NotRunnable(
+            f"this host has no IPv4 address at {interface}, by which Horovod's ranks over Gloo would talk; give it one, name "
+            "the network of another interface (--network), or start them by MPI (--controller mpi)"
+        )

@@ -81,7 +81,7 @@ class Workers:
         try:
             code = self._run_one(number, slot, (self.stop, dismissed, *events))
         except OSError as error:
-            self._record(number, slot.hostname, ("exit", 1, f"cannot be started: {error}"))
+            self._record(number, Host.labelled(slot.hostname).name, ("exit", 1, f"cannot be started: {error}"))
             code = 1
         if self._elastic:
             self._run.end_worker(number)
@@ -99,7 +99,7 @@ class Workers:
             time.sleep(_POLL_S)
 
     def _run_one(self, number: int, slot: SlotInfo, events: Sequence[threading.Event]) -> int:
-        files, host = self._run.rank(number), Host(slot.hostname)
+        files, host = self._run.rank(number), Host.labelled(slot.hostname)
         given = {**self._variables, **create_slot_env_vars(slot), **(env.worker_variables(number) if self._elastic else {})}
         here = ssh.is_here(host)
         connection = None if here else self._connect_in_turn(host, given, events)
@@ -275,7 +275,7 @@ def main() -> NoReturn:
 def _run_fixed(asked: argparse.Namespace, workers: Workers, rendezvous: RendezvousServer, address: str) -> int:
     """Run as many workers as were asked for to their end; the first exit code that is not 0. Who fails leaves the others alone:
     to end those is the supervisor's."""
-    slots = get_host_assignments([HostInfo(host.name, host.slots) for host in asked.hosts], asked.workers, asked.workers)
+    slots = get_host_assignments([HostInfo(host.label, host.slots) for host in asked.hosts], asked.workers, asked.workers)
     port = rendezvous.start()
     rendezvous.init(slots)
     workers.use(create_run_env_vars(address, [asked.interface], port))
@@ -297,7 +297,7 @@ def _run_elastic(asked: argparse.Namespace, run: RunLayout, workers: Workers, re
     def create_worker(slot: SlotInfo, events: list[threading.Event]) -> tuple[int, float]:
         code = workers.run(driver.number_of(slot), slot, events)
         if code != 0:
-            discovery.doubt(slot.hostname)
+            discovery.doubt(Host.labelled(slot.hostname).name)
         return code, time.time()
 
     try:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import socket
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dtrain import env, resources
+from dtrain.hosts import Host
 from dtrain.job_options import available_cores
 from dtrain.launch import ssh
 from dtrain.launch.interfaces import interface_in
@@ -90,19 +93,22 @@ def _remote_flags(
     spec: JobSpec, family: MpiFamily, places: Sequence[Place], environment: Mapping[str, str]
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """The flags of a job on several hosts, and the variables of mpirun's own."""
-    names = [place.name for place in places]
-    options = [*ssh.CONNECT_OPTIONS]
+    labelled = any(Host(place.name).is_ipv6 for place in places)
+    names = [_label(place) for place in places]
+    client = [sys.executable, "-m", "dtrain.launch.remote_shell"] if labelled else ["ssh"]
+    options = [*client[1:], *ssh.CONNECT_OPTIONS]
     # What dtrain finds by itself is named better than what mpirun says of it: so mpirun is the later one to give a host up.
     silence_s = 2 * (spec.hangs.heartbeat_timeout_s or 3600.0)
     words = {
         "hosts": ",".join(f"{name}:{names.count(name)}" for name in dict.fromkeys(names)),
-        "ssh": " ".join(["ssh", *options]),
+        "here": _own_address(places),
+        "ssh": " ".join([client[0], *options]),
+        "ssh_client": client[0],
         "ssh_options": " ".join(options),
         "idle": str(max(1, round(silence_s / 2))),
         "interval": str(max(1, round(silence_s / 12))),
         "probes": "6",
-        "network": spec.network or "",
-        "interface": interface_in(spec.network) if spec.network and "{interface}" in family.remote.network else "",
+        **_network_words(spec, family),
     }
     passed = sorted(ssh.sent_variables().keys() | environment.keys() | env.secret_variables(spec.secret_values()).keys())
     passed = [name for name in passed if re.fullmatch(r"\w+", name) and not name.startswith(_OF_AN_MPI)]
@@ -111,6 +117,34 @@ def _remote_flags(
         forwarded = [flag.format(names=",".join(passed)) for flag in forward]
     else:
         forwarded = [flag.format(name=name) for name in passed for flag in forward]
-    flags = (*family.remote.hosts, *(family.remote.network if spec.network else ()))
+    flags = (
+        *family.remote.hosts,
+        *(family.remote.labels if labelled else ()),
+        *(family.remote.network if spec.network else ()),
+    )
     variables = {name: value.format(**words) for name, value in family.remote.variables.items()}
     return (*(flag.format(**words) for flag in flags), *forwarded), variables
+
+
+def _label(place: Place) -> str:
+    """What mpirun is to call a host: this one, where it goes by an IPv6 address, by the name that mpirun knows to be its own."""
+    host = Host(place.name)
+    return host.label if place.over_ssh or not host.is_ipv6 else socket.gethostname()
+
+
+def _network_words(spec: JobSpec, family: MpiFamily) -> dict[str, str]:
+    """What flags say of ``--network``. Of IPv6, Open MPI's daemons take an interface alone: so it has one name on all hosts."""
+    if spec.network is None:
+        return {}
+    by_interface = any("{interface}" in flag for flag in family.remote.network)
+    if ipaddress.ip_network(spec.network).version == 6 or by_interface:
+        interface = interface_in(spec.network)
+        return {"network": interface, "interface": interface}
+    return {"network": spec.network}
+
+
+def _own_address(places: Sequence[Place]) -> str:
+    """The address of this host to which all others have connected, so far as they were asked; else its name."""
+    tried = [place.reached for place in places if place.over_ssh and place.reached]
+    common = [address for address in tried[0] if all(address in each for each in tried)] if tried else []
+    return next(iter(common), socket.gethostname())

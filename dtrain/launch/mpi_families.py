@@ -18,12 +18,15 @@ from dtrain.errors import MissingDependency, NotRunnable
 class RemoteFlags:
     """How an mpirun is told of other hosts: flags in which ``{...}`` is filled in, and variables of its own.
 
-    ``{hosts}``: NAME:SLOTS,...; ``{ssh}``: the ssh client with its options, ``{ssh_options}`` the options alone; ``{network}`` as
-    the user gave it, ``{interface}`` this host's in it; ``{idle}``, ``{interval}`` and ``{probes}`` of TCP's keepalive.
+    ``{hosts}``: LABEL:SLOTS,...; ``{ssh}``: the ssh client with its options, ``{ssh_client}`` its program and ``{ssh_options}``
+    the rest; ``{network}`` as the user gave it, ``{interface}`` this host's in it, ``{here}`` its address or name, to which the
+    others connect; ``{idle}``, ``{interval}`` and ``{probes}`` of TCP's keepalive.
     """
 
     hosts: tuple[str, ...]
     network: tuple[str, ...]
+    labels: tuple[str, ...]
+    """Where some hosts are named by IPv6 addresses, so that mpirun knows them by their labels alone."""
     forward: tuple[str, ...]
     """Before each variable's name (``{name}``), or once before all of them (``{names}``). Values stay off the command line."""
     variables: Mapping[str, str]
@@ -43,6 +46,8 @@ class MpiFamily:
     flags_oversubscribed: tuple[str, ...] = ()
     scratch_variables: tuple[str, ...] = ()
     """Those that say where it keeps what belongs to one launch."""
+    ipv6_told: tuple[str, str, str] | None = None
+    """What tells that it was built without IPv6: a program beside mpirun, its option, and the line; None: it always is."""
     noise: str = ""
     """Regular expression for what mpirun prints that means nothing."""
 
@@ -68,11 +73,13 @@ FAMILIES: tuple[MpiFamily, ...] = (
                 *("--prtemca", "oob_tcp_keepalive_probes", "{probes}"),
             ),
             network=("--mca", "btl_tcp_if_include", "{network}", "--prtemca", "prte_if_include", "{network}"),
+            labels=(),
             forward=("-x", "{name}"),
             variables={},
         ),
         # It moves its ssh client into a process group of its own, when that has perhaps done so already.
         noise=r"plm:ssh: Warning: setpgid",
+        ipv6_told=("ompi_info", "--parsable", "options:ipv6:no"),
         scratch_variables=("PRTE_MCA_prte_tmpdir_base", "OMPI_MCA_orte_tmpdir_base"),
     ),
     MpiFamily(
@@ -83,6 +90,9 @@ FAMILIES: tuple[MpiFamily, ...] = (
         remote=RemoteFlags(
             hosts=("-launcher", "ssh", "-hosts", "{hosts}"),
             network=("-iface", "{interface}"),
+            # Its daemons know IPv4 alone, and connect to an address: hosts that are named by addresses may not know this one's
+            # name. And ranks are not to take a label for their host's name.
+            labels=("-launcher-exec", "{ssh_client}", "-localhost", "{here}", "-disable-hostname-propagation"),
             forward=("-genvlist", "{names}"),
             # Of a list of variables, mpiexec 5.0.2 does not pass on the one that comes last in its own environment.
             variables={"HYDRA_LAUNCHER_EXTRA_ARGS": "{ssh_options}", env.LAST: ""},
@@ -98,6 +108,19 @@ class MpiInstallation:
     mpirun: str
     family: MpiFamily
     version: str
+
+
+def has_ipv6(mpi: MpiInstallation) -> bool:
+    """Whether its ranks and daemons can talk by IPv6; taken to be so where it cannot be asked. Blocks for a moment."""
+    if mpi.family.ipv6_told is None:
+        return False
+    program, option, without = mpi.family.ipv6_told
+    try:
+        argv = [str(Path(mpi.mpirun).with_name(program)), option]
+        said = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return True
+    return without not in said.splitlines()
 
 
 def find_mpi(python: str = "") -> MpiInstallation:

@@ -32,7 +32,7 @@ class Place:
     """Where one rank goes: ``name`` is how others reach the host, ``host`` what messages call it; ``cores`` are the host's.
 
     ``port`` is free there; 0 of ranks that need none. ``copied``: the host does not see the workspace, and is given a copy of the
-    run folder. ``topology`` is the host's, where it was asked.
+    run folder. ``topology`` is the host's, where it was asked, and ``reached`` are the addresses at which it reaches this one.
     """
 
     host: str
@@ -42,6 +42,7 @@ class Place:
     topology: HostTopology | None = None
     over_ssh: bool = False
     copied: bool = False
+    reached: tuple[str, ...] = ()
 
     @property
     def address(self) -> str:
@@ -77,6 +78,7 @@ def find_places(spec: JobSpec, workspace: Workspace | None, say: Callable[[str],
             topology=answers[host].topology if host in answers else None,
             over_ssh=not local[host],
             copied=copied.get(host, False),
+            reached=tuple(answers[host].reached) if host in answers else (),
         )
         for host in placed
     ]

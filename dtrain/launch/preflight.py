@@ -27,13 +27,13 @@ from dtrain.binding import HostTopology
 from dtrain.errors import MissingDependency, NotRunnable, UsageError, WorkspaceError
 from dtrain.hosts import Host
 from dtrain.launch import ssh
-from dtrain.launch.interfaces import interface_in
+from dtrain.launch.interfaces import addresses_of, interface_in
 from dtrain.launch.mpi_families import find_mpi
 from dtrain.launch.ports import free_ports
+from dtrain.launch.reach import connect_back, listen, mpi_talks_by_ipv6
 from dtrain.layout import Workspace
 
 _ANSWER_S = 30.0
-_BACK_S = 3.0
 # Of failures on several hosts the first by time is named, and the ranks' clocks say which that is.
 _CLOCK_S = 1.0
 
@@ -61,12 +61,14 @@ class Wanted:
 @dataclass(frozen=True, kw_only=True)
 class Question:
     """What one host is asked. ``ports``: how many free ones are wanted; ``token``: a file that has to be seen; ``back``: a port
-    of the host that asks, to which a connection is tried; the rest as in :class:`Wanted`."""
+    of the host that asks, to which a connection is tried, at its ``addresses`` (None: the one by which ssh came from there); the
+    rest as in :class:`Wanted`."""
 
     ports: int = 0
     token: str | None = None
     mpi: bool = False
     back: int | None = None
+    addresses: list[str] | None = None
     python: str = ""
     network: str = ""
 
@@ -74,9 +76,9 @@ class Question:
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """What a host said about itself. ``mpi`` is empty where it was not asked for, ``mpi_problem`` says why there is none;
-    ``back`` is why a connection to the host that asks failed, or empty. ``ranks`` is the version of the ranks' Python, where
-    that is another one, and ``ranks_problem`` why they cannot run by it. ``interface`` is the one in the network that was asked
-    for, and ``network_problem`` says why there is none."""
+    ``back`` is why a connection to the host that asks failed, or empty; ``reached`` are its addresses at which one did not.
+    ``ranks`` is the version of the ranks' Python, where that is another one, and ``ranks_problem`` why they cannot run by it.
+    ``interface`` is the one in the network that was asked for, and ``network_problem`` says why there is none."""
 
     python: str
     dtrain: str
@@ -87,6 +89,7 @@ class Answer:
     mpi: str = ""
     mpi_problem: str = ""
     back: str = ""
+    reached: list[str] = field(default_factory=list)
     ranks: str = ""
     ranks_problem: str = ""
     interface: str = ""
@@ -136,15 +139,18 @@ def ask_hosts(hosts: Mapping[Host, int], workspace: Workspace | None, wanted: Wa
         elsewhere = not all(local.values())
         token = str(stack.enter_context(seen_file(workspace))) if workspace is not None and elsewhere else None
         listens = (wanted.mpi or wanted.back) and elsewhere
-        port = stack.enter_context(_listen()).getsockname()[1] if listens else None
+        port = stack.enter_context(listen()).getsockname()[1] if listens else None
         question = Question(mpi=wanted.mpi, python=wanted.python, network=wanted.network)
         own = answer_to(question)
         question = replace(question, token=token, back=port)
+        named = [host for host in hosts if host.is_ipv6 and not local[host]] if listens else []
+        ipv6 = bool(named) and wanted.mpi and mpi_talks_by_ipv6(wanted.python)
+        addresses = addresses_of(own.interface, ipv6=ipv6)
 
         def ask(host: Host) -> Report:
             ports = hosts[host] if wanted.ports else 0
             if not local[host]:
-                return _ask(host, replace(question, ports=ports), own)
+                return _ask(host, replace(question, ports=ports, addresses=addresses if host in named else None), own)
             answer = replace(own, ports=free_ports(ports))
             return Report(host=host.name, checks=_compared(answer, answer, 0.0), answer=answer)
 
@@ -152,16 +158,9 @@ def ask_hosts(hosts: Mapping[Host, int], workspace: Workspace | None, wanted: Wa
             reports = dict(zip(hosts, pool.map(ask, hosts), strict=True))
     if token is not None:
         _compare_sight([reports[host] for host in hosts if not local[host]], wanted.shared_fs)
+    _compare_reach([reports[host] for host in named], own.mpi or "Horovod over Gloo", ipv6=ipv6)
     _compare_gpus([(report, hosts[host] if wanted.gpus else 0) for host, report in reports.items()])
     return reports
-
-
-def _listen() -> socket.socket:
-    """A port of this host to which others can connect, by IPv4 and by IPv6 where it has both."""
-    if socket.has_dualstack_ipv6():
-        with contextlib.suppress(OSError):
-            return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=256)
-    return socket.create_server(("", 0), backlog=256)
 
 
 def examine_this_host(workspace: Workspace, python: str = "") -> Report:
@@ -212,6 +211,7 @@ def answer_to(question: Question) -> Answer:
             interface = interface_in(question.network)
         except UsageError as error:
             network_problem = str(error)
+    reached, back = connect_back(question.back, question.addresses)
     return Answer(
         python=platform.python_version(),
         dtrain=__version__,
@@ -220,7 +220,8 @@ def answer_to(question: Question) -> Answer:
         shared=question.token is None or Path(question.token).exists(),
         mpi=mpi,
         mpi_problem=problem,
-        back=_try_back(question.back),
+        back=back,
+        reached=reached,
         ranks=ranks,
         ranks_problem=ranks_problem,
         interface=interface,
@@ -254,18 +255,6 @@ def _ask_python(python: str) -> tuple[str, str]:
     return version, ""
 
 
-def _try_back(port: int | None) -> str:
-    """Why a connection to the host at the other end of this ssh connection fails; empty when it does not."""
-    address = os.environ.get("SSH_CONNECTION", "").partition(" ")[0]
-    if port is None or not address:
-        return ""
-    try:
-        socket.create_connection((address, port), timeout=_BACK_S).close()
-    except OSError as error:
-        return f"{Host(address).address(port)}: {error.strerror or error}"
-    return ""
-
-
 def _ask(host: Host, question: Question, own: Answer) -> Report:
     """What another host says, or why it cannot be used."""
     argv = [sys.executable, "-m", "dtrain.launch.preflight", orjson.dumps(asdict(question)).decode()]
@@ -296,7 +285,7 @@ def _ask(host: Host, question: Question, own: Answer) -> Report:
         advice = ssh.advice(said) or "it has to be the same there as here"
         return problem("python", f"{sys.executable} -m dtrain fails there: {said}; {advice}")
     ahead_s = max(0.0, answer.time - time.time()) or min(0.0, answer.time - asked)
-    compared = _compared(answer, own, ahead_s, tried_back=question.back is not None)
+    compared = _compared(answer, own, ahead_s, tried_back=question.back is not None and question.addresses is None)
     checks = [Check(name="ssh", level="ok", said="connects"), *compared]
     return Report(host=host.name, checks=checks, answer=answer)
 
@@ -320,6 +309,24 @@ def _compare_sight(reports: list[Report], shared_fs: bool) -> None:
             check = Check(
                 name="workspace", level="ok", said="does not see it: the run folder is copied, and outputs brought back"
             )
+        report.checks.append(check)
+
+
+def _compare_reach(reports: Sequence[Report], starter: str, *, ipv6: bool) -> None:
+    """Note of each host that is named by an IPv6 address whether its ranks can connect to this one. ``starter`` starts them, and
+    ``ipv6`` is whether it knows IPv6; its daemons connect to this host, and fail after a while, or never, where they cannot."""
+    for report in reports:
+        if report.answer is None:
+            continue
+        if report.answer.reached:
+            check = Check(name="network", level="ok", said=f"connects to this host ({report.answer.reached[0]})")
+        elif ipv6:
+            said = f"cannot connect to this host by IPv4 or IPv6 ({report.answer.back}); hosts must reach each other on all ports"
+            check = Check(name="network", level="problem", said=f"{said}, at addresses that are not link-local")
+        else:
+            said = f"cannot connect to this host by IPv4 ({report.answer.back}), and {starter} knows no IPv6"
+            advice = f"give the hosts IPv4 addresses in one network, or an Open MPI that was built with it ({install.MPI})"
+            check = Check(name="network", level="problem", said=f"{said}; {advice}")
         report.checks.append(check)
 
 

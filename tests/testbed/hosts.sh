@@ -1,7 +1,7 @@
 #!/bin/bash
 # Hosts on one machine, for tests. As root:
 #   hosts.sh probe              whether this machine can have such hosts: exit code 0
-#   hosts.sh up N [FOLDER...]   node1 to nodeN at 10.77.0.1 to N; of /tmp they see these folders; down when who called this is gone
+#   hosts.sh up N [FOLDER...]   node1 to nodeN at 10.77.0.1 and fd77::1 to N; of /tmp they see these folders; down when its caller is gone
 #   hosts.sh exec NODE COMMAND  as if typed there
 #   hosts.sh cut|heal NODE      take its network away, and give it back
 #   hosts.sh down               take everything down, in whatever state it is
@@ -45,6 +45,10 @@ up)
         ip link add "e-$node" netns "$switch" type veth peer name eth0 netns "$tag-$node"
         ip -n "$switch" link set "e-$node" master br0 up
         ip -n "$tag-$node" addr add "$net.$k/24" dev eth0
+        # Its IPv6 addresses are there at once: nobody else has them, and nobody is asked.
+        if ip netns exec "$tag-$node" sysctl -qw net.ipv6.conf.eth0.accept_dad=0 2>/dev/null; then
+            ip -n "$tag-$node" addr add "fd77::$k/64" dev eth0
+        fi
         ip -n "$tag-$node" link set eth0 up
         ip -n "$tag-$node" link set lo up
         setsid ip netns exec "$tag-$node" unshare --uts --ipc --mount --pid --fork --kill-child \

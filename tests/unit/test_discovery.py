@@ -33,6 +33,12 @@ def test_what_a_program_prints(program: Path) -> None:
         discover_hosts(program)
 
 
+def test_horovod_is_told_labels_without_colons(program: Path) -> None:
+    program.with_name("hosts").write_text("[::1] slots=2\n")
+    discovery = Discovery((), program, print)
+    assert discovery.find_available_hosts_and_slots() == {"0--1..ipv6": 2}
+
+
 def test_a_program_that_fails_later_is_told_of_once(program: Path) -> None:
     said: list[str] = []
     hosts = program.with_name("hosts")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from dtrain.spec import JobSpec
         ("a:2,b,[::1]:4", [("a", 2), ("b", 1), ("::1", 4)]),
         (" a:2 , 10.0.0.7:3 ", [("a", 2), ("10.0.0.7", 3)]),
         ("[fd00::0:1]", [("fd00::1", 1)]),
+        ("[fe80::1%eth0]:2", [("fe80::1%eth0", 2)]),
         ("a:2,b,a", [("a", 3), ("b", 1)]),
         ("my-node.example_1.org:16", [("my-node.example_1.org", 16)]),
     ],
@@ -37,6 +39,10 @@ def test_hosts_on_the_command_line(text: str, hosts: list[tuple[str, int]]) -> N
         ("a:", "gives no number of slots"),
         ("fd00::1:2", "gives no number of slots.*IPv6 address in brackets"),
         ("[node1]:2", "not an IPv6 address"),
+        ("[fe80::1]:2", r"fe80::1 is link-local; name the interface by which it is reached, as \[fe80::1%eth0\]"),
+        ("[fd00::1%eth0]", "'fd00::1%eth0' is no address with an interface"),
+        ("[fe80::1%-oA=b]", "no address with an interface"),
+        ("[fe80::1%a;b]", "no address with an interface"),
         ("-oProxyCommand=x", "is not a host"),
         ("me@a:2", "names a user; name the host alone"),
         ("a b", "is not a host"),
@@ -46,6 +52,27 @@ def test_hosts_on_the_command_line(text: str, hosts: list[tuple[str, int]]) -> N
 def test_what_is_no_host_is_refused(text: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         parse_hosts(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("node1", "node1"),
+        ("10.0.0.7", "10.0.0.7"),
+        ("fd00::1", "fd00--1..ipv6"),
+        ("::1", "0--1..ipv6"),
+        ("fd00::", "fd00--..ipv6"),
+        ("fe80::1%enp0s3.7-x", "fe80--1senp0s3.7-x..ipv6"),
+    ],
+)
+def test_a_label_has_no_colon_and_leads_back_to_the_host(name: str, label: str) -> None:
+    assert Host(name, 2).label == label
+    assert Host.labelled(label, 2) == Host(name, 2)
+
+
+def test_no_server_is_asked_for_a_label() -> None:
+    with pytest.raises(UnicodeError, match="label"):
+        socket.getaddrinfo(Host("fd00::1").label, None)
 
 
 def test_hostfiles_of_all_kinds(tmp_path: Path) -> None:
@@ -104,8 +131,9 @@ def test_mpi_has_hosts_and_a_network(tmp_path: Path) -> None:
         JobSpec(target=str(script), workers=5, hosts=hosts)
     with pytest.raises(UsageError, match=r"-H and --hostfile go with --launcher mpi, horovod, .* not with local"):
         JobSpec(target=str(script), workers=1, launcher="local", hosts=hosts)
-    with pytest.raises(UsageError, match="mpirun takes no IPv6 address such as fd00::1 for a host; give it a name"):
-        JobSpec(target=str(script), workers=2, hosts=parse_hosts("a,[fd00::1]"))
+    assert JobSpec(target=str(script), workers=2, hosts=parse_hosts("a,[fe80::1%eth0]")).hosts[1].name == "fe80::1%eth0"
+    with pytest.raises(UsageError, match="the address fe80::1%eth0 is link-local: other tasks cannot reach it"):
+        JobSpec(target=str(script), workers=2, launcher="multi_worker", hosts=parse_hosts("a,[fe80::1%eth0]"))
     assert JobSpec(target=str(script), workers=4, hosts=hosts, network="10.0.0.0/24").network == "10.0.0.0/24"
     with pytest.raises(UsageError, match=r"--network 10.0.0.1/24: .* has host bits set; give a network as 10.0.0.0/24"):
         JobSpec(target=str(script), workers=4, hosts=hosts, network="10.0.0.1/24")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from dtrain.launch import gloo, horovod, local, mpi, parameter_server
 from dtrain.launch.mpi_families import FAMILIES, MpiInstallation
 from dtrain.launch.places import Place
 from dtrain.launch.plan import rank_argv
+from dtrain.launch.remote_shell import ssh_argv
 from dtrain.layout import RunLayout
 from dtrain.spec import JobSpec
 
@@ -114,6 +116,58 @@ def test_mpich_on_two_hosts(script: str, tmp_path: Path) -> None:
     assert "DTRAIN_RUN_DIR" in process.argv[process.argv.index("-genvlist") + 1].split(",")
     assert process.environment["HYDRA_LAUNCHER_EXTRA_ARGS"].startswith("-o BatchMode=yes")
     assert list(process.environment)[-1] == "DTRAIN_LAST"
+
+
+def on_hosts_named_by_ipv6(**reached: tuple[str, ...]) -> list[Place]:
+    here = Place(host="fd00::1", name="fd00::1", port=0, cores=4)
+    others = [
+        Place(host=name, name=name, port=0, cores=4, over_ssh=True, reached=reached.get(key, ()))
+        for key, name in {"b": "fd00::2", "c": "node3"}.items()
+    ]
+    return [here, here, *others]
+
+
+def test_mpirun_knows_hosts_that_are_named_by_ipv6_by_their_labels(script: str, tmp_path: Path) -> None:
+    spec = JobSpec(target=script, workers=4, hosts=parse_hosts("[fd00::1]:2,[fd00::2],node3"), network="::1/128")
+    plan = mpi.plan(spec, RunLayout(tmp_path / "run"), tmp_path, installation("Open MPI"), on_hosts_named_by_ipv6())
+    argv = plan.processes[0].argv
+    assert argv[argv.index("--host") + 1] == f"{socket.gethostname()}:2,fd00--2..ipv6:1,node3:1"
+    assert argv[argv.index("plm_ssh_agent") + 1].startswith(f"{sys.executable} -m dtrain.launch.remote_shell -o BatchMode=yes")
+    assert [argv[argv.index(f"{layer}_if_include") + 1] for layer in ("btl_tcp", "prte")] == ["lo", "lo"]
+    assert [host.name for host in plan.other_hosts] == ["fd00::2", "node3"]
+
+
+@pytest.mark.parametrize(
+    ("reached", "here"),
+    [
+        ({"b": ("10.0.0.1", "10.1.0.1"), "c": ("10.1.0.1",)}, "10.1.0.1"),
+        ({"b": ("10.0.0.1",)}, "10.0.0.1"),
+        ({"b": ("10.0.0.1",), "c": ("10.1.0.1",)}, socket.gethostname()),
+        ({}, socket.gethostname()),
+    ],
+)
+def test_mpichs_daemons_connect_to_an_address_that_all_reach(
+    script: str, tmp_path: Path, reached: dict[str, tuple[str, ...]], here: str
+) -> None:
+    spec = JobSpec(target=script, workers=4, hosts=parse_hosts("[fd00::1]:2,[fd00::2],node3"))
+    places = on_hosts_named_by_ipv6(**reached)
+    (process,) = mpi.plan(spec, RunLayout(tmp_path / "run"), tmp_path, installation("MPICH"), places).processes
+    argv = process.argv
+    assert argv[argv.index("-hosts") + 1] == f"{socket.gethostname()}:2,fd00--2..ipv6:1,node3:1"
+    assert [argv[argv.index(flag) + 1] for flag in ("-launcher-exec", "-localhost")] == [sys.executable, here]
+    assert process.environment["HYDRA_LAUNCHER_EXTRA_ARGS"].startswith("-m dtrain.launch.remote_shell -o BatchMode=yes")
+
+
+@pytest.mark.parametrize(
+    ("words", "argv"),
+    [
+        (["-o", "A=b", "-x", "fd00--2..ipv6", "true"], ["ssh", "-o", "A=b", "-x", "fd00::2", "true"]),
+        (["0--1..ipv6", "ls", "fd00--2..ipv6"], ["ssh", "::1", "ls", "fd00--2..ipv6"]),
+        (["-o", "A=b", "node3", "-o", "x"], ["ssh", "-o", "A=b", "node3", "-o", "x"]),
+    ],
+)
+def test_ssh_is_given_the_address_of_a_label(words: list[str], argv: list[str]) -> None:
+    assert ssh_argv(words) == argv
 
 
 def test_what_the_user_set_holds(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

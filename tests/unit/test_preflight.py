@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import socket
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -12,7 +13,10 @@ import pytest
 
 from dtrain.binding import HostTopology
 from dtrain.launch import preflight
+from dtrain.launch.interfaces import addresses_of
+from dtrain.launch.mpi_families import FAMILIES, MpiInstallation, has_ipv6
 from dtrain.launch.preflight import Answer, Question, Report, answer_to
+from dtrain.launch.reach import listen
 
 TWO_CORES = HostTopology(cores=(frozenset({0}), frozenset({1})), nodes=(0, 0))
 OWN = Answer(python="3.11.7", dtrain="1.0", topology=TWO_CORES, ports=[], shared=True, time=0.0, mpi="Open MPI 5.0.11")
@@ -54,11 +58,67 @@ def test_a_connection_back_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_hosts_connect_back_by_ipv4_and_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
-    with preflight._listen() as server:
+    with listen() as server:
         port = server.getsockname()[1]
         for address in ("127.0.0.1", "::1"):
             monkeypatch.setenv("SSH_CONNECTION", f"{address} 5 {address} 22")
             assert answer_to(Question(back=port)).back == ""
+
+
+def test_a_host_that_is_named_by_ipv6_tries_all_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSH_CONNECTION", "fe80::1%eth0 5 fe80::2%eth0 22")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        answer = answer_to(Question(back=port, addresses=["127.0.0.2", "127.0.0.1"]))
+        assert (answer.reached, answer.back) == (["127.0.0.1"], "")
+        assert answer_to(Question(back=port, addresses=["127.0.0.2"])).back.startswith(f"127.0.0.2:{port}: ")
+        assert answer_to(Question(back=port, addresses=[])).back == "it has no such address"
+
+
+@pytest.mark.parametrize(
+    ("reached", "ipv6", "level", "said"),
+    [
+        (["10.0.0.1", "fd00::1"], False, "ok", r"connects to this host \(10\.0\.0\.1\)"),
+        ([], True, "problem", r"by IPv4 or IPv6 \(it has none\); .* addresses that are not link-local"),
+        (
+            [],
+            False,
+            "problem",
+            r"by IPv4 \(it has none\), and MPICH 5 knows no IPv6; give the hosts IPv4 addresses in one network",
+        ),
+    ],
+)
+def test_hosts_that_cannot_reach_this_one_are_told(reached: list[str], ipv6: bool, level: str, said: str) -> None:
+    report = Report(host="fd00::2", answer=dataclasses.replace(OWN, reached=reached, back="" if reached else "it has none"))
+    preflight._compare_reach([report, Report(host="silent")], "MPICH 5", ipv6=ipv6)
+    (check,) = report.checks
+    assert (check.name, check.level) == ("network", level)
+    assert re.search(said, check.said)
+
+
+@pytest.mark.parametrize(
+    ("title", "prints", "found"), [("Open MPI", "yes", True), ("Open MPI", "no", False), ("MPICH", "yes", False)]
+)
+def test_an_mpi_tells_whether_it_has_ipv6(tmp_path: Path, title: str, prints: str, found: bool) -> None:
+    family = next(family for family in FAMILIES if family.title == title)
+    program = tmp_path / "ompi_info"
+    program.write_text(f"#!/bin/sh\necho package:x\necho options:ipv6:{prints}\n")
+    program.chmod(0o755)
+    mpi = MpiInstallation(mpirun=str(tmp_path / "mpirun"), family=family, version="5")
+    assert has_ipv6(mpi) == found
+    program.unlink()
+    assert has_ipv6(mpi) == (title == "Open MPI")
+
+
+def test_addresses_that_others_cannot_use_are_left_out() -> None:
+    assert addresses_of("lo", ipv6=True) == []
+    found = addresses_of("", ipv6=True)
+    assert (
+        [address for address in found if ":" not in address]
+        == addresses_of("", ipv6=False)
+        == found[: len(addresses_of("", ipv6=False))]
+    )
+    assert not any(address.startswith(("127.", "fe80:")) or address == "::1" for address in found)
 
 
 def test_an_address_in_the_network_is_looked_for() -> None:
