@@ -181,3 +181,6 @@ REFUSED_MODULES: dict[str, str] = {
     "azureml.train.automl": _NO_SWEEP,
     "azureml.train.hyperdrive": _NO_SWEEP,
 }
+
+WORK_BY_IMPORT = frozenset({"azureml.mlflow"})
+"""Refused modules that do their work by being imported: there is no later moment to refuse them."""

@@ -136,7 +136,10 @@ FAILURES = {
     "module": ("import no_such.thing", "pip_packages=['no_such'], or an Environment, asks for a package"),
     "exit": ("import sys; sys.exit(3)", "exit code 3"),
     "failed": ("from azureml.core import Run\nRun.get_context().fail('no data')", "no data"),
-    "name": ("from azureml.core import Webservice", "models are registered and downloaded here, not deployed"),
+    "name": (
+        "from azureml.core import Webservice\nWebservice(None, 'x')",
+        "models are registered and downloaded here, not deployed",
+    ),
 }
 
 
