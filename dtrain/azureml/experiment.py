@@ -14,7 +14,7 @@ from dtrain.azureml.run import Run
 from dtrain.azureml.submit import submit
 from dtrain.azureml.values import dict_of
 from dtrain.azureml.workspace import Workspace
-from dtrain.errors import UsageError
+from dtrain.errors import UsageError, did_you_mean
 from dtrain.layout import check_name
 
 _VIEWS = ("ActiveOnly", "ArchivedOnly", "All")
@@ -57,7 +57,8 @@ class Experiment(Named):
         Raises UserErrorException for what cannot be started, ComputeTargetException for nodes that are not there.
         """
         for name in given:
-            raise TypeError(f"Experiment.submit() has no argument {name!r} here; set it in the ScriptRunConfig or the estimator")
+            near = did_you_mean(name, ("config", "tags"))
+            raise TypeError(f"Experiment.submit() has no argument {name!r}{near}; set it in the ScriptRunConfig or the estimator")
         wanted = dict_of("tags", tags)
         run = Run(self, submit(self.workspace, self.name, config).id)
         run.set_tags(wanted)

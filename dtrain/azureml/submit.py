@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import shutil
 import sys
@@ -17,7 +18,13 @@ from dtrain.azureml.estimator import Estimator
 from dtrain.azureml.old_code import find_old_names, uses_horovod
 from dtrain.azureml.packages import missing_packages
 from dtrain.azureml.records import Submitted
-from dtrain.azureml.runconfig import MpiConfiguration, RunConfiguration, ScriptRunConfig, TensorflowConfiguration
+from dtrain.azureml.runconfig import (
+    MpiConfiguration,
+    RunConfiguration,
+    ScriptRunConfig,
+    TensorflowConfiguration,
+    arguments_of,
+)
 from dtrain.azureml.start import Job, start, switch
 from dtrain.azureml.targets import LOCAL, Partition, hosts_of, partition_of
 from dtrain.azureml.values import variables_of
@@ -36,14 +43,15 @@ def submit(workspace: Workspace, experiment: str, config: Any, *, parent: str = 
     Returns when the supervisor has started; the job goes on without the caller. Raises UserErrorException,
     ComputeTargetException or ExperimentExecutionException for what cannot be started; no run is left then.
     """
-    script_run = _script_run(config)
+    script_run = copy.copy(_script_run(config))
+    script_run.arguments = arguments_of(script_run.arguments)
     check_datasets(script_run.arguments)
     run_config: RunConfiguration = script_run.run_config
     distribution = run_config._distribution()
     target, entry = find_entry(workspace, run_config.target)
     hosts, partition = hosts_of(entry), partition_of(entry)
     nodes = _count_nodes(run_config, distribution, len(hosts))
-    check_nodes(target, entry, nodes)
+    check_nodes(target, entry, {**_tasks(distribution, hosts), "node_count": nodes})
     wanted, notes = _check_environment(run_config)
     try:
         spec = _job_spec(script_run, experiment, distribution, nodes, partition)
@@ -78,6 +86,13 @@ def _script_run(config: Any) -> ScriptRunConfig:
     raise UserErrorException(
         f"experiment.submit() takes a ScriptRunConfig or an estimator, not {type(config).__name__} {config!r:.80}"
     )
+
+
+def _tasks(distribution: Any, hosts: tuple[Host, ...]) -> dict[str, int]:
+    """What a TensorFlow cluster needs a node each for, and how many; hosts take as many as they have slots."""
+    if hosts or not isinstance(distribution, TensorflowConfiguration):
+        return {}
+    return {name: getattr(distribution, name) for name in distribution._fields}
 
 
 def _count_nodes(config: RunConfiguration, distribution: Any, hosts: int) -> int:
