@@ -90,12 +90,13 @@ class Run(Family):
     def get(workspace: Any, run_id: str) -> Run:
         """The run of that id. Raises UserErrorException when there is none."""
         from dtrain.azureml.experiment import Experiment
+        from dtrain.azureml.hyperdrive_run import run_of
 
         try:
             layout = workspace._folder.find_run(run_id)
         except WorkspaceError as error:
             raise UserErrorException(str(error)) from error
-        return Run(Experiment(workspace, records.read_submitted(layout).experiment), layout.id)
+        return run_of(Experiment(workspace, records.read_submitted(layout).experiment), layout.id)
 
     @staticmethod
     def get_submitted_run(allow_offline: bool = True) -> Any:

@@ -43,7 +43,24 @@ def submit(workspace: Workspace, experiment: str, config: Any, *, parent: str = 
     Returns when the supervisor has started; the job goes on without the caller. Raises UserErrorException,
     ComputeTargetException or ExperimentExecutionException for what cannot be started; no run is left then.
     """
-    script_run = copy.copy(_script_run(config))
+    return begin(check(workspace, experiment, config, parent=parent), workspace)
+
+
+def begin(job: Job, workspace: Workspace) -> RunLayout:
+    """Make the run folder of a job that was checked, and start its supervisor. Raises as :func:`submit`."""
+    try:
+        run = workspace._folder.create_run(job.spec.experiment_name)
+        start(run, job, workspace)
+        return run
+    except AzureMLException:
+        raise
+    except DtrainError as error:
+        raise UserErrorException(str(error)) from error
+
+
+def check(workspace: Workspace, experiment: str, config: Any, *, parent: str = "") -> Job:
+    """The job that ``config`` asks for. Writes nothing. Raises as :func:`submit`."""
+    script_run = copy.copy(script_run_of(config))
     script_run.arguments = arguments_of(script_run.arguments)
     check_datasets(script_run.arguments)
     run_config: RunConfiguration = script_run.run_config
@@ -60,7 +77,6 @@ def submit(workspace: Workspace, experiment: str, config: Any, *, parent: str = 
         spec = dataclasses.replace(spec, hosts=_seats(hosts, distribution, nodes), environment={**old, **spec.environment})
         if partition is None:
             planner(spec, workspace._folder)
-        run = workspace._folder.create_run(spec.experiment_name)
         submitted = Submitted(
             experiment=experiment,
             target=target,
@@ -70,22 +86,21 @@ def submit(workspace: Workspace, experiment: str, config: Any, *, parent: str = 
             workspace=workspace._details,
             definition=_definition(script_run, spec, target, nodes, distribution),
         )
-        start(run, Job(spec=spec, script_run=script_run, submitted=submitted, packages=wanted, notes=notes), workspace)
-        return run
+        return Job(spec=spec, script_run=script_run, submitted=submitted, packages=wanted, notes=notes)
     except AzureMLException:
         raise
     except DtrainError as error:
         raise UserErrorException(str(error)) from error
 
 
-def _script_run(config: Any) -> ScriptRunConfig:
+def script_run_of(config: Any) -> ScriptRunConfig:
+    """What a ScriptRunConfig or an estimator comes down to. Raises UserErrorException for anything else."""
     if isinstance(config, Estimator):
         return config._config
     if isinstance(config, ScriptRunConfig):
         return config
-    raise UserErrorException(
-        f"experiment.submit() takes a ScriptRunConfig or an estimator, not {type(config).__name__} {config!r:.80}"
-    )
+    what = f"{type(config).__name__} {config!r:.80}"
+    raise UserErrorException(f"experiment.submit() takes a ScriptRunConfig, an estimator or a HyperDriveConfig, not {what}")
 
 
 def _tasks(distribution: Any, hosts: tuple[Host, ...]) -> dict[str, int]:

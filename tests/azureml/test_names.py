@@ -117,8 +117,8 @@ def test_what_only_azure_has_can_be_imported_and_not_used(use: str) -> None:
     """A name, a name of a module, and a module: scripts import much that they need on other paths."""
     import azureml.pipeline.steps
     from azureml.core import Webservice, Workspace, webservice
-    from azureml.train.hyperdrive import HyperDriveConfig
-    from azureml.train.hyperdrive import choice as choose
+    from azureml.train.automl import AutoMLConfig
+    from azureml.train.hyperdrive import BayesianParameterSampling as Bayesian
 
     assert Workspace.__name__ == "Workspace"
     assert repr(Webservice) == "<azureml.core.Webservice: not available without Azure>"
@@ -126,8 +126,8 @@ def test_what_only_azure_has_can_be_imported_and_not_used(use: str) -> None:
     for name, full, reason in (
         (Webservice, "azureml.core.Webservice", "models are registered"),
         (webservice, "azureml.core.webservice", "models are registered"),
-        (HyperDriveConfig, "azureml.train.hyperdrive.HyperDriveConfig", "submit one run for each setting"),
-        (choose, "azureml.train.hyperdrive.choice", "submit one run for each setting"),
+        (AutoMLConfig, "azureml.train.automl.AutoMLConfig", "name the settings that are to be tried"),
+        (Bayesian, "azureml.train.hyperdrive.BayesianParameterSampling", "use RandomParameterSampling"),
         (azureml.pipeline, "azureml.pipeline", "submit the steps"),
         (azureml.pipeline.steps, "azureml.pipeline.steps", "submit the steps"),
     ):
@@ -167,7 +167,7 @@ def test_a_script_that_catches_the_failure_of_an_import_asks_whether_it_is_there
 
 
 AT_ONCE = {
-    "from azureml.train.hyperdrive import *": "submit one run for each setting .*: import [*] gives no names of it",
+    "from azureml.train.automl import *": "name the settings that are to be tried.*: import [*] gives no names of it",
     "import azureml.mlflow": "log with Run.get_context",  # which works by being imported: there is no later moment
     "from azureml.core import Webservices": "has no 'Webservices'",
 }
