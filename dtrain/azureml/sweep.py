@@ -97,7 +97,7 @@ def submit_sweep(workspace: Workspace, experiment: str, config: HyperDriveConfig
         submitted=dataclasses.replace(child.submitted, node_count=1, master="127.0.0.1", definition=definition),
         packages=[],  # which are each child's
         notes=notes,
-        sweep=_pickled(sweep),
+        sweep=_pickled(sweep, child.spec),
     )
     return submit.begin(job, workspace)
 
@@ -130,11 +130,19 @@ def _portable(job: ScriptRunConfig, workspace: Workspace) -> ScriptRunConfig:
     return job
 
 
-def _pickled(sweep: Sweep) -> bytes:
+def _pickled(sweep: Sweep, spec: JobSpec) -> bytes:
+    """The sweep as its run's folder keeps it. Raises UserErrorException for what cannot be, and for a secret's value in it."""
     try:
-        return pickle.dumps(sweep)
+        data = pickle.dumps(sweep)
     except Exception as error:  # whatever an object of the script's raises
         raise UserErrorException(f"the job of a HyperDriveConfig holds what no other process can have: {error}") from error
+    for name, value in spec.secret_values().items():
+        if value and value.encode() in data:
+            raise UserErrorException(
+                f"the job of a HyperDriveConfig has the value of secret {name} in its arguments or variables, and they are kept "
+                f"in a file for its children: leave it out there, os.environ[{name!r}] has it in each"
+            )
+    return data
 
 
 def read_sweep(run: RunLayout) -> Sweep:

@@ -301,6 +301,33 @@ print(json.dumps(told))
     assert (found["best"], found["discarded"], found["kept"]) == ([True, "Canceled"], [], [None] * 3)
 
 
+def test_a_secret_reaches_every_run_and_no_file(azure: AzureProject) -> None:
+    azure.env["KEY"] = "7kQz-a-secret-9"
+    azure.train("import os; print('key', os.environ['KEY'], len(os.environ['KEY']))")
+    done = azure.control(
+        """
+def submit(*arguments):
+    run = experiment.submit(sweep({"kind": choice(1)}, run_config=ScriptRunConfig("src", "train.py", arguments=arguments)))
+    run.wait_for_completion()
+    child, = run.get_children()
+    child.download_file("user_logs/std_log_process_00.txt", "log.txt")
+try:
+    submit("--key", os.environ["KEY"])
+except Exception as error:
+    print(error)
+submit()
+print(open("log.txt").read())
+""",
+        *("--secret", "KEY"),
+        begin=SWEEP,
+    )
+    assert "has the value of secret KEY in its arguments or variables" in done.stdout
+    assert "key *** 15" in done.stdout
+    files = [path for path in (azure.folder / "workspace").rglob("*") if path.is_file()]
+    assert files
+    assert not [path for path in files if azure.env["KEY"].encode() in path.read_bytes()]
+
+
 @pytest.mark.needs("mpi")
 def test_a_run_of_a_sweep_is_as_one_that_is_submitted_alone(azure: AzureProject) -> None:
     """Its ranks, their threads, its packages and data; and no variable of the sweep's own rank."""
