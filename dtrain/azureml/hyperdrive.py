@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from dtrain.azureml.parameters import ParameterSampling, Setting
 from dtrain.azureml.policies import EarlyTerminationPolicy, NoTerminationPolicy
 from dtrain.azureml.runconfig import ScriptRunConfig, check_count
 
-MOST_RUNS = 1000
+_MOST = {"max_total_runs": 1000, "max_concurrent_runs": 100}
 _KNOWN: Mapping[str, Any] = {
     "hyperparameter_sampling": None,
     "primary_metric_name": None,
@@ -56,10 +56,11 @@ class HyperDriveConfig(Named):
         "(max_duration_minutes=)": "runs that still go on then are canceled, and the sweep is Completed if one has completed",
     }
     _refused: ClassVar = {f"({name}=)": reason for name, reason in _REFUSED.items()}
+    _by_place: ClassVar[Sequence[str]] = tuple(_KNOWN)
 
     def __init__(self, *positional: Any, **given: Any) -> None:
         """Raises UserErrorException for what cannot be, TypeError for an unknown argument."""
-        named = dict(zip(_KNOWN, positional, strict=False))
+        named = dict(zip(self._by_place, positional, strict=False))
         if len(positional) > len(_KNOWN) or named.keys() & given.keys():
             raise TypeError("HyperDriveConfig() has an argument twice, or too many by place; give them by name")
         options = take_options("HyperDriveConfig", {**named, **given}, _KNOWN, _REFUSED)
@@ -85,11 +86,10 @@ class HyperDriveConfig(Named):
 
     @staticmethod
     def _check_limits(options: Mapping[str, Any]) -> None:
-        for name in ("max_total_runs", "max_concurrent_runs"):
-            if options[name] is not None or name == "max_total_runs":
-                check_count(name, options[name])
-        if options["max_total_runs"] > MOST_RUNS:
-            raise UserErrorException(f"max_total_runs={options['max_total_runs']} is not a number from 1 to {MOST_RUNS}")
+        for name, most in _MOST.items():
+            is_given = options[name] is not None or name == "max_total_runs"
+            if is_given and check_count(name, options[name]) > most:
+                raise UserErrorException(f"{name}={options[name]} is not a number from 1 to {most}")
         minutes = options["max_duration_minutes"]
         if isinstance(minutes, bool) or not isinstance(minutes, int | float) or minutes <= 0:
             raise UserErrorException(f"max_duration_minutes={minutes!r} is not a number of minutes above 0")
@@ -110,6 +110,13 @@ class HyperDriveConfig(Named):
             "sampling": type(self._sampling).__name__,
             "policy": type(self._policy).__name__,
         }
+
+
+class HyperDriveRunConfig(HyperDriveConfig):
+    """The older name, whose first argument by place is the estimator."""
+
+    _options: ClassVar = ()  # the same
+    _by_place: ClassVar = ("estimator", *(name for name in _KNOWN if name not in ("estimator", "run_config")))
 
 
 _WANTED = {

@@ -40,7 +40,7 @@ _SWEEP = {
     "GridParameterSampling": "dtrain.azureml.parameters:GridParameterSampling",
     "HyperDriveConfig": "dtrain.azureml.hyperdrive:HyperDriveConfig",
     "HyperDriveRun": "dtrain.azureml.hyperdrive_run:HyperDriveRun",
-    "HyperDriveRunConfig": "dtrain.azureml.hyperdrive:HyperDriveConfig",
+    "HyperDriveRunConfig": "dtrain.azureml.hyperdrive:HyperDriveRunConfig",
     "MedianStoppingPolicy": "dtrain.azureml.policies:MedianStoppingPolicy",
     "NoTerminationPolicy": "dtrain.azureml.policies:NoTerminationPolicy",
     "PrimaryMetricGoal": "dtrain.azureml.hyperdrive:PrimaryMetricGoal",

@@ -52,7 +52,7 @@ def subclasses(cls: type) -> set[type]:
 
 def _members(cls: type[Named]) -> Iterator[tuple[str, str, str]]:
     base = cls.__mro__[1]
-    shown: type[Named] = base if base.__name__ in ("Estimator", "ComputeTarget", "Run") else Named
+    shown: type[Named] = base if base.__name__ in ("ComputeTarget", "Estimator", "HyperDriveConfig", "Run") else Named
     own = [name for name in members_of(cls) if name not in members_of(shown) or name in vars(cls)]
     refused = {name: why for name, why in cls._refused.items() if shown._refused.get(name) != why}
     differs = {name: how for name, how in cls._differs.items() if shown._differs.get(name) != how}

@@ -13,7 +13,8 @@ import pytest
 
 from dtrain.azureml import parameters
 from dtrain.azureml.errors import UserErrorException
-from dtrain.azureml.hyperdrive import HyperDriveConfig, PrimaryMetricGoal
+from dtrain.azureml.estimator import Estimator
+from dtrain.azureml.hyperdrive import HyperDriveConfig, HyperDriveRunConfig, PrimaryMetricGoal
 from dtrain.azureml.parameters import GridParameterSampling, RandomParameterSampling, choice, quniform, randint, uniform
 from dtrain.azureml.policies import (
     BanditPolicy,
@@ -115,6 +116,13 @@ def config(**given: Any) -> HyperDriveConfig:
     return HyperDriveConfig(**{**values, **given})
 
 
+def test_the_older_name_takes_the_estimator_first() -> None:
+    estimator, sampling = Estimator(".", entry_script="t.py"), GridParameterSampling({"x": choice(1)})
+    made = HyperDriveRunConfig(estimator, sampling, "loss", PrimaryMetricGoal.MINIMIZE, 7)
+    assert (made._job, made._options_given["max_total_runs"]) == (estimator, 7)
+    assert HyperDriveConfig(sampling, "loss", PrimaryMetricGoal.MINIMIZE, 7, 2, 5, None, estimator)._job is estimator
+
+
 WRONG: dict[str, Callable[[], object]] = {
     r"no argument 'max_total_run' \(did you mean max_total_runs": lambda: config(max_total_run=3),
     "takes estimator=, or run_config=": lambda: config(run_config=None),
@@ -125,6 +133,7 @@ WRONG: dict[str, Callable[[], object]] = {
     "primary_metric_name=None, and takes the name": lambda: config(primary_metric_name=None),
     "max_total_runs=None is not a number from 1": lambda: config(max_total_runs=None),
     "max_total_runs=1001 is not a number from 1 to 1000": lambda: config(max_total_runs=1001),
+    "max_concurrent_runs=101 is not a number from 1 to 100": lambda: config(max_concurrent_runs=101),
     "max_duration_minutes=0 is not": lambda: config(max_duration_minutes=0),
     "resume_from=1.* is not available without Azure: submit a sweep": lambda: config(resume_from=1),
     "parameter_space has uniform for 'x'; a grid is": lambda: GridParameterSampling({"x": uniform(0, 1)}),
@@ -152,6 +161,7 @@ def test_what_no_sweep_can_be_made_of_is_refused_by_name(text: str) -> None:
 
 SWEEP = f"""{BEGIN}
 from azureml.train.hyperdrive import *
+from azureml.widgets import RunDetails
 def sweep(space, **given):
     options = dict(primary_metric_name="accuracy", primary_metric_goal=PrimaryMetricGoal.MAXIMIZE, max_total_runs=4)
     job = ScriptRunConfig("src", "train.py", arguments=["--fixed", 1], compute_target=cluster)
@@ -189,8 +199,9 @@ rows = run.get_children_sorted_by_primary_metric()
 print(json.dumps({
     "type": run.type, "status": details["status"], "told": details["runDefinition"]["hyperDrive"], "rows": rows,
     "worst": run.get_children_sorted_by_primary_metric(top=1, reverse=True), "metrics": run.get_metrics(),
-    "parameters": run.get_hyperparameters(), "best": [best.id, best.get_details()["runDefinition"]["arguments"]],
+    "parameters": run.get_hyperparameters(), "best": [best.id, best.get_details()["runDefinition"]["Arguments"]],
     "not canceled": run.get_best_run_by_primary_metric(include_canceled=False).id, "parent": type(best.parent).__name__,
+    "shown": RunDetails(run).get_widget_data()["run_metrics"] == run.get_metrics(),
     "runs": [[each.id == run.id, type(each).__name__] for each in experiment.get_runs(type="hyperdrive")],
     "children": [each.id for each in run.get_children()], "again": type(ws.get_run(run.id)).__name__,
     "model": best.register_model("swept", "outputs/model.txt").id,
@@ -210,6 +221,7 @@ print(json.dumps({
     assert set(found["children"]) == set(found["metrics"]) == set(found["parameters"]) == ids  # type: ignore[call-overload]
     assert found["best"] == [rows[0]["run_id"], ["--fixed", "1", "--kind", "good"]]
     assert (found["not canceled"], found["model"], found["type"]) == (rows[0]["run_id"], "swept:1", "hyperdrive")
+    assert found["shown"]
     assert (found["parent"], found["again"], found["runs"]) == ("HyperDriveRun", "HyperDriveRun", [[True, "HyperDriveRun"]])
     told_of: Any = found["told"]
     assert (told_of["primaryMetricGoal"], told_of["maxConcurrentRuns"], told_of["policy"]) == ("MAXIMIZE", 2, "BanditPolicy")
@@ -237,7 +249,7 @@ def test_a_sweep_goes_on_without_its_script_and_is_canceled_with_its_children(
             f"""
 run = ws.get_run({name!r})
 before = [[child.get_status() for child in run.get_children()], run.get_status()]
-run.cancel()
+assert run.cancel() is True
 run.wait_for_completion()
 print(json.dumps({{"before": before, "after": [[child.get_status() for child in run.get_children()], run.get_status()]}}))
 """
