@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 import itertools
 import linecache
+import os
+import sysconfig
 from collections.abc import Iterator
 from types import FrameType, ModuleType
 from typing import Any, NoReturn
@@ -16,7 +18,11 @@ from typing import Any, NoReturn
 from dtrain.azureml import names
 from dtrain.azureml.errors import TABLE, NoSuchModule, NoSuchName, UserErrorException
 
-_CATCHES = ("ImportError", "ModuleNotFoundError", "Exception", "BaseException")
+_NAMED = ("ImportError", "ModuleNotFoundError")
+_WIDER = ("Exception", "BaseException", "")  # the last one: a bare `except:`
+_IMPORTS = (ast.Import, ast.ImportFrom)
+_LIBRARIES = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+_NOT_THE_SCRIPTS = tuple(os.path.join(path, "") for path in (*_LIBRARIES, os.path.dirname(os.path.dirname(__file__))))
 _OF_IMPORT = ("<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")
 
 
@@ -81,67 +87,68 @@ def _within(fullname: str, modules: frozenset[str]) -> bool:
 
 
 def _is_caught(frame: FrameType | None) -> bool:
-    """Whether the import that ``frame`` is at stands in a ``try`` that catches its failure, or an import that led to it does."""
-    frame, first = _out_of_importlib(frame), True
-    while frame is not None:
-        path = _import_at(frame)
-        if path is None:
-            return first
-        if _stands_in_try(path):
+    """Whether the script catches the failure of the import that ``frame`` is at: there, or at a call or import that led there.
+
+    Around an import `except Exception` is meant for that, too; around a call ImportError has to be named.
+    """
+    while frame is not None and frame.f_code.co_filename in _OF_IMPORT:
+        frame = frame.f_back
+    if frame is None:
+        return True
+    here = next((path for path in _paths(frame) if isinstance(path[-1], _IMPORTS)), None)
+    if here is None or _stands_in_try(here, (*_NAMED, *_WIDER)):
+        return True
+    while (frame := frame.f_back) is not None:
+        if frame.f_code.co_filename.startswith(_NOT_THE_SCRIPTS):
+            continue
+        path = next(_paths(frame), None)
+        if path is not None and _stands_in_try(path, (*_NAMED, *_WIDER) if isinstance(path[-1], _IMPORTS) else _NAMED):
             return True
-        if frame.f_code.co_name != "<module>":
-            return False
-        frame, first = _out_of_importlib(frame.f_back), False
     return False
 
 
-def _out_of_importlib(frame: FrameType | None) -> FrameType | None:
-    while frame is not None and frame.f_code.co_filename in _OF_IMPORT:
-        frame = frame.f_back
-    return frame
-
-
-def _import_at(frame: FrameType) -> list[ast.AST] | None:
-    """The import statement that a frame is at, below all that it stands in; None for another statement, or one without a text."""
+def _paths(frame: FrameType) -> Iterator[list[ast.AST]]:
+    """The statements of the line that a frame is at, each below all that it stands in; none where there is no text."""
     try:
         tree = ast.parse("".join(linecache.getlines(frame.f_code.co_filename, frame.f_globals)))
     except (SyntaxError, ValueError):
-        return None
-    return next(_imports_on(tree, frame.f_lineno, []), None)
+        return iter(())
+    return _statements_on(tree, frame.f_lineno, [])
 
 
-def _imports_on(node: ast.AST, line: int, above: list[ast.AST]) -> Iterator[list[ast.AST]]:
-    path = [*above, node]
-    if isinstance(node, ast.Import | ast.ImportFrom):
-        if node.lineno <= line <= (node.end_lineno or node.lineno):
-            yield path
-        return
-    for child in ast.iter_child_nodes(node):
-        yield from _imports_on(child, line, path)
+def _statements_on(node: ast.AST, line: int, above: list[ast.AST]) -> Iterator[list[ast.AST]]:
+    path, below = [*above, node], [each for each in ast.iter_child_nodes(node) if isinstance(each, ast.stmt | ast.ExceptHandler)]
+    inside = [each for each in below if each.lineno <= line <= (each.end_lineno or each.lineno)]
+    if not inside and isinstance(node, ast.stmt):
+        yield path
+    for each in inside:
+        yield from _statements_on(each, line, path)
 
 
-def _stands_in_try(path: list[ast.AST]) -> bool:
-    """Whether the last statement of ``path`` is in the body of a ``try`` or ``with suppress(...)`` that catches ImportError."""
+def _stands_in_try(path: list[ast.AST], kinds: tuple[str, ...]) -> bool:
+    """Whether the last statement of ``path`` is in the body of a ``try``, or ``with suppress(...)``, for one of ``kinds``."""
     for outer, inner in reversed(list(itertools.pairwise(path))):
-        if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef):
             return False
-        if isinstance(outer, ast.Try) and inner in outer.body and any(_catches(each.type) for each in outer.handlers):
+        if isinstance(outer, ast.Try) and inner in outer.body and any(_catches(each.type, kinds) for each in outer.handlers):
             return True
-        if isinstance(outer, ast.With) and any(_suppresses(each.context_expr) for each in outer.items):
+        if isinstance(outer, ast.With) and any(_suppresses(each.context_expr, kinds) for each in outer.items):
             return True
     return False
 
 
-def _suppresses(called: ast.expr) -> bool:
-    return isinstance(called, ast.Call) and _last_name(called.func) == "suppress" and any(map(_catches, called.args))
+def _suppresses(called: ast.expr, kinds: tuple[str, ...]) -> bool:
+    if not isinstance(called, ast.Call) or _last_name(called.func) != "suppress":
+        return False
+    return any(_catches(each, kinds) for each in called.args)
 
 
-def _catches(kind: ast.expr | None) -> bool:
-    """Whether a handler of that kind hears of an ImportError; None: of everything."""
+def _catches(kind: ast.expr | None, kinds: tuple[str, ...]) -> bool:
+    """Whether a handler of that kind is for one of ``kinds``; None is the kind of a bare ``except:``."""
     if isinstance(kind, ast.Tuple):
-        return any(map(_catches, kind.elts))
-    return kind is None or _last_name(kind) in _CATCHES
+        return any(_catches(each, kinds) for each in kind.elts)
+    return ("" if kind is None else _last_name(kind)) in kinds
 
 
 def _last_name(node: ast.expr) -> str:
-    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else "?"

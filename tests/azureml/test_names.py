@@ -145,11 +145,16 @@ ASKED = {
     "module": "try:\n    import mine\nexcept Exception as error:\n    print('none')",
     "by name": "import importlib\ntry:\n    importlib.import_module('azureml.automl')\nexcept ImportError:\n    print('none')",
     "find": "import importlib.util\ntry:\n    importlib.util.find_spec('azureml.automl')\nexcept ImportError:\n    print('none')",
+    "call": "def load():\n    import azureml.automl\ntry:\n    load()\nexcept ImportError:\n    print('none')",
+    "class": "class A:\n    try:\n        from azureml.core import Image\n    except ImportError:\n        print('none')",
     "text": "try:\n    exec('import azureml.automl')\nexcept ImportError:\n    print('none')",
 }
 KEPT = {
     "another failure": "try:\n    import azureml.automl\nexcept KeyError:\n    pass\nprint('kept')",
-    "function": "def use():\n    import azureml.automl\n    print('kept')\ntry:\n    use()\nexcept ImportError:\n    pass",
+    "call": "def use():\n    import azureml.automl\n    print('kept')\ntry:\n    use()\nexcept Exception:\n    pass",
+    "defined": "try:\n    def use():\n        import azureml.automl\nexcept ImportError:\n    pass\nuse()\nprint('kept')",
+    "handler": "try:\n    1 / 0\nexcept Exception:\n    import azureml.automl\nprint('kept')",
+    "one line": "x = 1; import azureml.automl; print('kept')",
     "else": "try:\n    pass\nexcept ImportError:\n    pass\nelse:\n    import azureml.automl\nprint('kept')",
     "module": "import mine\nprint('kept')",
     "lines": "from azureml.core import (\n    Workspace,\n    Webservice,\n)\nprint('kept')",
