@@ -84,7 +84,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Everything but the command line; chainer: for what it mends in Chainer, where a script of that age imports it.
     "azureml": {
         *("_ending", "binding", "chainer", "comm", "env", "hosts", "job_options", "launch", "layout", "legacy", "masking"),
-        *("metrics", "processes", "progress", "registry", "snapshot", "spec", "status", "switches"),
+        *("metrics", "processes", "progress", "registry", "resources", "snapshot", "spec", "status", "switches"),
     },
     "machine": {"job_options", "layout", "launch"},
     "__main__": {"cli"},

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from dtrain.azureml.console import say
-from dtrain.azureml.errors import ComputeTargetException, Named, check_kind, take_options
+from dtrain.azureml.errors import ComputeTargetException, Named, Settings, check_kind, take_options
 from dtrain.azureml.targets import LOCAL, describe, hosts_of, new_entry, partition_of, read_entries, write_entry
 from dtrain.azureml.workspace import Workspace
 from dtrain.errors import did_you_mean
@@ -39,7 +39,7 @@ _PROVISIONING_REFUSED = dict.fromkeys(
 )
 
 
-class AmlComputeProvisioningConfiguration(Named):
+class AmlComputeProvisioningConfiguration(Settings):
     """What ``AmlCompute.provisioning_configuration`` returns."""
 
     _fields: ClassVar = ("vm_size", "vm_priority", "min_nodes", "max_nodes")
@@ -47,8 +47,20 @@ class AmlComputeProvisioningConfiguration(Named):
     def __init__(self, options: dict[str, Any]) -> None:
         self.vm_size: str = options["vm_size"]
         self.vm_priority: str = options["vm_priority"]
-        self.min_nodes: int = options["min_nodes"]
-        self.max_nodes: int = options["max_nodes"]
+        least, most = options["min_nodes"], options["max_nodes"]
+        self.min_nodes: int = 0 if least is None else least
+        self.max_nodes: int = max(1, least or 0) if most is None else most
+
+    def _check(self) -> None:
+        """Raises ComputeTargetException for node counts that cannot be; they may have been set since it was made."""
+        for name in ("min_nodes", "max_nodes"):
+            if not isinstance(getattr(self, name), int) or isinstance(getattr(self, name), bool):
+                raise ComputeTargetException(f"{name}={getattr(self, name)!r} is not a whole number of nodes")
+        if not 0 <= self.min_nodes <= self.max_nodes or self.max_nodes < 1:
+            raise ComputeTargetException(
+                f"min_nodes={self.min_nodes}, max_nodes={self.max_nodes} cannot be: 0 <= min_nodes <= max_nodes, "
+                "and max_nodes at least 1"
+            )
 
 
 _NODE_STATES = (
@@ -120,11 +132,11 @@ class ComputeTarget(Named):
         "update": "delete the entry, and create it anew",
     }
     _differs: ClassVar = {
-        "create": "an entry of the workspace, there at once; any vm_size is this machine, with max_nodes as its nodes; what "
-        "`dtrain compute add` has named (hosts, a Slurm partition) stays that",
+        "create": "an entry of the workspace, there at once; any vm_size is this machine, with max_nodes as its nodes; a name "
+        "that exists with other sizes is an error; what `dtrain compute add` has named (hosts, a Slurm partition) stays that",
     }
 
-    def __new__(cls, workspace: Workspace, name: str) -> ComputeTarget:
+    def __new__(cls, *_: Any, **__: Any) -> ComputeTarget:
         return object.__new__(AmlCompute)  # as the SDK's returns an object of the target's own class
 
     def __init__(self, workspace: Workspace, name: str) -> None:
@@ -140,15 +152,21 @@ class ComputeTarget(Named):
 
     @staticmethod
     def create(workspace: Workspace, name: str, provisioning_configuration: AmlComputeProvisioningConfiguration) -> AmlCompute:
-        """Make an entry of the workspace, and return it; one that exists is made anew, but hosts and Slurm partitions stay.
+        """Make an entry of the workspace, and return it; one that exists and is the same is returned as it is, and so are hosts
+        and Slurm partitions.
 
-        Raises ComputeTargetException for a name that cannot be.
+        Raises ComputeTargetException for a name that cannot be, and for one that exists with other sizes.
         """
         asked = provisioning_configuration
         check_kind("ComputeTarget.create", "provisioning_configuration", asked, AmlComputeProvisioningConfiguration.__name__)
+        asked._check()
         known = read_entries(workspace._folder).get(name, {})
         if hosts_of(known) or partition_of(known) is not None:
             say(f"compute target {name} is {describe(known)}, and stays so; `dtrain compute remove {name}` takes it away")
+            return AmlCompute(workspace, name)
+        if known:
+            _check_same(name, known, asked)
+            say(f"compute target {name} exists, and is used as it is: {describe(known)}, max_nodes={known['max_nodes']}")
             return AmlCompute(workspace, name)
         entry = new_entry(asked.max_nodes, vm_size=asked.vm_size, vm_priority=asked.vm_priority, min_nodes=asked.min_nodes)
         write_entry(workspace._folder, name, entry)
@@ -226,21 +244,25 @@ class AmlCompute(ComputeTarget):
         """What ``ComputeTarget.create`` takes. Raises ComputeTargetException for node counts that cannot be."""
         placed = {"vm_size": vm_size, "vm_priority": vm_priority, "min_nodes": min_nodes, "max_nodes": max_nodes}
         options = take_options("AmlCompute.provisioning_configuration", {**placed, **given}, _PROVISIONING, _PROVISIONING_REFUSED)
-        for name in ("min_nodes", "max_nodes"):
-            if not isinstance(options[name], int | None) or isinstance(options[name], bool):
-                raise ComputeTargetException(f"{name}={options[name]!r} is not a whole number of nodes")
-        options["max_nodes"] = max(1, options["min_nodes"]) if options["max_nodes"] is None else options["max_nodes"]
-        if not 0 <= options["min_nodes"] <= options["max_nodes"] or options["max_nodes"] < 1:
-            raise ComputeTargetException(
-                f"min_nodes={options['min_nodes']}, max_nodes={options['max_nodes']} cannot be: 0 <= min_nodes <= max_nodes, "
-                "and max_nodes at least 1"
-            )
-        return AmlComputeProvisioningConfiguration(options)
+        made = AmlComputeProvisioningConfiguration(options)
+        made._check()
+        return made
 
     @staticmethod
     def supported_vmsizes(workspace: Workspace, location: str | None = None) -> list[dict[str, Any]]:
         """One size, ``local``: this machine."""
         return [{"name": LOCAL, "vCPUs": available_cores()}]
+
+
+def _check_same(name: str, known: Mapping[str, Any], asked: AmlComputeProvisioningConfiguration) -> None:
+    """Raises ComputeTargetException where an entry is not what is asked for."""
+    sizes = {field: (known[field], getattr(asked, field)) for field in asked._fields}
+    other = [f"{field}={old!r}, and not {new!r}" for field, (old, new) in sizes.items() if str(old).lower() != str(new).lower()]
+    if other:
+        raise ComputeTargetException(
+            f"compute target {name!r} exists, with {', '.join(other)}: use it by ComputeTarget(ws, {name!r}), remove it by its "
+            f"delete() or `dtrain compute remove {name}`, or give the new one another name"
+        )
 
 
 def find_entry(workspace: Workspace, target: Any) -> tuple[str, Mapping[str, Any]]:
@@ -261,16 +283,22 @@ def find_entry(workspace: Workspace, target: Any) -> tuple[str, Mapping[str, Any
     return target.name, ComputeTarget(workspace, target.name)._entry
 
 
-def check_nodes(name: str, entry: Mapping[str, Any], node_count: int) -> None:
-    """Raises ComputeTargetException where the target of that entry has fewer nodes."""
+def check_nodes(name: str, entry: Mapping[str, Any], counts: Mapping[str, int]) -> None:
+    """Raises ComputeTargetException where the target of that entry has fewer nodes than one of the ``counts``, by option.
+
+    Of ``local``, which is one node, only ``node_count`` is looked at: workers and servers are processes of this machine.
+    """
     if name == LOCAL:
-        if node_count > 1:
+        if (node_count := counts["node_count"]) > 1:
             raise ComputeTargetException(
                 f"node_count={node_count} exceeds compute target 'local', which is 1 node; lower node_count, or use "
                 f"AmlCompute.provisioning_configuration(max_nodes={node_count}) for more nodes on this machine"
             )
-    elif node_count > entry["max_nodes"]:
-        raise ComputeTargetException(
-            f"node_count={node_count} exceeds compute target {name!r}, which has max_nodes={entry['max_nodes']}; "
-            "lower node_count, or create the target with more nodes"
-        )
+        return
+    for option, count in counts.items():
+        if count > entry["max_nodes"]:
+            one = "" if option == "node_count" else ", and takes one a node"
+            raise ComputeTargetException(
+                f"{option}={count} exceeds compute target {name!r}, which has max_nodes={entry['max_nodes']}{one}; "
+                f"lower {option}, or create the target with more nodes"
+            )

@@ -9,8 +9,19 @@ from dtrain.azureml import files, records, state
 from dtrain.azureml.datastore import VARIABLE
 from dtrain.azureml.environment import Environment
 from dtrain.azureml.errors import UserErrorException
+from dtrain.errors import did_you_mean
 from dtrain.files import read_json
 from dtrain.layout import RunLayout
+
+
+class _Definition(dict[str, Any]):
+    """A run definition, whose keys older versions of the SDK wrote with a capital: ``["Arguments"]`` is ``["arguments"]``."""
+
+    def __missing__(self, key: str) -> Any:
+        known = {name[:1].upper() + name[1:]: name for name in self}
+        if key not in known:
+            raise KeyError(f"{key!r} is not in the run definition{did_you_mean(key, self)}; it has {', '.join(self)}")
+        return self[known[key]]
 
 
 def details_of(run: RunLayout) -> dict[str, Any]:
@@ -27,7 +38,7 @@ def details_of(run: RunLayout) -> dict[str, Any]:
         "properties": {"ContentSnapshotId": run.id, **records.properties(run)},
         "inputDatasets": [],
         "outputDatasets": [],
-        "runDefinition": submitted.definition,
+        "runDefinition": _Definition(submitted.definition),
         "logFiles": {name: str(path) for name, path in files.log_files(run).items()},
         "runFolder": str(run.root),
         "warnings": [{"message": event["text"]} for event in records.events(run, "warning")],

@@ -140,6 +140,13 @@ class Environment(Settings):
     """Packages and variables under a name. Called by control scripts; does not block."""
 
     _fields: ClassVar = ("name", "version", "environment_variables", "python", "docker")
+    _elsewhere: ClassVar = {
+        "conda_dependencies": "python.conda_dependencies",
+        "pip_packages": "python.conda_dependencies.add_pip_package()",
+        "conda_packages": "python.conda_dependencies.add_conda_package()",
+        "user_managed_dependencies": "python.user_managed_dependencies",
+        "interpreter_path": "python.interpreter_path",
+    }
     _refused: ClassVar = {
         "build": _NO_CONTAINER,
         "build_local": _NO_CONTAINER,

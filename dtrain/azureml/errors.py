@@ -110,6 +110,8 @@ def _refuse(cls: type, name: str) -> NoReturn:
     refused: Mapping[str, str] = getattr(cls, "_refused", {})
     if name in refused:
         raise NoSuchName(f"{cls.__name__}.{name} is not available without Azure: {refused[name]} ({TABLE})")
+    if (place := getattr(cls, "_elsewhere", {}).get(name)) is not None:
+        raise NoSuchName(f"{cls.__name__} has no {name!r} itself; what is meant is {place} ({TABLE})")
     near = did_you_mean(name, members_of(cls))
     raise NoSuchName(f"dtrain's {cls.__name__} has no {name!r}{near}; it has {', '.join(members_of(cls))} ({TABLE})")
 
@@ -126,15 +128,22 @@ def check_kind(owner: str, name: str, value: Any, kind: str) -> None:
 
 
 def _checked(init: Callable[..., None]) -> Callable[..., None]:
-    """A constructor that looks first at what it is given under the names of ``_KINDS``."""
+    """A constructor that looks first at what it is given: at its arguments' names, and at values under the names of ``_KINDS``.
+
+    Raises TypeError for a name that it has not, as Python does, with the nearest that it has.
+    """
     taken = [each for each in inspect.signature(init).parameters.values() if each.name != "self"]
+    owner = init.__qualname__.partition(".")[0]
+    known = None if any(each.kind is each.VAR_KEYWORD for each in taken) else [each.name for each in taken]
 
     @functools.wraps(init)
     def begin(self: Any, *args: Any, **given: Any) -> None:
+        if known is not None:
+            take_options(owner, given, dict.fromkeys(known), {})
         placed = dict(zip([each.name for each in taken], args, strict=False)) | given
         for each in taken:
             if each.name in _KINDS and each.name in placed and placed[each.name] is not each.default:
-                check_kind(init.__qualname__.partition(".")[0], each.name, placed[each.name], _KINDS[each.name])
+                check_kind(owner, each.name, placed[each.name], _KINDS[each.name])
         init(self, *args, **given)
 
     return begin
@@ -162,11 +171,13 @@ class Named(metaclass=NamedType):
     """Names of the constructor's keyword arguments, where those are many."""
     _fields: ClassVar[tuple[str, ...]] = ()
     """Names of the attributes that its methods set."""
+    _elsewhere: ClassVar[Mapping[str, str]] = {}
+    """Names that scripts look for here, each with where it is: an attribute of a part, say."""
 
     if not TYPE_CHECKING:
 
         def __init_subclass__(cls) -> None:
-            if "__init__" in vars(cls) and not _KINDS.keys().isdisjoint(inspect.signature(cls.__init__).parameters):
+            if "__init__" in vars(cls):
                 cls.__init__ = _checked(cls.__init__)
 
         def __getattr__(self, name: str) -> NoReturn:

@@ -96,6 +96,7 @@ class Estimator(Settings):
         "(user_managed=)": "True: packages are not looked for",
     }
     _refused: ClassVar = {f"({name}=)": reason for name, reason in _REFUSED.items() if not name.startswith("_")}
+    _elsewhere: ClassVar = ScriptRunConfig._elsewhere
 
     def __init__(self, source_directory: str | None = None, **given: Any) -> None:
         """Raises UserErrorException for what is not available without Azure, TypeError for an unknown argument."""

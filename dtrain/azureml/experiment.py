@@ -8,13 +8,15 @@ from typing import Any, ClassVar
 from dtrain.azureml import records
 from dtrain.azureml.errors import Named, UserErrorException
 from dtrain.azureml.family import runs_of
+from dtrain.azureml.hyperdrive import HyperDriveConfig
+from dtrain.azureml.hyperdrive_run import run_of
 from dtrain.azureml.interactive import new_run, watch_folders
-from dtrain.azureml.logged import RUN_TYPE
 from dtrain.azureml.run import Run
 from dtrain.azureml.submit import submit
+from dtrain.azureml.sweep import submit_sweep
 from dtrain.azureml.values import dict_of
 from dtrain.azureml.workspace import Workspace
-from dtrain.errors import UsageError
+from dtrain.errors import UsageError, did_you_mean
 from dtrain.layout import check_name
 
 _VIEWS = ("ActiveOnly", "ArchivedOnly", "All")
@@ -52,14 +54,17 @@ class Experiment(Named):
         self.workspace = workspace
 
     def submit(self, config: Any, tags: Mapping[str, str] | None = None, **given: Any) -> Run:
-        """Start a job as ``config`` (a ScriptRunConfig or an estimator) says, and return its run; does not wait for it.
+        """Start a job as ``config`` (a ScriptRunConfig or an estimator) says, or the sweep of a HyperDriveConfig, and return its
+        run; does not wait for it.
 
         Raises UserErrorException for what cannot be started, ComputeTargetException for nodes that are not there.
         """
         for name in given:
-            raise TypeError(f"Experiment.submit() has no argument {name!r} here; set it in the ScriptRunConfig or the estimator")
+            near = did_you_mean(name, ("config", "tags"))
+            raise TypeError(f"Experiment.submit() has no argument {name!r}{near}; set it in the ScriptRunConfig or the estimator")
         wanted = dict_of("tags", tags)
-        run = Run(self, submit(self.workspace, self.name, config).id)
+        begin = submit_sweep if isinstance(config, HyperDriveConfig) else submit
+        run = run_of(self, begin(self.workspace, self.name, config).id)
         run.set_tags(wanted)
         return run
 
@@ -87,13 +92,11 @@ class Experiment(Named):
         status: str | None = None,
     ) -> Iterator[Run]:
         """The runs of the experiment, newest first. ``tags`` and ``properties``: a name, or a dict of names and values."""
-        if type not in (None, RUN_TYPE):
-            return
         for layout in reversed(runs_of(self.workspace._folder, self.name)):
             if not include_children and records.read_submitted(layout).parent:
                 continue
-            run = Run(self, layout.id)
-            fits = _has(run.get_tags(), tags) and _has(run.get_properties(), properties)
+            run = run_of(self, layout.id)
+            fits = type in (None, run.type) and _has(run.get_tags(), tags) and _has(run.get_properties(), properties)
             if fits and status in (None, run.get_status()):
                 yield run
 

@@ -25,9 +25,9 @@ class Family(Logged):
     experiment: Experiment
 
     def _run(self, run_id: str) -> Run:
-        from dtrain.azureml.run import Run
+        from dtrain.azureml.hyperdrive_run import run_of
 
-        return Run(self.experiment, run_id)
+        return run_of(self.experiment, run_id)
 
     def child_run(self, name: str | None = None, run_id: str | None = None, outputs: str | None = None) -> Run:
         """A run of this process below this one, in a folder of its own; ``complete()`` ends it."""

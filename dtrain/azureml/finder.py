@@ -16,6 +16,7 @@ from typing import Any
 from dtrain import __version__, switches
 from dtrain.azureml import names
 from dtrain.azureml.errors import TABLE, NoSuchImport, NoSuchModule, NoSuchName
+from dtrain.azureml.refused import Refused, can_be_kept, refusal
 from dtrain.errors import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -25,18 +26,21 @@ _IMPORTABLE = os.path.join("dtrain", "azureml", "importable")
 
 
 class AzureFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds and makes the modules of :data:`names.MODULES`; their names are loaded when first asked for."""
+    """Finds and makes the modules of :data:`names.MODULES`; their names are loaded when first asked for. What only Azure has is a
+    :class:`Refused`, also a name of such a module: `from x import y` asks for ``x.y`` as for a module."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname.partition(".")[0] != _TOP:
             return None
-        if fullname not in names.MODULES:
+        if fullname not in names.MODULES and not can_be_kept(fullname, sys._getframe(1)):
             raise _no_import(fullname)
         return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        if spec.name not in names.MODULES:
+            return Refused(spec.name)
         return _AzureModule(spec.name, f"dtrain's {spec.name}: see dtrain.azureml")
 
     def exec_module(self, module: ModuleType) -> None:
@@ -69,9 +73,9 @@ class _AzureModule(ModuleType):
 
 def _no_name(module: str, name: str) -> str:
     """What is said of a name that one of our modules has not."""
-    refused = names.REFUSED.get(module, {}).get(name) or names.REFUSED_MODULES.get(f"{module}.{name}")
+    refused = refusal(f"{module}.{name}")
     if refused is not None:
-        return f"{module}.{name} is not available without Azure: {refused} ({TABLE})"
+        return refused
     known = sorted(names.MODULES[module])
     return f"dtrain's {module} has no {name!r}{did_you_mean(name, known)}; it has {', '.join(known) or 'no names'} ({TABLE})"
 
@@ -82,12 +86,9 @@ def _no_import(fullname: str) -> NoSuchImport:
     Its ``name`` is not ``fullname``: Python would drop it, and say in its own words that y cannot be imported.
     """
     parent, _, name = fullname.rpartition(".")
-    parts = fullname.split(".")
-    above = (".".join(parts[:n]) for n in range(len(parts), 1, -1))
-    reason = next((names.REFUSED_MODULES[each] for each in above if each in names.REFUSED_MODULES), None)
-    if reason is not None:
-        return NoSuchModule(f"{fullname} is not available without Azure: {reason} ({TABLE})", name=parent)
-    if name in names.REFUSED.get(parent, {}) or names.MODULES.get(parent):
+    if (words := refusal(fullname)) is not None:
+        return NoSuchImport(words, name=parent) if name in names.REFUSED.get(parent, {}) else NoSuchModule(words, name=parent)
+    if names.MODULES.get(parent):
         return NoSuchImport(_no_name(parent, name), name=parent)
     near = did_you_mean(fullname, names.MODULES)
     return NoSuchModule(
@@ -100,7 +101,7 @@ def real_sdk() -> str | None:
     path = list(sys.path)
     sys.path[:] = without_importable(path)
     finders = [finder for finder in sys.meta_path if isinstance(finder, AzureFinder)]
-    ours = {name: sys.modules.pop(name) for name in list(sys.modules) if isinstance(sys.modules[name], _AzureModule)}
+    ours = {name: sys.modules.pop(name) for name in list(sys.modules) if isinstance(sys.modules[name], _AzureModule | Refused)}
     for finder in finders:
         sys.meta_path.remove(finder)
     try:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import orjson
 
-from dtrain.azureml import files, records
+from dtrain.azureml import files, records, state
 from dtrain.azureml.console import warn
 from dtrain.azureml.errors import Named, UserErrorException
 from dtrain.azureml.recording import Recorder, logged_ranks, read_rank
@@ -41,6 +41,8 @@ class Logged(Named):
             layout = RankEnv.read().layout
             is_own = layout is not None and layout.root == self._layout.root
             self._recorder = _own_recorder() if is_own else Recorder(self._layout, 0)
+            if not is_own and (now := state.told_status(self._layout)) in state.ENDED:
+                warn(f"run {self.id} is {now} already; what is logged to it now is recorded all the same")
         return self._recorder
 
     @property

@@ -16,7 +16,7 @@ from dtrain.azureml.names import NO_DEPLOY
 from dtrain.azureml.records import AzureLayout
 from dtrain.azureml.state import end_by_hand
 from dtrain.azureml.workspace import Workspace
-from dtrain.errors import DtrainError, RegistryError
+from dtrain.errors import DtrainError, RegistryError, did_you_mean
 from dtrain.layout import RunLayout
 from dtrain.registry import ModelVersion, Registry
 from dtrain.status import read_status
@@ -92,14 +92,16 @@ class Model(Named):
         plain, _, number = reference.partition(":")
         version = wanted.pop("version")
         number = str(version) if version is not None else number
-        found = [model for model in _versions(workspace, plain) if not number or str(model.version) == number]
+        versions = _versions(workspace, plain)
+        found = [model for model in versions if not number or str(model.version) == number]
         found = [model for model in found if _fits(model, wanted)]
         if not found:
             asked = ", ".join(f"{key}={value!r}" for key, value in wanted.items() if value is not None)
+            names = _registry(workspace).names()
+            has = ", ".join(model.id for model in versions) or f"{', '.join(names) or 'none'}{did_you_mean(plain, names)}"
             raise ModelNotFoundException(
                 f"ModelNotFound: no model {plain!r}{f' of version {number}' if number else ''}"
-                f"{f' with {asked}' if asked else ''} in workspace {workspace.name!r}; "
-                f"it has {', '.join(_registry(workspace).names()) or 'none'}"
+                f"{f' with {asked}' if asked else ''} in workspace {workspace.name!r}; it has {has}"
             )
         self._version = found[-1]
 

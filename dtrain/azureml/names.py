@@ -28,6 +28,26 @@ _CORE = {
 _TENSORBOARD = {"Tensorboard": "dtrain.azureml.tensorboard:Tensorboard"}
 _EXPORT = {"export_to_tensorboard": "dtrain.azureml.tensorboard:export_to_tensorboard"}
 
+_EXPRESSIONS = {
+    name: f"{_HERE}.parameters:{name}"
+    for name in (
+        *("choice", "lognormal", "loguniform", "normal", "qlognormal", "qloguniform", "qnormal", "quniform", "randint"),
+        "uniform",
+    )
+}
+_SWEEP = {
+    "BanditPolicy": "dtrain.azureml.policies:BanditPolicy",
+    "GridParameterSampling": "dtrain.azureml.parameters:GridParameterSampling",
+    "HyperDriveConfig": "dtrain.azureml.hyperdrive:HyperDriveConfig",
+    "HyperDriveRun": "dtrain.azureml.hyperdrive_run:HyperDriveRun",
+    "HyperDriveRunConfig": "dtrain.azureml.hyperdrive:HyperDriveRunConfig",
+    "MedianStoppingPolicy": "dtrain.azureml.policies:MedianStoppingPolicy",
+    "NoTerminationPolicy": "dtrain.azureml.policies:NoTerminationPolicy",
+    "PrimaryMetricGoal": "dtrain.azureml.hyperdrive:PrimaryMetricGoal",
+    "RandomParameterSampling": "dtrain.azureml.parameters:RandomParameterSampling",
+    "TruncationSelectionPolicy": "dtrain.azureml.policies:TruncationSelectionPolicy",
+}
+
 MODULES: dict[str, dict[str, str]] = {
     "azureml": {},
     "azureml.core": _CORE,
@@ -120,6 +140,14 @@ MODULES: dict[str, dict[str, str]] = {
         "Estimator": "dtrain.azureml.estimator:Estimator",
         "Mpi": "dtrain.azureml.runconfig:MpiConfiguration",
     },
+    "azureml.train.hyperdrive": _SWEEP | _EXPRESSIONS,
+    "azureml.train.hyperdrive.parameter_expressions": _EXPRESSIONS,
+    "azureml.train.hyperdrive.policy": {name: where for name, where in _SWEEP.items() if name.endswith("Policy")},
+    "azureml.train.hyperdrive.run": {name: _SWEEP[name] for name in ("HyperDriveRun", "PrimaryMetricGoal")},
+    "azureml.train.hyperdrive.runconfig": {
+        name: _SWEEP[name] for name in ("HyperDriveConfig", "HyperDriveRunConfig", "PrimaryMetricGoal")
+    },
+    "azureml.train.hyperdrive.sampling": {name: where for name, where in _SWEEP.items() if name.endswith("Sampling")},
     "azureml.train.sklearn": {"SKLearn": "dtrain.azureml.estimator:SKLearn"},
     "azureml.widgets": {"RunDetails": "dtrain.azureml.widgets:RunDetails"},
 }
@@ -129,7 +157,9 @@ _NO_TABLE = "give the job the file by Dataset.File, and let it read that: pandas
 NO_DEPLOY = "models are registered and downloaded here, not deployed; `dtrain pull NAME:VERSION FOLDER` copies one out"
 _NO_EXPLAIN = "interpret the model with the library itself, in the training script"
 _NO_PIPELINE = "submit the steps one after another from the control script, with wait_for_completion() between them"
-_NO_SWEEP = "submit one run for each setting from a loop; experiment.submit() returns at once"
+_NO_AUTOML = "name the settings that are to be tried: HyperDriveConfig of azureml.train.hyperdrive runs a script with each"
+_NO_BAYES = "use RandomParameterSampling, with a policy that ends runs early"
+_NO_PARALLEL = "submit one run for each setting, or a HyperDriveConfig of azureml.train.hyperdrive"
 _NO_TORCH = "dtrain starts Chainer and TensorFlow ranks; a PyTorch script on one rank runs with Estimator(entry_script=...)"
 
 REFUSED: dict[str, dict[str, str]] = {
@@ -153,15 +183,17 @@ REFUSED: dict[str, dict[str, str]] = {
     "azureml.core.model": {"InferenceConfig": NO_DEPLOY},
     "azureml.core.runconfig": {
         "PyTorchConfiguration": _NO_TORCH,
-        "ParallelTaskConfiguration": _NO_SWEEP,
+        "ParallelTaskConfiguration": _NO_PARALLEL,
     },
     "azureml.data": {"OutputFileDatasetConfig": "let the script write to ./outputs", "TabularDataset": _NO_TABLE},
     "azureml.data.dataset_factory": {"DataType": _NO_TABLE, "TabularDatasetFactory": _NO_TABLE},
     "azureml.train.dnn": {"Gloo": _NO_TORCH, "Nccl": _NO_TORCH, "PyTorch": _NO_TORCH},
+    "azureml.train.hyperdrive": {"BayesianParameterSampling": _NO_BAYES},
+    "azureml.train.hyperdrive.sampling": {"BayesianParameterSampling": _NO_BAYES},
 }
 
 REFUSED_MODULES: dict[str, str] = {
-    "azureml.automl": _NO_SWEEP,
+    "azureml.automl": _NO_AUTOML,
     "azureml.core.image": NO_DEPLOY,
     "azureml.contrib.fairness": _NO_EXPLAIN,
     "azureml.contrib.services": NO_DEPLOY,
@@ -178,6 +210,8 @@ REFUSED_MODULES: dict[str, str] = {
     "azureml.monitoring": NO_DEPLOY,
     "azureml.opendatasets": NO_DATASET,
     "azureml.pipeline": _NO_PIPELINE,
-    "azureml.train.automl": _NO_SWEEP,
-    "azureml.train.hyperdrive": _NO_SWEEP,
+    "azureml.train.automl": _NO_AUTOML,
 }
+
+WORK_BY_IMPORT = frozenset({"azureml.mlflow"})
+"""Refused modules that do their work by being imported: there is no later moment to refuse them."""

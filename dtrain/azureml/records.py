@@ -68,6 +68,11 @@ class AzureLayout:
         return self.root / f"metrics-{rank:05d}.jsonl"
 
     @property
+    def sweep(self) -> Path:
+        """What the rank of a sweep is to do; absent of another run. No secret's value is in it."""
+        return self.root / "sweep.pickle"
+
+    @property
     def data(self) -> Path:
         """Copies of what lies in datastores, each in a folder of its reference's name."""
         return self.root / "data"

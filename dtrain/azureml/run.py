@@ -90,12 +90,13 @@ class Run(Family):
     def get(workspace: Any, run_id: str) -> Run:
         """The run of that id. Raises UserErrorException when there is none."""
         from dtrain.azureml.experiment import Experiment
+        from dtrain.azureml.hyperdrive_run import run_of
 
         try:
             layout = workspace._folder.find_run(run_id)
         except WorkspaceError as error:
             raise UserErrorException(str(error)) from error
-        return Run(Experiment(workspace, records.read_submitted(layout).experiment), layout.id)
+        return run_of(Experiment(workspace, records.read_submitted(layout).experiment), layout.id)
 
     @staticmethod
     def get_submitted_run(allow_offline: bool = True) -> Any:
@@ -179,6 +180,7 @@ class Run(Family):
             warn(f"run {self.id} is {now} already; cancel() changes nothing")
         keep_files(self._layout)
         state.cancel(self._layout)
+        self._recorder = None
 
     def complete(self, _set_status: bool = True) -> None:
         """End a run of ``start_logging`` or ``child_run``; a job ends when its script does. UserErrorException else.
@@ -190,8 +192,7 @@ class Run(Family):
         status = state.status_of(self._layout)
         if self._submitted.kind != "script":
             if status.state == "running":
-                keep_files(self._layout)
-                state.end_by_hand(self._layout, "", exit_code=0)
+                self._end("", exit_code=0)
             elif status.state != "completed":
                 warn(f"run {self.id} is {self.get_status()} already; complete() changes nothing")
         elif status.state != "completed" and not is_rank_of(self._layout):
@@ -199,6 +200,12 @@ class Run(Family):
                 f"run {self.id} is a job, and {self.get_status()}, as its processes tell; complete() is for runs of "
                 "start_logging() and child_run(). wait_for_completion() waits for a job, cancel() ends it"
             )
+
+    def _end(self, message: str, *, exit_code: int) -> None:
+        """End a run that this process, or another one, keeps by hand; who logs to it afterwards is told."""
+        keep_files(self._layout)
+        state.end_by_hand(self._layout, message, exit_code=exit_code)
+        self._recorder = None
 
     def fail(self, error_details: Any = None, error_code: Any = None, _set_status: bool = True) -> None:
         """End a run of ``start_logging`` or ``child_run`` as failed; in a job, let this rank fail when its script has ended.
@@ -213,8 +220,7 @@ class Run(Family):
             records.note(self._layout, "error_code", text=str(error_code))
         if self._submitted.kind != "script":
             if state.status_of(self._layout).state == "running":
-                keep_files(self._layout)
-                state.end_by_hand(self._layout, message, exit_code=1)
+                self._end(message, exit_code=1)
             else:
                 records.note(self._layout, "fail", text=message)
         elif is_rank_of(self._layout):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import functools
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from dtrain.azureml.environment import Environment
-from dtrain.azureml.errors import RunConfigurationException, Settings, UserErrorException, take_options
-from dtrain.azureml.values import check_path, list_of
+from dtrain.azureml.errors import RunConfigurationException, Settings, UserErrorException, check_kind, take_options
+from dtrain.azureml.values import check_path, dict_of, list_of
 
 FRAMEWORKS = ("Python", "TensorFlow")
 COMMUNICATORS = ("None", "OpenMpi", "IntelMpi", "ParameterServer")
@@ -33,9 +33,28 @@ def _check_seconds(name: str, value: Any) -> None:
         raise UserErrorException(f"{name}={value!r} is not a number of seconds above 0, nor None")
 
 
-def _list_of(arguments: Any) -> list[Any]:
-    """A script's arguments as a list; text is taken apart as a shell does. UserErrorException for a dict, or no list at all."""
-    return shlex.split(arguments) if isinstance(arguments, str) else list_of("arguments", arguments)
+def arguments_of(value: Any) -> list[Any]:
+    """A script's arguments as a list; text is taken apart as a shell does.
+
+    Raises UserErrorException for a dict, for no list at all, and for None in it, which would be the text 'None'.
+    """
+    arguments = shlex.split(value) if isinstance(value, str) else list_of("arguments", value)
+    for number, argument in enumerate(arguments):
+        if argument is None:
+            after = f" after {arguments[number - 1]!r:.80}" if number else ""
+            raise UserErrorException(
+                f"arguments has None{after}; give a text or a number, '' for an empty text, or leave both out"
+            )
+    return arguments
+
+
+def _is_a(owner: str, kind: type) -> Callable[[str, Any], None]:
+    """The check of a field of class ``owner`` that holds an object of another one."""
+    return lambda name, value: check_kind(owner, name, value, kind.__name__)
+
+
+def _check_references(name: str, value: Any) -> None:
+    dict_of(name, value)
 
 
 def _one_of(name: str, value: Any, allowed: Sequence[str]) -> str:
@@ -119,7 +138,23 @@ class RunConfiguration(Settings):
         "environment_variables",
         "docker",
     )
-    _checks: ClassVar = {"node_count": check_count, "max_run_duration_seconds": _check_seconds}
+    _checks: ClassVar = {
+        "node_count": check_count,
+        "max_run_duration_seconds": _check_seconds,
+        "mpi": _is_a("RunConfiguration", MpiConfiguration),
+        "tensorflow": _is_a("RunConfiguration", TensorflowConfiguration),
+        "docker": _is_a("RunConfiguration", DockerConfiguration),
+        "history": _is_a("RunConfiguration", HistorySection),
+        "data_references": _check_references,
+    }
+    _elsewhere: ClassVar = {
+        "compute_target": "target",
+        "process_count_per_node": "mpi.process_count_per_node",
+        "worker_count": "tensorflow.worker_count",
+        "parameter_server_count": "tensorflow.parameter_server_count",
+        "conda_dependencies": "environment.python.conda_dependencies",
+        "source_directory": "ScriptRunConfig(source_directory=)",
+    }
     _differs: ClassVar = {
         "auto_prepare_environment": "always True: packages that are missing are installed; `dtrain azureml --no-install` refuses",
     }
@@ -142,7 +177,7 @@ class RunConfiguration(Settings):
         conda_dependencies: Any = None,
     ) -> None:
         self.script = script
-        self.arguments = _list_of(arguments)
+        self.arguments = arguments_of(arguments)
         self.framework = framework or "Python"
         self.communicator = communicator or "None"
         self.target: Any = "local"
@@ -207,7 +242,16 @@ class ScriptRunConfig(Settings):
     """A script and how it is run, for ``experiment.submit``. Called by control scripts; does not block."""
 
     _fields: ClassVar = ("source_directory", "script", "arguments", "run_config", "resume_from")
-    _checks: ClassVar = {"source_directory": check_path, "script": check_path}
+    _checks: ClassVar = {
+        "source_directory": check_path,
+        "script": check_path,
+        "run_config": _is_a("ScriptRunConfig", RunConfiguration),
+    }
+    _elsewhere: ClassVar = {
+        **{name: f"run_config.{place}" for name, place in RunConfiguration._elsewhere.items() if name != "source_directory"},
+        **{name: f"run_config.{name}" for name in RunConfiguration._fields if name not in ("script", "arguments")},
+        "distributed_job_config": "an argument of ScriptRunConfig()",
+    }
     _refused: ClassVar = {
         "command": "name a Python script with script=",
     }
@@ -225,12 +269,13 @@ class ScriptRunConfig(Settings):
         if twice := named.keys() & given.keys():
             raise TypeError(f"ScriptRunConfig() got {sorted(twice)[0]!r} twice")
         options = take_options("ScriptRunConfig", {**named, **given}, _SCRIPT_RUN, self._refused)
-        config: RunConfiguration = options["run_config"] or RunConfiguration()
+        config: RunConfiguration = RunConfiguration() if options["run_config"] is None else options["run_config"]
+        check_kind("ScriptRunConfig", "run_config", config, "RunConfiguration")
         if any(options[name] != _SCRIPT_RUN[name] for name in _OF_THE_RUN):
             config = copy.copy(config)  # which may be another one's, too
         self.source_directory = source_directory or "."
         self.script = options["script"] or config.script
-        self.arguments = _list_of(config.arguments if options["arguments"] is None else options["arguments"])
+        self.arguments = arguments_of(config.arguments if options["arguments"] is None else options["arguments"])
         self.run_config = config
         self.resume_from = options["resume_from"]
         if self.script is None:

@@ -38,13 +38,15 @@ _supervisors: list[subprocess.Popen[bytes]] = []
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A job that was checked: ``packages`` have to be installed for it, ``notes`` are said when it has started."""
+    """A job that was checked: ``packages`` have to be installed for it, ``notes`` are said when it has started. ``sweep`` is what
+    the rank of a sweep is to do, pickled; empty of another job."""
 
     spec: JobSpec
     script_run: ScriptRunConfig
     submitted: Submitted
     packages: list[str]
     notes: list[str]
+    sweep: bytes = b""
 
 
 def switch() -> dict[str, str]:
@@ -74,6 +76,8 @@ def start(run: RunLayout, job: Job, workspace: Workspace) -> None:
         status = RunStatus(state="running", size=spec.size, started=time.time(), supervisor=ProcessRecord.of(process.pid))
         write_record(run.status, status)
         write_record(AzureLayout(run).supervisor, status.supervisor)
+        if job.sweep:
+            AzureLayout(run).sweep.write_bytes(job.sweep)
         fill_run(run, spec, workspace._folder)
     except BaseException:
         if process is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import shutil
 import sys
@@ -17,7 +18,13 @@ from dtrain.azureml.estimator import Estimator
 from dtrain.azureml.old_code import find_old_names, uses_horovod
 from dtrain.azureml.packages import missing_packages
 from dtrain.azureml.records import Submitted
-from dtrain.azureml.runconfig import MpiConfiguration, RunConfiguration, ScriptRunConfig, TensorflowConfiguration
+from dtrain.azureml.runconfig import (
+    MpiConfiguration,
+    RunConfiguration,
+    ScriptRunConfig,
+    TensorflowConfiguration,
+    arguments_of,
+)
 from dtrain.azureml.start import Job, start, switch
 from dtrain.azureml.targets import LOCAL, Partition, hosts_of, partition_of
 from dtrain.azureml.values import variables_of
@@ -36,14 +43,32 @@ def submit(workspace: Workspace, experiment: str, config: Any, *, parent: str = 
     Returns when the supervisor has started; the job goes on without the caller. Raises UserErrorException,
     ComputeTargetException or ExperimentExecutionException for what cannot be started; no run is left then.
     """
-    script_run = _script_run(config)
+    return begin(check(workspace, experiment, config, parent=parent), workspace)
+
+
+def begin(job: Job, workspace: Workspace) -> RunLayout:
+    """Make the run folder of a job that was checked, and start its supervisor. Raises as :func:`submit`."""
+    try:
+        run = workspace._folder.create_run(job.spec.experiment_name)
+        start(run, job, workspace)
+        return run
+    except AzureMLException:
+        raise
+    except DtrainError as error:
+        raise UserErrorException(str(error)) from error
+
+
+def check(workspace: Workspace, experiment: str, config: Any, *, parent: str = "") -> Job:
+    """The job that ``config`` asks for. Writes nothing. Raises as :func:`submit`."""
+    script_run = copy.copy(script_run_of(config))
+    script_run.arguments = arguments_of(script_run.arguments)
     check_datasets(script_run.arguments)
     run_config: RunConfiguration = script_run.run_config
     distribution = run_config._distribution()
     target, entry = find_entry(workspace, run_config.target)
     hosts, partition = hosts_of(entry), partition_of(entry)
     nodes = _count_nodes(run_config, distribution, len(hosts))
-    check_nodes(target, entry, nodes)
+    check_nodes(target, entry, {**_tasks(distribution, hosts), "node_count": nodes})
     wanted, notes = _check_environment(run_config)
     try:
         spec = _job_spec(script_run, experiment, distribution, nodes, partition)
@@ -52,7 +77,6 @@ def submit(workspace: Workspace, experiment: str, config: Any, *, parent: str = 
         spec = dataclasses.replace(spec, hosts=_seats(hosts, distribution, nodes), environment={**old, **spec.environment})
         if partition is None:
             planner(spec, workspace._folder)
-        run = workspace._folder.create_run(spec.experiment_name)
         submitted = Submitted(
             experiment=experiment,
             target=target,
@@ -62,22 +86,28 @@ def submit(workspace: Workspace, experiment: str, config: Any, *, parent: str = 
             workspace=workspace._details,
             definition=_definition(script_run, spec, target, nodes, distribution),
         )
-        start(run, Job(spec=spec, script_run=script_run, submitted=submitted, packages=wanted, notes=notes), workspace)
-        return run
+        return Job(spec=spec, script_run=script_run, submitted=submitted, packages=wanted, notes=notes)
     except AzureMLException:
         raise
     except DtrainError as error:
         raise UserErrorException(str(error)) from error
 
 
-def _script_run(config: Any) -> ScriptRunConfig:
+def script_run_of(config: Any) -> ScriptRunConfig:
+    """What a ScriptRunConfig or an estimator comes down to. Raises UserErrorException for anything else."""
     if isinstance(config, Estimator):
         return config._config
     if isinstance(config, ScriptRunConfig):
         return config
-    raise UserErrorException(
-        f"experiment.submit() takes a ScriptRunConfig or an estimator, not {type(config).__name__} {config!r:.80}"
-    )
+    what = f"{type(config).__name__} {config!r:.80}"
+    raise UserErrorException(f"experiment.submit() takes a ScriptRunConfig, an estimator or a HyperDriveConfig, not {what}")
+
+
+def _tasks(distribution: Any, hosts: tuple[Host, ...]) -> dict[str, int]:
+    """What a TensorFlow cluster needs a node each for, and how many; hosts take as many as they have slots."""
+    if hosts or not isinstance(distribution, TensorflowConfiguration):
+        return {}
+    return {name: getattr(distribution, name) for name in distribution._fields}
 
 
 def _count_nodes(config: RunConfiguration, distribution: Any, hosts: int) -> int:

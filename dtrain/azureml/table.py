@@ -52,10 +52,10 @@ def subclasses(cls: type) -> set[type]:
 
 def _members(cls: type[Named]) -> Iterator[tuple[str, str, str]]:
     base = cls.__mro__[1]
-    shown_there = set(members_of(base)) if base.__name__ in ("Estimator", "ComputeTarget") else set()
-    own = [name for name in members_of(cls) if name not in shown_there or name in vars(cls)]
-    refused = {} if shown_there and cls._refused is getattr(base, "_refused", None) else cls._refused
-    differs = {} if shown_there and cls._differs is getattr(base, "_differs", None) else cls._differs
+    shown: type[Named] = base if base.__name__ in ("ComputeTarget", "Estimator", "HyperDriveConfig", "Run") else Named
+    own = [name for name in members_of(cls) if name not in members_of(shown) or name in vars(cls)]
+    refused = {name: why for name, why in cls._refused.items() if shown._refused.get(name) != why}
+    differs = {name: how for name, how in cls._differs.items() if shown._differs.get(name) != how}
     for name in sorted({*own, *(f"({option}=)" for option in cls._options), *refused, *differs}):
         full = f"{cls.__name__}{name}" if name.startswith("(") else f"{cls.__name__}.{name}"
         if name in refused:

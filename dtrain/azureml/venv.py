@@ -23,6 +23,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from dtrain.azureml.errors import ExperimentExecutionException
 from dtrain.errors import NotRunnable
 from dtrain.files import read_json, write_json
@@ -150,8 +152,21 @@ def _make(layout: VenvLayout, wanted: list[str], log: Path) -> Path:
         shutil.rmtree(root, ignore_errors=True)
         if isinstance(error, NotRunnable):
             raise ExperimentExecutionException(f"with {', '.join(wanted)} the environment cannot run dtrain: {error}") from error
+        if isinstance(error, ExperimentExecutionException) and any(map(_is_installed, wanted)):
+            raise ExperimentExecutionException(
+                f"{error}, or accept what is installed: `dtrain azureml --any-version ...`"
+            ) from error
         raise
     return root
+
+
+def _is_installed(requirement: str) -> bool:
+    """Whether this Python has the package, of whichever version."""
+    try:
+        importlib.metadata.version(Requirement(requirement).name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _join(root: Path) -> None:
@@ -203,5 +218,5 @@ def _run(argv: list[str], log: Path) -> None:
         last = "\n    ".join(lines[begin:][:_LAST_LINES])
         raise ExperimentExecutionException(
             f"the environment that the job asks for cannot be made; pip's output is in {log}, and ends with\n    {last}\n"
-            "ask for what there is for this Python, or accept what is installed: `dtrain azureml --any-version ...`"
+            "ask for what there is for this Python, under the name that it has there"
         )

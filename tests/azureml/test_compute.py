@@ -45,6 +45,45 @@ for target in (hosts, foreign):
 """
 
 
+CREATED = """
+def create(**given):
+    made = ComputeTarget.create(ws, "cluster", AmlCompute.provisioning_configuration(**given))
+    return made.max_nodes, made.vm_size
+print(create(vm_size="standard_nc6", max_nodes=4))
+for given in ({"vm_size": "STANDARD_D2", "max_nodes": 2}, {"vm_size": "STANDARD_NC6", "max_nodes": 8}):
+    try:
+        create(**given)
+    except Exception as error:
+        print(type(error).__name__, error)
+configuration = AmlCompute.provisioning_configuration("X")
+for name, value in (("max_node", 3), ("max_nodes", "3")):
+    try:
+        setattr(configuration, name, value)
+        ComputeTarget.create(ws, "another", configuration)
+    except Exception as error:
+        print(type(error).__name__, error)
+ComputeTarget(ws, "cluster").delete()
+print(create(vm_size="STANDARD_D2", max_nodes=2), list(ws.compute_targets))
+"""
+
+
+def test_a_target_that_exists_is_returned_when_it_is_the_same(azure: AzureProject) -> None:
+    """However its size is written; with other sizes it is an error, and stays as it was."""
+    lines = azure.control(CREATED).stdout.splitlines()[1:]
+    assert lines[0] == "compute target cluster exists, and is used as it is: this machine, max_nodes=4"
+    assert lines[1] == "(4, 'STANDARD_NC6')"
+    begin = "ComputeTargetException compute target 'cluster' exists, with "
+    assert lines[2].startswith(f"{begin}vm_size='STANDARD_NC6', and not 'STANDARD_D2', max_nodes=4, and not 2: use it by ")
+    assert lines[3].startswith(
+        f"{begin}max_nodes=4, and not 8: use it by ComputeTarget(ws, 'cluster'), remove it by its delete()"
+    )
+    assert lines[4].startswith(
+        "NoSuchName dtrain's AmlComputeProvisioningConfiguration has no 'max_node' (did you mean max_nodes?)"
+    )
+    assert lines[5] == "ComputeTargetException max_nodes='3' is not a whole number of nodes"
+    assert lines[-1] == "(2, 'STANDARD_D2') ['cluster']"
+
+
 def test_a_target_that_is_gone_or_anothers_starts_nothing_here(azure: AzureProject) -> None:
     """Nor does `create`, as samples call it each time, make this machine of the hosts that somebody named."""
     assert azure.dtrain("compute", "add", "hosts", "--hosts", "localhost:1").returncode == 0

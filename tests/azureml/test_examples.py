@@ -17,6 +17,7 @@ EXAMPLES = {
     "tensorflow_horovod": (("tensorflow", "horovod", "mpi"), "horovod-digits"),
     "tensorflow_parameter_server": (("tensorflow",), "ps-digits"),
     "register_and_download": ((), "table"),
+    "hyperdrive": (("chainer",), "hyperdrive-digits"),
 }
 
 

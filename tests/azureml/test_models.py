@@ -86,6 +86,7 @@ def test_tags_properties_and_description_of_a_model_change(azure: AzureProject) 
     assert fixed.startswith("UserErrorException property 'q' of model net:1 is '2' and cannot be changed")
     assert sample.startswith("UserErrorException Model.update(sample_input_dataset='x') is not available without Azure")
     assert absent.startswith("ModelNotFoundException ModelNotFound: no model 'net' of version 7")
+    assert absent.endswith("; it has net:1")
 
 
 TOGETHER = """

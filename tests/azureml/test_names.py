@@ -6,16 +6,20 @@ import ast
 import importlib
 import inspect
 import pickle
+import re
 import subprocess
 import sys
 import textwrap
+import typing
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from dtrain.azureml import names
-from dtrain.azureml.errors import Named, NoSuchImport, NoSuchModule, NoSuchName, members_of
+from dtrain.azureml.errors import Named, NoSuchImport, NoSuchModule, NoSuchName, UserErrorException, members_of
 from dtrain.azureml.finder import AzureFinder
 from dtrain.azureml.table import subclasses, table
 from tests.azureml.conftest import AzureProject
@@ -67,16 +71,8 @@ def test_every_name_that_is_listed_is_there() -> None:
 
 @pytest.mark.usefixtures("finder")
 def test_a_name_that_we_have_not_says_what_to_use() -> None:
-    with pytest.raises(NoSuchImport, match="Webservice is not available without Azure: models are registered"):
-        from azureml.core import Webservice  # noqa: F401
     with pytest.raises(NoSuchImport, match=r"has no 'Workspce' \(did you mean Workspace\?\)"):
         from azureml.core import Workspce  # noqa: F401
-    with pytest.raises(NoSuchModule, match="hyperdrive is not available without Azure: submit one run for each setting"):
-        from azureml.train.hyperdrive import HyperDriveConfig  # noqa: F401
-    with pytest.raises(NoSuchModule, match=r"azureml\.pipeline is not available .*: submit the steps"):
-        import azureml.pipeline.steps
-    with pytest.raises(NoSuchModule, match=r"azureml\.core\.webservice is not available .*: models are registered"):
-        from azureml.core import webservice  # noqa: F401
     with pytest.raises(NoSuchModule, match=r"no module 'azureml\.cor' \(did you mean azureml\.core\?\)"):
         import azureml.cor  # noqa: F401
     from azureml.core import Model, Run, Workspace
@@ -86,6 +82,107 @@ def test_a_name_that_we_have_not_says_what_to_use() -> None:
     with pytest.raises(NoSuchName, match="Workspace has no 'from_confg'"):
         Workspace.from_confg  # noqa: B018
     assert not hasattr(Run, "log_the_loss")
+
+
+def subclass_of(base: Any) -> None:
+    class Mine(base):
+        pass
+
+
+def enter(manager: Any) -> None:
+    with manager:
+        pass
+
+
+USES: dict[str, Callable[[Any], object]] = {
+    "call": lambda name: name(1),
+    "attribute": lambda name: name.attach,
+    "set": lambda name: setattr(name, "attach", 1),
+    "subclass": subclass_of,
+    "instance": lambda name: isinstance(1, name),
+    "instances": lambda name: isinstance(1, (int.__class__, name)),
+    "subclasses": lambda name: issubclass(int, name),
+    "truth": lambda name: not name,
+    "iteration": list,
+    "items": lambda name: name["x"],
+    "length": len,
+    "with": enter,
+    "in": lambda name: 1 in name,
+}
+
+
+@pytest.mark.usefixtures("finder")
+@pytest.mark.parametrize("use", USES)
+def test_what_only_azure_has_can_be_imported_and_not_used(use: str) -> None:
+    """A name, a name of a module, and a module: scripts import much that they need on other paths."""
+    import azureml.pipeline.steps
+    from azureml.core import Webservice, Workspace, webservice
+    from azureml.train.automl import AutoMLConfig
+    from azureml.train.hyperdrive import BayesianParameterSampling as Bayesian
+
+    assert Workspace.__name__ == "Workspace"
+    assert repr(Webservice) == "<azureml.core.Webservice: not available without Azure>"
+    assert typing.get_args(typing.Optional[Webservice])[0] is Webservice  # noqa: UP045  # as in a signature
+    for name, full, reason in (
+        (Webservice, "azureml.core.Webservice", "models are registered"),
+        (webservice, "azureml.core.webservice", "models are registered"),
+        (AutoMLConfig, "azureml.train.automl.AutoMLConfig", "name the settings that are to be tried"),
+        (Bayesian, "azureml.train.hyperdrive.BayesianParameterSampling", "use RandomParameterSampling"),
+        (azureml.pipeline, "azureml.pipeline", "submit the steps"),
+        (azureml.pipeline.steps, "azureml.pipeline.steps", "submit the steps"),
+    ):
+        with pytest.raises(
+            (UserErrorException, NoSuchName), match=f"^{re.escape(full)} is not available without Azure: {reason}"
+        ):
+            USES[use](name)
+
+
+ASKED = {
+    "try": "try:\n    from azureml.core import Webservice\nexcept ImportError:\n    Webservice = 'none'\nprint(Webservice)",
+    "tuple": "try:\n    import azureml.automl\nexcept (KeyError, ModuleNotFoundError):\n    print('none')",
+    "bare": "try: import azureml.automl.core\nexcept: print('none')",
+    "suppress": "import contextlib\nwith contextlib.suppress(ImportError):\n    import azureml.automl\nprint('none')",
+    "module": "try:\n    import mine\nexcept Exception as error:\n    print('none')",
+    "by name": "import importlib\ntry:\n    importlib.import_module('azureml.automl')\nexcept ImportError:\n    print('none')",
+    "find": "import importlib.util\ntry:\n    importlib.util.find_spec('azureml.automl')\nexcept ImportError:\n    print('none')",
+    "call": "def load():\n    import azureml.automl\ntry:\n    load()\nexcept ImportError:\n    print('none')",
+    "class": "class A:\n    try:\n        from azureml.core import Image\n    except ImportError:\n        print('none')",
+    "text": "try:\n    exec('import azureml.automl')\nexcept ImportError:\n    print('none')",
+}
+KEPT = {
+    "another failure": "try:\n    import azureml.automl\nexcept KeyError:\n    pass\nprint('kept')",
+    "call": "def use():\n    import azureml.automl\n    print('kept')\ntry:\n    use()\nexcept Exception:\n    pass",
+    "defined": "try:\n    def use():\n        import azureml.automl\nexcept ImportError:\n    pass\nuse()\nprint('kept')",
+    "handler": "try:\n    1 / 0\nexcept Exception:\n    import azureml.automl\nprint('kept')",
+    "one line": "x = 1; import azureml.automl; print('kept')",
+    "else": "try:\n    pass\nexcept ImportError:\n    pass\nelse:\n    import azureml.automl\nprint('kept')",
+    "module": "import mine\nprint('kept')",
+    "lines": "from azureml.core import (\n    Workspace,\n    Webservice,\n)\nprint('kept')",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [*((text, "none") for text in ASKED.values()), *((text, "kept") for text in KEPT.values())]
+)
+def test_a_script_that_catches_the_failure_of_an_import_asks_whether_it_is_there(tmp_path: Path, text: str, shown: str) -> None:
+    (tmp_path / "mine.py").write_text("from azureml.train.automl import AutoMLConfig\n")
+    (tmp_path / "submit.py").write_text(text)
+    done = in_python("import runpy, dtrain.azureml as e\ne.install()\nrunpy.run_path('submit.py')", tmp_path, cwd=tmp_path)
+    assert (done.stdout, done.stderr) == (f"{shown}\n", "")
+
+
+AT_ONCE = {
+    "from azureml.train.automl import *": "name the settings that are to be tried.*: import [*] gives no names of it",
+    "import azureml.mlflow": "log with Run.get_context",  # which works by being imported: there is no later moment
+    "from azureml.core import Webservices": "has no 'Webservices'",
+}
+
+
+@pytest.mark.parametrize("text", AT_ONCE)
+def test_an_import_that_would_bring_nothing_or_do_something_fails(tmp_path: Path, text: str) -> None:
+    (tmp_path / "submit.py").write_text(text)
+    done = in_python("import runpy, dtrain.azureml as e\ne.install()\nrunpy.run_path('submit.py')", cwd=tmp_path)
+    assert re.search(f"^dtrain.azureml.errors.NoSuch(Import|Module): .*{AT_ONCE[text]}", done.stderr, re.MULTILINE), done.stderr
 
 
 @pytest.mark.usefixtures("finder")

@@ -14,6 +14,7 @@ from dtrain.azureml.environment import CondaDependencies, Environment
 from dtrain.azureml.errors import UserErrorException
 from dtrain.azureml.estimator import Estimator
 from dtrain.azureml.experiment import Experiment
+from dtrain.azureml.run import Run
 from dtrain.azureml.stores import FolderStore, list_files
 from dtrain.azureml.workspace import Workspace
 
@@ -58,6 +59,25 @@ def test_what_is_asked_for_is_what_is_told(workspace: Workspace) -> None:
     with pytest.raises(UserErrorException, match="return_artifacts=True is not available"):
         run.upload_files(["a"], ["requirements.txt"], return_artifacts=True)
     run.complete()
+
+
+@pytest.mark.parametrize(("end", "state"), [("complete", "Completed"), ("fail", "Failed"), ("cancel", "Canceled")])
+def test_what_is_logged_to_a_run_that_is_over_is_said(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], end: str, state: str
+) -> None:
+    """Once, and recorded; also by another object of the same run."""
+    experiment = Experiment(workspace, "tests")
+    run = experiment.start_logging()
+    run.log("before", 1)
+    getattr(run, end)()
+    assert capsys.readouterr().err == ""
+    run.log("after", 2)
+    run.log("after", 3)
+    again = Run(experiment, run.id)
+    again.log_row("row", x=1)
+    said = f"dtrain: run {run.id} is {state} already; what is logged to it now is recorded all the same\n"
+    assert capsys.readouterr().err == 2 * said
+    assert run.get_metrics() == {"before": 1, "after": [2, 3], "row": {"x": 1}}
 
 
 def test_a_place_that_is_not_there_is_said(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:

@@ -120,13 +120,14 @@ def test_what_fails_is_told_in_its_cell_and_the_kernel_goes_on(azure: AzureProje
     after = run_notebook(
         azure,
         "experiment.submit(ScriptRunConfig('src', 'tran.py'))",
-        "from azureml.core import Webservice",
+        "from azureml.core import Webservice\nprint('imported')\nWebservice(None, 'x')",
         "run = experiment.submit(ScriptRunConfig('src', 'train.py'))\nrun.wait_for_completion(show_output=True)",
         "run.get_status()",
     )
     cells = [text_of(outputs) for outputs in after[-1]["outputs"][2:]]
     assert "UserErrorException" in cells[0]
     assert "did you mean train.py" in cells[0]
+    assert "imported" in cells[1]
     assert "models are registered and downloaded here" in cells[1]
     assert "ActivityFailedException" in cells[2]
     assert "ValueError: bad batch" in cells[2]

@@ -100,13 +100,17 @@ print(json.dumps({{
 
 
 @pytest.mark.parametrize(
-    ("package", "words"),
+    ("package", "words", "is_installed"),
     [
-        ("toy==7", "No matching distribution found for toy==7"),
-        pytest.param("needy", r"needy 1.0 depends on mpi4py<2", marks=pytest.mark.needs("mpi")),
+        ("toy==7", "No matching distribution found for toy==7", False),
+        ("click==99", "No matching distribution found for click==99", True),
+        pytest.param("needy", r"needy 1.0 depends on mpi4py<2", False, marks=pytest.mark.needs("mpi")),
     ],
 )
-def test_what_pip_cannot_install_fails_the_run_with_its_words(shop: AzureProject, package: str, words: str) -> None:
+def test_what_pip_cannot_install_fails_the_run_with_its_words(
+    shop: AzureProject, package: str, words: str, is_installed: bool
+) -> None:
+    """``--any-version`` is named where another version is installed, and nowhere else."""
     shop.train(TRAIN)
     done = shop.try_control(
         f"""
@@ -119,6 +123,7 @@ print(run.get_status(), "azureml-logs/20_image_build_log.txt" in run.get_file_na
 """
     )
     assert re.search(rf"(?s)ActivityFailedException.*the environment that the job asks for cannot be made.*{words}", done.stdout)
+    assert ("--any-version" in done.stdout) == is_installed
     assert done.stdout.endswith("Failed True\n")
     assert [name for name in environments(shop) if not name.endswith(".lock")] == []
 

@@ -110,6 +110,22 @@ print(json.dumps({"files": files, "other": other.get_file_names(), "none": none.
     assert "there is no file or folder 'nowhere' to keep" in str(found["refused"])
 
 
+def test_a_run_definition_has_its_keys_also_in_the_older_spelling(azure: AzureProject) -> None:
+    azure.train("print('x')")
+    done = azure.control(
+        """
+definition = experiment.submit(ScriptRunConfig("src", "train.py", arguments=["--a", 1])).get_details()["runDefinition"]
+try:
+    definition["Argumnts"]
+except KeyError as error:
+    print(error)
+print(json.dumps([definition["Arguments"], definition["NodeCount"], definition["arguments"], "Arguments" in definition]))
+"""
+    )
+    assert "'Argumnts' is not in the run definition (did you mean arguments?); it has script, " in done.stdout
+    assert json.loads(done.stdout.splitlines()[-1]) == [["--a", "1"], 1, ["--a", "1"], False]
+
+
 METRICS = """
 from azureml.core import ScriptRun
 parent = experiment.start_logging()

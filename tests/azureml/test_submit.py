@@ -136,7 +136,10 @@ FAILURES = {
     "module": ("import no_such.thing", "pip_packages=['no_such'], or an Environment, asks for a package"),
     "exit": ("import sys; sys.exit(3)", "exit code 3"),
     "failed": ("from azureml.core import Run\nRun.get_context().fail('no data')", "no data"),
-    "name": ("from azureml.core import Webservice", "models are registered and downloaded here, not deployed"),
+    "name": (
+        "from azureml.core import Webservice\nWebservice(None, 'x')",
+        "models are registered and downloaded here, not deployed",
+    ),
 }
 
 
@@ -200,6 +203,24 @@ CANNOT = {
         "Estimator('src', entry_script='train.py', conda_packages=['chainer=1'])",
         r"chainer==1\.\* \((not installed|installed is .*--any-version)",
     ),
+    "none among them": (
+        "ScriptRunConfig('src', 'train.py', arguments=['--a', None])",
+        "arguments has None after '--a'; give a text or a number",
+    ),
+    "none later": ("none_later(ScriptRunConfig('src', 'train.py'))", "arguments has None; give a text or a number"),
+    "workers": (
+        "ScriptRunConfig('src', 'train.py', compute_target='cluster', distributed_job_config=TensorflowConfiguration(5))",
+        "worker_count=5 exceeds compute target 'cluster', which has max_nodes=4, and takes one a node; lower worker_count",
+    ),
+    "workers on nodes": (
+        "on_two_nodes(ScriptRunConfig('src', 'train.py', distributed_job_config=TensorflowConfiguration(5)))",
+        "worker_count=5 exceeds compute target 'cluster', which has max_nodes=4",
+    ),
+    "servers": (
+        "ScriptRunConfig('src', 'train.py', compute_target='cluster', distributed_job_config=TensorflowConfiguration(1, 5))",
+        "parameter_server_count=5 exceeds compute target 'cluster', which has max_nodes=4",
+    ),
+    "tag": ("ScriptRunConfig('src', 'train.py'), tag={'a': 1}", "has no argument 'tag' .did you mean tags"),
     "argument": ("Estimator('src', entry_scrip='train.py')", "has no argument 'entry_scrip'.*did you mean entry_script"),
     "vm size": (
         "Estimator('src', entry_script='train.py', vm_size='STANDARD_D2')",
@@ -242,6 +263,9 @@ def test_what_cannot_be_started_is_refused_by_name(azure: AzureProject) -> None:
     azure.train("[]", "list.json")
     tries = "def set_count(config, count):\n    config.run_config.mpi.process_count_per_node = count\n"
     tries += "def with_none():\n    made = Environment('e')\n    made.environment_variables['A'] = None\n    return made\n"
+    tries += "def none_later(config):\n    config.arguments.append(None)\n    return config\n"
+    tries += "def on_two_nodes(config):\n    config.run_config.target, config.run_config.node_count = 'cluster', 2\n"
+    tries += "    return config\n"
     tries += "".join(
         f"try:\n    experiment.submit({text})\nexcept Exception as error:\n    print({name!r}, type(error).__name__, error)\n"
         for name, (text, _) in CANNOT.items()
