@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import orjson
 
-from dtrain.errors import WorkspaceError
+from dtrain.errors import DtrainError, WorkspaceError
 from dtrain.files import read_json, write_json
 from dtrain.layout import RunLayout
 from dtrain.processes import ProcessRecord
@@ -35,6 +35,9 @@ LOST_PEER = {"openmpi": 14, "slurm": 14}
 
 ORPHANED = "ended because what launched it was gone"
 """What a rank's guard says of a rank whose mpirun, or mpirun's daemon on that host, has died."""
+
+SHUT_DOWN = "Horovod has been shut down"
+"""What Horovod raises in the ranks that go on when one has left, or died."""
 
 VANISHED = "vanished without a record: it was killed together with the process that watched it"
 """What is said of a rank that began and has no record of its end."""
@@ -100,6 +103,10 @@ class RankFailure:
     def describe(self) -> str:
         return f"{self.who}: {self.message}"
 
+    def then(self, what: str) -> RankFailure:
+        """This failure, and what followed from it."""
+        return dataclasses.replace(self, message=f"{self.message}; then {what}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
@@ -148,6 +155,12 @@ def exception_message(error: BaseException) -> str:
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     text = str(error).strip().partition("\n")[0]
     return f"{name}: {text}" if text else name
+
+
+def exception_kind(error: BaseException, rank: int) -> Kind:
+    """Whether an uncaught exception of this rank is its own, or follows from what became of another one."""
+    elsewhere = isinstance(error, DtrainError) and error.of_rank not in (None, rank)
+    return "consequence" if elsewhere or SHUT_DOWN in exception_message(error) else "exception"
 
 
 def _encodable(text: str) -> str:
@@ -237,33 +250,69 @@ def first_failure(failures: list[RankFailure]) -> RankFailure | None:
     return next((each for each in gone if first is not None and each.time - first.time < _KILL_NOTICED_S), first)
 
 
-def name_who_left(run: RunLayout, failure: RankFailure, size: int) -> RankFailure:
-    """The failure, and which rank had left with exit code 0 before, where a lost connection or a kill is all that went wrong."""
-    lost_peer = failure.kind == "consequence" and failure.exit_code in LOST_PEER.values()
-    left = who_left(run, size, failure.time, early_only=not lost_peer)
-    if not left or not (lost_peer or failure.message.startswith(VANISHED)):
+def blame_who_left(run: RunLayout, failure: RankFailure, size: int) -> RankFailure:
+    """The failure; or that of a rank which had left with exit code 0 before, where it is only what followed from that."""
+    noticed_s = None
+    if failure.kind == "consequence" and failure.exit_code in LOST_PEER.values():
+        how, noticed_s = "lost its connection to another rank", 0.0
+    elif failure.kind == "consequence" and SHUT_DOWN in failure.message:
+        how, noticed_s = SHUT_DOWN, _KILL_NOTICED_S
+    elif failure.message.startswith(VANISHED):
+        how = failure.message
+    else:
         return failure
-    how = "lost its connection to another rank" if lost_peer else failure.message
-    return dataclasses.replace(failure, message=f"{how}: {left}")
+    left = who_left(run, size, failure.time, noticed_s=noticed_s)
+    return failure if left is None else left.then(f"{failure.who}: {how}")
 
 
-def who_left(run: RunLayout, size: int, before: float, *, early_only: bool = True) -> str:
-    """Which rank had left with exit code 0 before that time (Unix seconds), in a sentence; empty where none had.
+def who_left(run: RunLayout, size: int, before: float, *, noticed_s: float | None = None) -> RankFailure | None:
+    """The first rank that had left with exit code 0 before that time (Unix seconds), as a failure; None where none had.
 
-    ``early_only``: only one that left by no end of its script (``os._exit(0)``), for which MPI ends the others. It does so before
-    that one's guard has noted the end: so up to :data:`_KILL_NOTICED_S` later counts as before. Who left longer before than
-    :data:`_KILLED_WITHIN_S` is not why.
+    ``noticed_s``: also one whose script was over by then, or up to so many seconds later; None: only one that left by no end of
+    its script (``os._exit(0)``), for which MPI ends the others. It does so before that one's guard has noted the end: so up to
+    :data:`_KILL_NOTICED_S` later counts as before. Who left longer before than :data:`_KILLED_WITHIN_S` is not why.
     """
-    done = [(read_json(path), rank) for rank in range(size) if (path := run.rank(rank).done).is_file()]
-    early = [(record["time"], rank) for record, rank in done if record.get("early")]
-    left = [(when, rank) for when, rank in early if -_KILLED_WITHIN_S < when - before < _KILL_NOTICED_S]
-    if not early_only:
-        left += [(record["time"], rank) for record, rank in done if record["time"] <= before]
+    left = []
+    for rank in range(size):
+        when, early = _left_with_0(run, rank)
+        if when is None:
+            continue
+        if (early and -_KILLED_WITHIN_S < when - before < _KILL_NOTICED_S) or (
+            noticed_s is not None and when - before <= noticed_s
+        ):
+            left.append((when, rank))
     if not left:
-        return ""
-    process = read_process(run, rank := min(left)[1])
-    where = f"rank {rank}" if process is None else f"rank {rank} on {process.host}"
-    return f"{where} had left before with exit code 0, and the others still needed it"
+        return None
+    when, rank = min(left)
+    process = read_process(run, rank)
+    return RankFailure(
+        rank=rank,
+        host=os.uname().nodename if process is None else process.host,
+        time=when,
+        exit_code=1,  # its own says that all is well
+        kind="exit",
+        message="left with exit code 0 while others still needed it",
+    )
+
+
+def _left_with_0(run: RunLayout, rank: int) -> tuple[float | None, bool]:
+    """When the rank left with exit code 0, None where it did not; and whether its script was not over then.
+
+    From the end of its script on a rank takes part in nothing, but it may be ended while it still waits for the others.
+    """
+    files = run.rank(rank)
+    done = read_json(files.done) if files.done.is_file() else None
+    failure = None if done is not None else read_failure(run, rank)
+    if failure is not None and failure.kind != "ended":
+        return None, False
+    over = None
+    with contextlib.suppress(
+        FileNotFoundError, orjson.JSONDecodeError
+    ):  # no beat, or one that a full disk kept from being written
+        over = orjson.loads(files.heartbeat.read_bytes()).get("over")
+    if done is None:
+        return over, False
+    return over or done.get("time"), bool(done.get("early"))
 
 
 def read_status(run: RunLayout) -> RunStatus:
@@ -297,7 +346,7 @@ def _judge(run: RunLayout, status: RunStatus) -> RunStatus:
     ranks = range(status.size)
     failure = first_failure([found for rank in ranks if (found := read_failure(run, rank)) is not None])
     if failure is not None:
-        failure = name_who_left(run, failure, status.size)
+        failure = blame_who_left(run, failure, status.size)
         state: State = "canceled" if failure.exit_code == 128 + signal.SIGINT else "failed"
         return dataclasses.replace(
             status, state=state, exit_code=failure.exit_code, ended=failure.time, cause=failure.describe(), failure=failure
