@@ -106,6 +106,8 @@ def test_beats_that_nobody_asks_for_are_not_read(tmp_path: Path) -> None:
 def test_of_a_lost_host_not_every_rank_is_named() -> None:
     host = PlannedHost(name="node1", ranks=tuple(range(12)))
     assert lost(host, "does not answer", 0.0, []).message.endswith("ranks 0, 1, 2, 3, 4, 5, 6, 7 and 4 more")
+    alone = lost(PlannedHost(name="node2", ranks=(3,)), "does not answer", 0.0, [])
+    assert alone.describe() == "rank 3 on node2: lost: host node2 does not answer"
 
 
 def test_orders_are_left_for_ranks_that_look_for_them(tmp_path: Path) -> None:
