@@ -43,6 +43,8 @@ class MpiFamily:
     flags_oversubscribed: tuple[str, ...] = ()
     scratch_variables: tuple[str, ...] = ()
     """Those that say where it keeps what belongs to one launch."""
+    only_allocated: bool = False
+    """Within a Slurm job its mpirun takes no host that is not the job's."""
     noise: str = ""
     """Regular expression for what mpirun prints that means nothing."""
 
@@ -73,6 +75,7 @@ FAMILIES: tuple[MpiFamily, ...] = (
         ),
         # It moves its ssh client into a process group of its own, when that has perhaps done so already.
         noise=r"plm:ssh: Warning: setpgid",
+        only_allocated=True,
         scratch_variables=("PRTE_MCA_prte_tmpdir_base", "OMPI_MCA_orte_tmpdir_base"),
     ),
     MpiFamily(

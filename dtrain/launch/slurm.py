@@ -16,7 +16,8 @@ from typing import Literal
 from dtrain import env, resources
 from dtrain.allocation import Allocation
 from dtrain.errors import MissingDependency, NotRunnable, UsageError, WorkspaceError
-from dtrain.launch import mpi
+from dtrain.hosts import place
+from dtrain.launch import mpi, ssh
 from dtrain.launch.mpi_families import MpiInstallation, find_mpi
 from dtrain.launch.plan import LaunchPlan, PlannedProcess, rank_argv
 from dtrain.layout import RunLayout, Workspace
@@ -136,6 +137,18 @@ def check_room(spec: JobSpec, allocation: Allocation, start: Start) -> None:
         raise UsageError(
             f"-n {spec.workers} exceeds the room in {job}: of {has}, srun starts {room} ranks at most; lower -n, ask Slurm for "
             f"more (salloc --ntasks={spec.workers}), or let ranks share CPUs (--slurm-start mpirun)"
+        )
+
+
+def check_hosts(spec: JobSpec, allocation: Allocation) -> None:
+    """Raises UsageError for hosts of ``spec`` that are not the allocation's. Asks Slurm for its nodes, which takes a moment."""
+    nodes = hostnames(allocation)
+    used = [host for host in dict.fromkeys(place(spec.size, spec.hosts)) if host.name not in nodes and not ssh.is_here(host)]
+    if outside := [host.name for host in used if ":" in host.name or host.name.partition(".")[0] not in nodes]:
+        raise UsageError(
+            f"{'hosts' if len(outside) > 1 else 'host'} {listed(outside)}: not in Slurm job {allocation.job_id}, which has "
+            f"{listed(nodes)}, and within the job mpirun takes no others; name those, by these names, or leave out -H and "
+            "--hostfile to use them all"
         )
 
 

@@ -309,6 +309,10 @@ def test_what_cannot_be_is_refused(slurm: SlurmProject) -> None:
     done = slurm.dtrain("run", "--detach", script)
     assert (done.returncode, done.stdout) == (2, "")
     assert "nothing is submitted here" in done.stderr
+    done = slurm.dtrain("run", "-H", "node1,10.77.0.3,node3", script)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("dtrain: hosts 10.77.0.3, node3: not in Slurm job ")
+    assert ", which has node1, node2, and within the job mpirun takes no others; name those" in done.stderr
     slurm.within = ("srun", "--quiet", "--nodes=2")
     done = slurm.dtrain("run", script)
     assert (done.returncode, done.stdout) == (2, "")
