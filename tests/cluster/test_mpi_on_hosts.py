@@ -386,6 +386,19 @@ def test_hosts_are_asked_before_anything_starts(project: MpiProject) -> None:
     assert "/tmp/private" not in project.hosts("exec", "node2", "find", "/tmp", "-maxdepth", "1")
 
 
+@OPENMPI
+def test_a_host_whose_folder_for_temporary_files_is_full_is_named_before_the_start(project: MpiProject) -> None:
+    """Of mpirun's daemon there, mpirun says only that it did not report back, or that it has died."""
+    project.hosts("exec", "node2", "mount", "-o", "remount,size=64k", "/tmp")
+    try:
+        done = project.dtrain("run", "-H", "node1,node2", project.script(""))
+    finally:
+        project.hosts("exec", "node2", "mount", "-o", "remount,size=50%", "/tmp")
+    assert (done.returncode, done.stdout) == (127, "")
+    assert "dtrain: host node2: /tmp cannot hold mpirun's files: " in done.stderr
+    assert "No space left on device; make room there" in done.stderr or "no room for 256 KiB; make room there" in done.stderr
+
+
 def test_doctor_tells_what_is_in_the_way(project: MpiProject) -> None:
     done = project.dtrain("doctor", "-H", "node1:2,node2,elsewhere")
     assert done.returncode == 1, done.stderr
