@@ -251,8 +251,13 @@ def first_failure(failures: list[RankFailure]) -> RankFailure | None:
 
 
 def blame_who_left(run: RunLayout, failure: RankFailure, size: int) -> RankFailure:
-    """The failure; or that of a rank which had left with exit code 0 before, where it is only what followed from that."""
+    """The failure; or that of a rank which had left with exit code 0 before, where it is only what followed from that.
+
+    Tasks of a cluster, and workers of an elastic job, may leave when they like: none is blamed.
+    """
     noticed_s = None
+    if failure.task:
+        return failure
     if failure.kind == "consequence" and failure.exit_code in LOST_PEER.values():
         how, noticed_s = "lost its connection to another rank", 0.0
     elif failure.kind == "consequence" and SHUT_DOWN in failure.message:

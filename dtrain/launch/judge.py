@@ -50,8 +50,7 @@ class Judge:
         if len(vanished) == 1 and (failure is None or of_another):
             failure = vanished[0]
         if failure is not None:
-            failure = self._named(failure)
-            failure = failure if self._plan.elastic else blame_who_left(self._run, failure, self._plan.size)
+            failure = blame_who_left(self._run, self._named(failure), self._plan.size)
         elif launcher_code > 0:
             failure = self._left_early(vanished, launcher_code)
         if failure is not None:

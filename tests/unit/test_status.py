@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -74,3 +75,5 @@ def test_who_was_over_and_waits_for_the_others_has_left(
         write_record(run.rank(2).error, failure(2, 10.4, kind, 143, ""))
     failed = RankFailure(rank=0, host="node", time=10.0, exit_code=1, kind="consequence", message=SHUT_DOWN)
     assert blame_who_left(run, failed, 3).rank == blamed
+    task = dataclasses.replace(failed, task="worker 0")  # others of a cluster may leave when they like
+    assert blame_who_left(run, task, 3) == task
