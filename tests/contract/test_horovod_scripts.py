@@ -72,7 +72,7 @@ for step in range(10**6):
 """
 
 
-@pytest.mark.parametrize("controller", ["mpi", "gloo"])
+@pytest.mark.parametrize("controller", ["mpi", "gloo"], ids=["over-mpi", "over-gloo"])  # pytest-mpi skips what is called mpi
 def test_a_rank_that_leaves_while_others_exchange_is_the_first(tmp_path: Path, controller: str) -> None:
     """Horovod shuts down in the others, whose exceptions come before its end."""
     (tmp_path / "leaves.py").write_text(LEAVES)
