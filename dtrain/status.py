@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import signal
 import time
@@ -255,36 +256,36 @@ def blame_who_left(run: RunLayout, failure: RankFailure, size: int) -> RankFailu
 
     Tasks of a cluster, and workers of an elastic job, may leave when they like: none is blamed.
     """
-    noticed_s = None
+    by_end: Literal["none", "process", "script"] = "none"
     if failure.task:
         return failure
     if failure.kind == "consequence" and failure.exit_code in LOST_PEER.values():
-        how, noticed_s = "lost its connection to another rank", 0.0
+        how, by_end = "lost its connection to another rank", "process"
     elif failure.kind == "consequence" and SHUT_DOWN in failure.message:
-        how, noticed_s = SHUT_DOWN, _KILL_NOTICED_S
+        how, by_end = SHUT_DOWN, "script"
     elif failure.message.startswith(VANISHED):
         how = failure.message
     else:
         return failure
-    left = who_left(run, size, failure.time, noticed_s=noticed_s)
+    left = who_left(run, size, failure.time, by_end=by_end)
     return failure if left is None else left.then(f"{failure.who}: {how}")
 
 
-def who_left(run: RunLayout, size: int, before: float, *, noticed_s: float | None = None) -> RankFailure | None:
+def who_left(
+    run: RunLayout, size: int, before: float, *, by_end: Literal["none", "process", "script"] = "none"
+) -> RankFailure | None:
     """The first rank that had left with exit code 0 before that time (Unix seconds), as a failure; None where none had.
 
-    ``noticed_s``: also one whose script was over by then, or up to so many seconds later; None: only one that left by no end of
-    its script (``os._exit(0)``), for which MPI ends the others. It does so before that one's guard has noted the end: so up to
-    :data:`_KILL_NOTICED_S` later counts as before. Who left longer before than :data:`_KILLED_WITHIN_S` is not why.
+    One counts that left by no end of its script (``os._exit(0)``), for which MPI ends the others. It does so before that one's
+    guard has noted the end: so up to :data:`_KILL_NOTICED_S` later counts as before. Who left longer before than
+    :data:`_KILLED_WITHIN_S` is not why. ``by_end``: also one whose ``process`` had ended; or whose ``script`` had, which ends
+    Horovod in all ranks while MPI_Finalize still keeps the process.
     """
+    until = {"none": -math.inf, "process": before, "script": before + _KILL_NOTICED_S}[by_end]
     left = []
     for rank in range(size):
-        when, early = _left_with_0(run, rank)
-        if when is None:
-            continue
-        if (early and -_KILLED_WITHIN_S < when - before < _KILL_NOTICED_S) or (
-            noticed_s is not None and when - before <= noticed_s
-        ):
+        when, early = _left_with_0(run, rank, script=by_end == "script")
+        if when is not None and (when <= until or (early and -_KILLED_WITHIN_S < when - before < _KILL_NOTICED_S)):
             left.append((when, rank))
     if not left:
         return None
@@ -300,24 +301,22 @@ def who_left(run: RunLayout, size: int, before: float, *, noticed_s: float | Non
     )
 
 
-def _left_with_0(run: RunLayout, rank: int) -> tuple[float | None, bool]:
-    """When the rank left with exit code 0, None where it did not; and whether its script was not over then.
-
-    From the end of its script on a rank takes part in nothing, but it may be ended while it still waits for the others.
-    """
+def _left_with_0(run: RunLayout, rank: int, *, script: bool) -> tuple[float | None, bool]:
+    """When the rank's process ended with 0, or with ``script`` when its script was over; None where it did not. And whether it
+    left by no end of its script."""
     files = run.rank(rank)
-    done = read_json(files.done) if files.done.is_file() else None
-    failure = None if done is not None else read_failure(run, rank)
-    if failure is not None and failure.kind != "ended":
+    if script:
+        failure = read_failure(run, rank)
+        if failure is not None and failure.kind != "ended":
+            return None, False
+        # Without a beat yet, or one that a full disk kept from being written, the process's end has to do.
+        with contextlib.suppress(FileNotFoundError, orjson.JSONDecodeError):
+            if (over := orjson.loads(files.heartbeat.read_bytes())["over"]) is not None:
+                return over, False
+    if not files.done.is_file():
         return None, False
-    over = None
-    with contextlib.suppress(
-        FileNotFoundError, orjson.JSONDecodeError
-    ):  # no beat, or one that a full disk kept from being written
-        over = orjson.loads(files.heartbeat.read_bytes()).get("over")
-    if done is None:
-        return over, False
-    return over or done.get("time"), bool(done.get("early"))
+    done = read_json(files.done)
+    return done.get("time"), bool(done.get("early"))
 
 
 def read_status(run: RunLayout) -> RunStatus:

@@ -79,8 +79,8 @@ class Answer:
     """What a host said about itself. ``mpi`` is empty where it was not asked for, ``mpi_problem`` says why there is none;
     ``back`` is why a connection to the host that asks failed, or empty. ``ranks`` is the version of the ranks' Python, where
     that is another one, and ``ranks_problem`` why they cannot run by it. ``interface`` is the one in the network that was asked
-    for, and ``network_problem`` says why there is none; ``scratch``, why mpirun could keep no
-    files there, empty where it can, None where that was not asked."""
+    for, and ``network_problem`` says why there is none. ``scratch`` is why mpirun could keep no files there: empty where it can,
+    None where that was not asked."""
 
     python: str
     dtrain: str

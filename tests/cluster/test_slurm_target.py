@@ -166,7 +166,7 @@ run = experiment.submit(waits)
 while run.get_status() != "Running":
     time.sleep(0.05)
 job = json.load(open(os.path.join(run.get_details()["runFolder"], "slurm.json")))["job_id"]
-subprocess.run(["scontrol", "requeue", job], check=True)
+subprocess.run(["scontrol", "requeuehold", job], check=True)
 while (again := run.get_status()) in ("Running", "Finalizing"):
     time.sleep(0.05)
 run.cancel()

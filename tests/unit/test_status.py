@@ -75,5 +75,7 @@ def test_who_was_over_and_waits_for_the_others_has_left(
         write_record(run.rank(2).error, failure(2, 10.4, kind, 143, ""))
     failed = RankFailure(rank=0, host="node", time=10.0, exit_code=1, kind="consequence", message=SHUT_DOWN)
     assert blame_who_left(run, failed, 3).rank == blamed
+    lost = dataclasses.replace(failed, message="exited with code 14", exit_code=14)  # MPI_Finalize keeps who is over
+    assert blame_who_left(run, lost, 3) == lost
     task = dataclasses.replace(failed, task="worker 0")  # others of a cluster may leave when they like
     assert blame_who_left(run, task, 3) == task
