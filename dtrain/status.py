@@ -37,14 +37,13 @@ LOST_PEER = {"openmpi": 14, "slurm": 14}
 ORPHANED = "ended because what launched it was gone"
 """What a rank's guard says of a rank whose mpirun, or mpirun's daemon on that host, has died."""
 
-SHUT_DOWN = "Horovod has been shut down"
-"""What Horovod raises in the ranks that go on when one has left, or died."""
-
 VANISHED = "vanished without a record: it was killed together with the process that watched it"
 """What is said of a rank that began and has no record of its end."""
 
 _UNRECORDED = "its supervisor (dtrain run) was killed or its host restarted, or a full disk kept its end from being recorded"
 _MOST_LISTED = 8
+# What Horovod raises in the ranks that go on when one has left, or died.
+_SHUT_DOWN = "Horovod has been shut down"
 _KILLED = (128 + signal.SIGKILL, 128 + signal.SIGTERM)  # what comes from outside; SIGABRT may follow from another's failure
 _KILL_NOTICED_S = 1.0
 # For so long after it a rank that left by no end of its script may be why others were killed: MPI does that at once, but what it
@@ -100,6 +99,12 @@ class RankFailure:
     def who(self) -> str:
         """The rank, and its host."""
         return f"{self.task or f'rank {self.rank}'} on {self.host}"
+
+    @property
+    def of_shut_down(self) -> bool:
+        """Whether it is Horovod's word that another rank has left, or died."""
+        # Of a tf.function the exception's first line says only "Graph execution error".
+        return self.kind == "consequence" and (_SHUT_DOWN in self.message or _SHUT_DOWN in self.traceback)
 
     def describe(self) -> str:
         return f"{self.who}: {self.message}"
@@ -161,7 +166,7 @@ def exception_message(error: BaseException) -> str:
 def exception_kind(error: BaseException, rank: int) -> Kind:
     """Whether an uncaught exception of this rank is its own, or follows from what became of another one."""
     elsewhere = isinstance(error, DtrainError) and error.of_rank not in (None, rank)
-    return "consequence" if elsewhere or SHUT_DOWN in exception_message(error) else "exception"
+    return "consequence" if elsewhere or _SHUT_DOWN in str(error) else "exception"
 
 
 def _encodable(text: str) -> str:
@@ -261,8 +266,8 @@ def blame_who_left(run: RunLayout, failure: RankFailure, size: int) -> RankFailu
         return failure
     if failure.kind == "consequence" and failure.exit_code in LOST_PEER.values():
         how, by_end = "lost its connection to another rank", "process"
-    elif failure.kind == "consequence" and SHUT_DOWN in failure.message:
-        how, by_end = SHUT_DOWN, "script"
+    elif failure.of_shut_down:
+        how, by_end = _SHUT_DOWN, "script"
     elif failure.message.startswith(VANISHED):
         how = failure.message
     else:

@@ -14,7 +14,7 @@ from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.ssh import FAILED
 from dtrain.layout import RunLayout
 from dtrain.processes import signal_name
-from dtrain.status import ORPHANED, SHUT_DOWN, VANISHED, RankFailure, blame_who_left, first_failure, listed, who_left
+from dtrain.status import ORPHANED, VANISHED, RankFailure, blame_who_left, first_failure, listed, who_left
 
 _CAUSE_LINES = 20
 # Slurm's words when it kills the ranks of srun, guards and all.
@@ -46,8 +46,7 @@ class Judge:
         if gone and launcher_code >= 0:
             orphan = self._orphaned(gone)
             failure = orphan if failure is None or orphan.time < failure.time else failure
-        of_another = failure is not None and failure.kind == "consequence" and SHUT_DOWN not in failure.message
-        if len(vanished) == 1 and (failure is None or of_another):
+        if len(vanished) == 1 and (failure is None or (failure.kind == "consequence" and not failure.of_shut_down)):
             failure = vanished[0]
         if failure is not None:
             failure = blame_who_left(self._run, self._named(failure), self._plan.size)

@@ -10,7 +10,7 @@ import pytest
 
 from dtrain.files import write_json
 from dtrain.layout import RunLayout
-from dtrain.status import SHUT_DOWN, VANISHED, Kind, RankFailure, blame_who_left, first_failure, write_record
+from dtrain.status import VANISHED, Kind, RankFailure, blame_who_left, first_failure, write_record
 
 
 def failure(rank: int, time: float, kind: Kind, exit_code: int, task: str) -> RankFailure:
@@ -28,6 +28,7 @@ def test_who_is_gone_goes_before_who_failed_of_it(kind: Kind, code: int) -> None
 
 
 LEFT = "rank 2 on {here}: left with exit code 0 while others still needed it; then rank 0 on node: "
+SHUT_DOWN = "Horovod has been shut down"
 LOST = "lost its connection to another rank"
 
 
