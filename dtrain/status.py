@@ -103,7 +103,7 @@ class RankFailure:
     @property
     def of_shut_down(self) -> bool:
         """Whether it is Horovod's word that another rank has left, or died."""
-        # Of a tf.function the exception's first line says only "Graph execution error".
+        # Of Keras's fit the exception's first line says only "Graph execution error".
         return self.kind == "consequence" and (_SHUT_DOWN in self.message or _SHUT_DOWN in self.traceback)
 
     def describe(self) -> str:
