@@ -46,7 +46,17 @@ from dtrain.processes import (
 )
 from dtrain.progress import PROGRESS
 from dtrain.resources import bound_variables, own_threads, own_topology, wanted_binding
-from dtrain.status import LOST_PEER, ORPHANED, Kind, RankFailure, RankProcess, exception_message, failure_to_line, write_record
+from dtrain.status import (
+    LOST_PEER,
+    ORPHANED,
+    Kind,
+    RankFailure,
+    RankProcess,
+    exception_kind,
+    exception_message,
+    failure_to_line,
+    write_record,
+)
 from dtrain.switches import azureml_mode, legacy_kinds
 
 _STAY_S = 0.05
@@ -234,7 +244,7 @@ class _Guard:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._child, signal.SIGKILL)  # what the script started: nobody may be left who could end it later
         if code == 0:
-            return self._recorder.done(early=self._ended_by is None and not PROGRESS.read().over)  # os._exit(0)
+            return self._recorder.done(early=self._ended_by is None and PROGRESS.read().over is None)  # os._exit(0)
         exit_code = 128 - code if code < 0 else code
         if self._ended_by is not None:
             self._recorder.failure("ended", exit_code, self._ended_by, when=self._orphaned_at)
@@ -302,19 +312,18 @@ def _run_script(recorder: Recorder, argv: Sequence[str]) -> NoReturn:
     except SystemExit as error:
         if os.getpid() != script:  # a process that the script forked, which ends as it would by itself; the rank goes on
             raise
-        _leave(_exit_code(recorder, error))
+        _leave(recorder, _exit_code(recorder, error))
     except BaseException as error:
         error = error.with_traceback(strip_frames(error.__traceback__))
         sys.excepthook(type(error), error, error.__traceback__)
         exit_code = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
         if os.getpid() != script:
             sys.exit(exit_code)
-        elsewhere = isinstance(error, DtrainError) and error.of_rank not in (None, recorder.env.rank)
-        recorder.failure("consequence" if elsewhere else "exception", exit_code, exception_message(error), tell(error))
-        _leave(exit_code)
+        recorder.failure(exception_kind(error, recorder.env.rank), exit_code, exception_message(error), tell(error))
+        _leave(recorder, exit_code)
     if os.getpid() != script:
         sys.exit()
-    _leave(0)
+    _leave(recorder, 0)
 
 
 def _put_first(folder: str) -> None:
@@ -342,7 +351,7 @@ def _exit_code(recorder: Recorder, error: SystemExit) -> int:
     return exit_code
 
 
-def _leave(exit_code: int) -> NoReturn:
+def _leave(recorder: Recorder, exit_code: int) -> NoReturn:
     """End the script's process.
 
     A failed rank of several must not reach MPI_Finalize, which mpi4py calls at exit: it waits there for ranks that wait for it.
@@ -350,6 +359,8 @@ def _leave(exit_code: int) -> NoReturn:
     mpi = sys.modules.get("mpi4py.MPI")
     finalizes = mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized() and mpi.COMM_WORLD.Get_size() > 1
     PROGRESS.end(finalizes=finalizes)
+    with contextlib.suppress(OSError):
+        PROGRESS.write(recorder.files.heartbeat)  # now: the guard may be killed before its next beat, for this rank's leaving
     if exit_code != 0 and finalizes:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()

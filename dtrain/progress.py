@@ -23,7 +23,8 @@ _COUNT = struct.Struct("<Q")
 _COLLECTIVE = struct.Struct("<d32sQ")
 _CALLS = struct.Struct("<Q")
 _CALLS_AT = _COUNT.size + _COLLECTIVE.size - _CALLS.size
-_OVER = _COUNT.size + _COLLECTIVE.size
+_OVER = struct.Struct("<d")  # Unix seconds, 0 while the script goes on
+_OVER_AT = _COUNT.size + _COLLECTIVE.size
 
 SCRIPT_OVER = "MPI_Finalize (script is over)"
 """In place of a collective's name."""
@@ -35,14 +36,14 @@ FINALIZES = (SCRIPT_OVER, "Finalize")
 @dataclass(frozen=True, kw_only=True)
 class Doing:
     """``count`` of what the script told dtrain so far, ``calls`` of collectives and MPI calls entered and left; ``collective``
-    (or call) that the rank is in, ``since_s`` seconds, or empty. ``over``: the script returned, or called ``sys.exit`` or
-    ``MPI.Finalize``; no other rank needs this one."""
+    (or call) that the rank is in, ``since_s`` seconds, or empty. ``over``: when (Unix seconds) the script returned, or called
+    ``sys.exit`` or ``MPI.Finalize``, from where on it exchanges nothing; None while it goes on."""
 
     count: int
     calls: int
     collective: str
     since_s: float
-    over: bool
+    over: float | None
 
 
 class Progress:
@@ -96,7 +97,8 @@ class Progress:
 
     def end(self, *, finalizes: bool) -> None:
         """The script is over, or done with MPI; where the process ``finalizes`` now, MPI waits for the other ranks' scripts."""
-        self._memory[_OVER] = 1
+        if self.read().over is None:
+            _OVER.pack_into(self._memory, _OVER_AT, time.time())
         if finalizes:
             self.waits = True
             self.calls += 1
@@ -108,7 +110,8 @@ class Progress:
         entered, name, calls = _COLLECTIVE.unpack_from(self._memory, _COUNT.size)
         collective = name.rstrip(b"\0").decode(errors="replace")
         since_s = time.monotonic() - entered if collective else 0.0
-        return Doing(count=count, calls=calls, collective=collective, since_s=since_s, over=bool(self._memory[_OVER]))
+        (over,) = _OVER.unpack_from(self._memory, _OVER_AT)
+        return Doing(count=count, calls=calls, collective=collective, since_s=since_s, over=over or None)
 
     def write(self, path: Path) -> None:
         """Write that, as a beat, into a file that is made or overwritten. Raises OSError."""
@@ -119,6 +122,7 @@ class Progress:
             "calls": doing.calls,
             "collective": doing.collective,
             "since_s": round(doing.since_s, 1),
+            "over": doing.over,
         }
         # Opened anew each time: it is when a file is closed that a network file system shows other hosts what was written.
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)

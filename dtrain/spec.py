@@ -216,7 +216,8 @@ class JobSpec:
         script = Path(self.target)
         if _PYTHON.fullmatch(script.name) and (not script.is_file() or _is_program(script)):
             options, runs = _split_python(self.args)
-            example = f" (dtrain run {' '.join(runs)})" if runs else ""
+            ranks = f"-n {self.workers} " if self.workers > 1 else ""
+            example = f" (dtrain run {ranks}{' '.join(runs)})" if runs else ""
             instead = "; for Python's own options there are variables, as --env PYTHONUNBUFFERED=1 for -u" if options else ""
             raise UsageError(
                 f"leave {self.target} out: dtrain starts Python itself{example}, which --python PATH chooses{instead}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import signal
 import time
@@ -18,7 +19,7 @@ from typing import Any, Literal, TypeVar
 
 import orjson
 
-from dtrain.errors import WorkspaceError
+from dtrain.errors import DtrainError, WorkspaceError
 from dtrain.files import read_json, write_json
 from dtrain.layout import RunLayout
 from dtrain.processes import ProcessRecord
@@ -41,6 +42,8 @@ VANISHED = "vanished without a record: it was killed together with the process t
 
 _UNRECORDED = "its supervisor (dtrain run) was killed or its host restarted, or a full disk kept its end from being recorded"
 _MOST_LISTED = 8
+# What Horovod raises in the ranks that go on when one has left, or died.
+_SHUT_DOWN = "Horovod has been shut down"
 _KILLED = (128 + signal.SIGKILL, 128 + signal.SIGTERM)  # what comes from outside; SIGABRT may follow from another's failure
 _KILL_NOTICED_S = 1.0
 # For so long after it a rank that left by no end of its script may be why others were killed: MPI does that at once, but what it
@@ -97,8 +100,18 @@ class RankFailure:
         """The rank, and its host."""
         return f"{self.task or f'rank {self.rank}'} on {self.host}"
 
+    @property
+    def of_shut_down(self) -> bool:
+        """Whether it is Horovod's word that another rank has left, or died."""
+        # Of Keras's fit the exception's first line says only "Graph execution error".
+        return self.kind == "consequence" and (_SHUT_DOWN in self.message or _SHUT_DOWN in self.traceback)
+
     def describe(self) -> str:
         return f"{self.who}: {self.message}"
+
+    def then(self, what: str) -> RankFailure:
+        """This failure, and what followed from it."""
+        return dataclasses.replace(self, message=f"{self.message}; then {what}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +161,12 @@ def exception_message(error: BaseException) -> str:
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     text = str(error).strip().partition("\n")[0]
     return f"{name}: {text}" if text else name
+
+
+def exception_kind(error: BaseException, rank: int) -> Kind:
+    """Whether an uncaught exception of this rank is its own, or follows from what became of another one."""
+    elsewhere = isinstance(error, DtrainError) and error.of_rank not in (None, rank)
+    return "consequence" if elsewhere or _SHUT_DOWN in str(error) else "exception"
 
 
 def _encodable(text: str) -> str:
@@ -237,33 +256,72 @@ def first_failure(failures: list[RankFailure]) -> RankFailure | None:
     return next((each for each in gone if first is not None and each.time - first.time < _KILL_NOTICED_S), first)
 
 
-def name_who_left(run: RunLayout, failure: RankFailure, size: int) -> RankFailure:
-    """The failure, and which rank had left with exit code 0 before, where a lost connection or a kill is all that went wrong."""
-    lost_peer = failure.kind == "consequence" and failure.exit_code in LOST_PEER.values()
-    left = who_left(run, size, failure.time, early_only=not lost_peer)
-    if not left or not (lost_peer or failure.message.startswith(VANISHED)):
-        return failure
-    how = "lost its connection to another rank" if lost_peer else failure.message
-    return dataclasses.replace(failure, message=f"{how}: {left}")
+def blame_who_left(run: RunLayout, failure: RankFailure, size: int) -> RankFailure:
+    """The failure; or that of a rank which had left with exit code 0 before, where it is only what followed from that.
 
-
-def who_left(run: RunLayout, size: int, before: float, *, early_only: bool = True) -> str:
-    """Which rank had left with exit code 0 before that time (Unix seconds), in a sentence; empty where none had.
-
-    ``early_only``: only one that left by no end of its script (``os._exit(0)``), for which MPI ends the others. It does so before
-    that one's guard has noted the end: so up to :data:`_KILL_NOTICED_S` later counts as before. Who left longer before than
-    :data:`_KILLED_WITHIN_S` is not why.
+    Tasks of a cluster, and workers of an elastic job, may leave when they like: none is blamed.
     """
-    done = [(read_json(path), rank) for rank in range(size) if (path := run.rank(rank).done).is_file()]
-    early = [(record["time"], rank) for record, rank in done if record.get("early")]
-    left = [(when, rank) for when, rank in early if -_KILLED_WITHIN_S < when - before < _KILL_NOTICED_S]
-    if not early_only:
-        left += [(record["time"], rank) for record, rank in done if record["time"] <= before]
+    by_end: Literal["none", "process", "script"] = "none"
+    if failure.task:
+        return failure
+    if failure.kind == "consequence" and failure.exit_code in LOST_PEER.values():
+        how, by_end = "lost its connection to another rank", "process"
+    elif failure.of_shut_down:
+        how, by_end = _SHUT_DOWN, "script"
+    elif failure.message.startswith(VANISHED):
+        how = failure.message
+    else:
+        return failure
+    left = who_left(run, size, failure.time, by_end=by_end)
+    return failure if left is None else left.then(f"{failure.who}: {how}")
+
+
+def who_left(
+    run: RunLayout, size: int, before: float, *, by_end: Literal["none", "process", "script"] = "none"
+) -> RankFailure | None:
+    """The first rank that had left with exit code 0 before that time (Unix seconds), as a failure; None where none had.
+
+    One counts that left by no end of its script (``os._exit(0)``), for which MPI ends the others. It does so before that one's
+    guard has noted the end: so up to :data:`_KILL_NOTICED_S` later counts as before. Who left longer before than
+    :data:`_KILLED_WITHIN_S` is not why. ``by_end``: also one whose ``process`` had ended; or whose ``script`` had, which ends
+    Horovod in all ranks while MPI_Finalize still keeps the process.
+    """
+    until = {"none": -math.inf, "process": before, "script": before + _KILL_NOTICED_S}[by_end]
+    left = []
+    for rank in range(size):
+        when, early = _left_with_0(run, rank, script=by_end == "script")
+        if when is not None and (when <= until or (early and -_KILLED_WITHIN_S < when - before < _KILL_NOTICED_S)):
+            left.append((when, rank))
     if not left:
-        return ""
-    process = read_process(run, rank := min(left)[1])
-    where = f"rank {rank}" if process is None else f"rank {rank} on {process.host}"
-    return f"{where} had left before with exit code 0, and the others still needed it"
+        return None
+    when, rank = min(left)
+    process = read_process(run, rank)
+    return RankFailure(
+        rank=rank,
+        host=os.uname().nodename if process is None else process.host,
+        time=when,
+        exit_code=1,  # its own says that all is well
+        kind="exit",
+        message="left with exit code 0 while others still needed it",
+    )
+
+
+def _left_with_0(run: RunLayout, rank: int, *, script: bool) -> tuple[float | None, bool]:
+    """When the rank's process ended with 0, or with ``script`` when its script was over; None where it did not. And whether it
+    left by no end of its script."""
+    files = run.rank(rank)
+    if script:
+        failure = read_failure(run, rank)
+        if failure is not None and failure.kind != "ended":
+            return None, False
+        # Without a beat yet, or one that a full disk kept from being written, the process's end has to do.
+        with contextlib.suppress(FileNotFoundError, orjson.JSONDecodeError):
+            if (over := orjson.loads(files.heartbeat.read_bytes())["over"]) is not None:
+                return over, False
+    if not files.done.is_file():
+        return None, False
+    done = read_json(files.done)
+    return done.get("time"), bool(done.get("early"))
 
 
 def read_status(run: RunLayout) -> RunStatus:
@@ -297,7 +355,7 @@ def _judge(run: RunLayout, status: RunStatus) -> RunStatus:
     ranks = range(status.size)
     failure = first_failure([found for rank in ranks if (found := read_failure(run, rank)) is not None])
     if failure is not None:
-        failure = name_who_left(run, failure, status.size)
+        failure = blame_who_left(run, failure, status.size)
         state: State = "canceled" if failure.exit_code == 128 + signal.SIGINT else "failed"
         return dataclasses.replace(
             status, state=state, exit_code=failure.exit_code, ended=failure.time, cause=failure.describe(), failure=failure

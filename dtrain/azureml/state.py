@@ -24,6 +24,8 @@ ENDED = ("Completed", "Failed", "Canceled")
 _ASK_S = 3.0
 _SUBMITTED_S = 300.0  # sbatch is given up after a minute; hosts' clocks differ
 _next_question: dict[Path, float] = {}
+_waiting: dict[Path, bool] = {}
+"""What was answered last: whether a job waits again."""
 _GONE_S = 2.0
 _WORDS = {"completed": "Completed", "failed": "Failed", "canceled": "Canceled"}
 
@@ -94,7 +96,8 @@ def _note_what_is_not_uploaded(run: RunLayout) -> None:
 
 def azure_status(run: RunLayout) -> str:
     """Preparing (until its supervisor works, and its environment and copies of data are there), Queued (until its first rank has
-    begun), Running, Finalizing (what is left to do when the ranks have ended), and Completed, Failed or Canceled."""
+    begun, and when Slurm is to start its job again), Running, Finalizing (what is left to do when the ranks have ended), and
+    Completed, Failed or Canceled."""
     try:
         status = status_of(run)
     except WorkspaceError:
@@ -105,7 +108,9 @@ def azure_status(run: RunLayout) -> str:
         return "Queued"
     if status.is_over:
         supervisor = _supervisor(run, status)
-        return "Finalizing" if supervisor is not None and supervisor.find() is not None else _WORDS[status.state]
+        if supervisor is None or supervisor.find() is None:
+            return _WORDS[status.state]
+        return "Queued" if status.state == "canceled" and _waits_again(run) else "Finalizing"
     newest = run.newest_attempt()
     if status.supervisor is not None and newest.attempt is None:
         return "Preparing"
@@ -115,6 +120,17 @@ def azure_status(run: RunLayout) -> str:
         return "Queued" if _has_begun(run) else "Preparing"
     ended = all(newest.rank(rank).done.is_file() or newest.rank(rank).error.is_file() for rank in ranks)
     return "Finalizing" if ended and status.supervisor is not None else "Running"
+
+
+def _waits_again(run: RunLayout) -> bool:
+    """Whether Slurm has put the job of a canceled attempt back into its queue. Asks it every few seconds, and blocks for that
+    moment."""
+    if SlurmJob.of(run) is None:
+        return False
+    if time.monotonic() >= _next_question.get(run.root, 0.0):
+        _next_question[run.root] = time.monotonic() + _ASK_S
+        _waiting[run.root] = status_reader([run])(run).state == "queued"
+    return _waiting.get(run.root, False)
 
 
 def told_status(run: RunLayout) -> str:

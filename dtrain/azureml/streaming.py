@@ -13,6 +13,7 @@ from dtrain.launch.console import LineReader
 from dtrain.layout import RunLayout
 
 _POLL_S = 0.1
+_LOOK_AGAIN_S = 1.0
 
 
 def wait(run: RunLayout, *, show_output: bool, raise_on_error: bool) -> None:
@@ -20,13 +21,16 @@ def wait(run: RunLayout, *, show_output: bool, raise_on_error: bool) -> None:
     if show_output:
         say(f"RunId: {run.id}\nRun folder: {run.root}\n")
     reader = LineReader(AzureLayout(run).console)
-    shown = ""
+    shown, next_look = "", 0.0
     try:
         while True:
             now = state.azure_status(run)
             if show_output and now != shown and now not in state.ENDED:
                 shown = now
                 say(f"[{now}]")
+            if now in state.ENDED or time.monotonic() >= next_look:
+                next_look = time.monotonic() + _LOOK_AGAIN_S
+                reader.look_again()
             lines = reader.lines(reader.read(), final=now in state.ENDED)
             if show_output and lines:
                 say("\n".join(lines))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ _VERBS = (
 
 
 class _Commands(click.Group):
-    """Turns dtrain's exceptions into one line and their exit code, and shows its verbs in their order."""
+    """Turns dtrain's exceptions into one line and their exit code, ends quietly at Ctrl-C, and shows its verbs in their order."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -32,6 +33,8 @@ class _Commands(click.Group):
         except DtrainError as error:
             click.echo(f"dtrain: {error}", err=True)
             ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            ctx.exit(128 + signal.SIGINT)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(self.commands, key=_VERBS.index)

@@ -161,6 +161,8 @@ def _print_plan(plan: LaunchPlan, as_json: bool) -> None:
     for each in plan.binding:
         where = f" on {each.host}" if several else ""
         click.echo(f"dtrain: rank {each.rank}{where} is bound to {each.binding}", err=True)
+    if plan.share:
+        click.echo(f"dtrain: {plan.share}", err=True)
 
 
 def _follow(run: RunLayout, console: Console, rank: int | None = None) -> int:

@@ -137,8 +137,10 @@ class Agents:
 def lost(host: PlannedHost, why: str, when: float, tasks: Sequence[str]) -> RankFailure:
     """The failure of a whole host; ``when`` (Unix seconds) it was there for the last time; ``tasks`` as of a plan."""
     ranks = host.ranks
-    named = listed(tasks[rank] for rank in ranks) if tasks else f"{'ranks' if len(ranks) > 1 else 'rank'} {listed(ranks)}"
-    message, task = f"lost: host {host.name} {why}: {named}", tasks[ranks[0]] if tasks else ""
+    others = ""
+    if len(ranks) > 1:  # the first is named by the failure itself
+        others = f": {listed(tasks[rank] for rank in ranks)}" if tasks else f": ranks {listed(ranks)}"
+    message, task = f"lost: host {host.name} {why}{others}", tasks[ranks[0]] if tasks else ""
     return RankFailure(rank=ranks[0], task=task, host=host.name, time=when, exit_code=ssh.FAILED, kind="exit", message=message)
 
 

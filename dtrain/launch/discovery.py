@@ -64,6 +64,9 @@ class Discovery:
         self._problem = ""
         self._answers: set[str] | None = None
         self._asked: set[str] = set()
+        # A copy: another thread may change the environment while a child of this one is given it.
+        self._environ = dict(os.environ)
+        self._ssh_problem = ""
 
     def find_available_hosts_and_slots(self) -> dict[str, int]:
         """Slots by the host's label: Horovod takes no colon in a name. While the program fails, the hosts are those of its last
@@ -95,9 +98,16 @@ class Discovery:
         return False
 
     def _ask(self, name: str, answers: set[str]) -> None:
-        null = subprocess.DEVNULL
-        asked = subprocess.run(ssh.command(name, Path("/"), {}, ["true"]), stdin=null, stdout=null, stderr=null, check=False)
-        if asked.returncode == 0:
+        null, command = subprocess.DEVNULL, ssh.command(name, Path("/"), {}, ["true"])
+        try:
+            asked = subprocess.run(command, env=self._environ, stdin=null, stdout=null, stderr=null, check=False)
+            answered = asked.returncode == 0
+        except OSError as error:
+            answered = False
+            if str(error) != self._ssh_problem:  # once
+                self._ssh_problem = str(error)
+                self._say(f"ssh cannot be started, and host {name} is taken not to answer: {error}")
+        if answered:
             answers.add(name)
         else:
             time.sleep(_TRY_AGAIN_S)

@@ -25,6 +25,7 @@ from dtrain.spec import JobSpec
 from dtrain.status import RunStatus
 
 if TYPE_CHECKING:
+    from dtrain.launch.mpi_families import MpiInstallation
     from dtrain.launch.places import Place
 
 _SHOWN_LINES = 20
@@ -86,20 +87,33 @@ def _launcher(
 
         site = gloo.find_site(spec, workspace, say)
         return functools.partial(gloo.plan, spec, site=site), site.places
-    if spec.hosts:
-        from dtrain.launch.places import find_places
-
-        places = find_places(spec, workspace, say)
-    else:
-        places = []
     if spec.launcher_name == "horovod":
         from dtrain.launch import horovod
 
-        return functools.partial(horovod.plan, spec, horovod=horovod.find_horovod(spec), places=places), places
+        built = horovod.find_horovod(spec)
+        places = _mpi_places(spec, workspace, say, built.mpi)
+        return functools.partial(horovod.plan, spec, horovod=built, places=places), places
     from dtrain.launch import mpi
     from dtrain.launch.mpi_families import find_mpi
 
-    return functools.partial(mpi.plan, spec, mpi=find_mpi(spec.interpreter), places=places), places
+    found = find_mpi(spec.interpreter)
+    places = _mpi_places(spec, workspace, say, found)
+    return functools.partial(mpi.plan, spec, mpi=found, places=places), places
+
+
+def _mpi_places(
+    spec: JobSpec, workspace: Workspace | None, say: Callable[[str], None] | None, mpi: MpiInstallation
+) -> list[Place]:
+    """Where each rank goes that mpirun starts; none where the job has no hosts."""
+    if not spec.hosts:
+        return []
+    from dtrain.launch.places import find_places
+
+    if mpi.family.only_allocated and (allocation := Allocation.read()) is not None:
+        from dtrain.launch import slurm
+
+        slurm.check_hosts(spec, allocation)
+    return find_places(spec, workspace, say)
 
 
 def dry_run(spec: JobSpec, workspace: Workspace) -> LaunchPlan:

@@ -14,7 +14,7 @@ from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.ssh import FAILED
 from dtrain.layout import RunLayout
 from dtrain.processes import signal_name
-from dtrain.status import ORPHANED, VANISHED, RankFailure, first_failure, listed, name_who_left, who_left
+from dtrain.status import ORPHANED, VANISHED, RankFailure, blame_who_left, first_failure, listed, who_left
 
 _CAUSE_LINES = 20
 # Slurm's words when it kills the ranks of srun, guards and all.
@@ -46,16 +46,17 @@ class Judge:
         if gone and launcher_code >= 0:
             orphan = self._orphaned(gone)
             failure = orphan if failure is None or orphan.time < failure.time else failure
-        if len(vanished) == 1 and (failure is None or failure.kind == "consequence"):
+        if len(vanished) == 1 and (failure is None or (failure.kind == "consequence" and not failure.of_shut_down)):
             failure = vanished[0]
         if failure is not None:
-            failure = self._named(name_who_left(self._run, failure, self._plan.size))
+            failure = blame_who_left(self._run, self._named(failure), self._plan.size)
+        elif launcher_code > 0:
+            failure = self._left_early(vanished, launcher_code)
+        if failure is not None:
             said = self._output.last_words(1) if self._plan.elastic else []  # why the others did not go on
             return failure.exit_code, "; ".join([failure.describe(), *said]), failure
         if vanished:
-            left = who_left(self._run, self._plan.size, time.time())
-            how = vanished[0].message + (f"; {left}" if left else "")  # the same for all
-            return vanished[0].exit_code, f"{listed(each.who for each in vanished)}: each {how}", None
+            return vanished[0].exit_code, _each(vanished), None
         if launcher_code != 0:
             return 128 - launcher_code if launcher_code < 0 else launcher_code, self._launcher_cause(launcher_code), None
         if missing:
@@ -81,6 +82,12 @@ class Judge:
         killed = [dataclasses.replace(each, host=self._host_of(each.rank), task=self._names[each.rank]) for each in killed]
         return [named for each in killed if (named := self._named(each)) is not each] or killed
 
+    def _left_early(self, vanished: list[RankFailure], launcher_code: int) -> RankFailure | None:
+        """The rank that left before the others were done, for which MPI killed them, or mpirun ended."""
+        left = who_left(self._run, self._plan.size, time.time())
+        ended = _each(vanished) if vanished else f"{self._plan.processes[0].name} ended with code {launcher_code}"
+        return None if left is None else left.then(ended)
+
     def _has_begun(self, rank: int) -> bool:
         return self._run.rank(rank).process.is_file()
 
@@ -100,9 +107,11 @@ class Judge:
     def _launcher_cause(self, code: int) -> str:
         name = self._plan.processes[0].name
         how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with code {code}"
-        if early := who_left(self._run, self._plan.size, time.time()):
-            return f"{early}; {name} {how}"
         said = "".join(f"\n  {line}" for line in self._output.last_words(_CAUSE_LINES))
         left = [rank for rank in range(self._plan.size) if self._run.rank(rank).done.is_file()]
         after = f", after rank {listed(left)} had left with exit code 0, and others had not" if left else ""
         return f"{name} {how} without any rank failing by itself{after}{'; it said:' + said if said else ''}"
+
+
+def _each(vanished: list[RankFailure]) -> str:
+    return f"{listed(each.who for each in vanished)}: each {vanished[0].message}"  # the same for all

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 from dtrain.errors import UsageError, WorkspaceError
 from dtrain.launch.console import Console, LineReader
+from dtrain.launch.queue import status_reader
 from dtrain.layout import RunLayout
 from dtrain.status import read_process, read_status
 
@@ -58,7 +59,7 @@ def _print_attempt(
         raise UsageError(f"--rank {rank}: run {run.id} has ranks 0 to {size - 1}")
     ranks = [each for each in range(size) if console.shows(each)] if rank is None else [rank]
     if is_over is None and not any(run.rank(each).output_log.is_file() for each in ranks) and not run.launcher_log.is_file():
-        raise WorkspaceError(f"run {run.id} kept no output: it was not started by `dtrain run`, or its ranks never began")
+        raise WorkspaceError(_why_nothing(run))
     readers = {each: LineReader(run.rank(each).output_log) for each in ranks}
     hosts: dict[int, str] = {}
     next_look = 0.0
@@ -84,6 +85,20 @@ def _print_attempt(
         if ended:
             return
         time.sleep(_POLL_S)
+
+
+def _why_nothing(run: RunLayout) -> str:
+    """Why there is no output of a run's ranks. Asks Slurm of one that was submitted to it."""
+    status = status_reader([run])(run)
+    if status.state == "queued":
+        waits = status.cause or "waits in Slurm's queue"
+        return f"run {run.id} has no output yet: it {waits}; `dtrain logs -f {run.id}` waits with it"
+    if status.supervisor is None and not run.slurm_job.is_file():
+        return f"run {run.id} kept no output: it was not started by `dtrain run`, and its output is where it was started"
+    if not status.is_over:
+        return f"run {run.id} has no output yet: its ranks have not begun; `dtrain logs -f {run.id}` follows it"
+    how = "was canceled" if status.state == "canceled" else status.state
+    return f"run {run.id} has no output: it {how} before its ranks began{f': {status.cause}' if status.cause else ''}"
 
 
 def _look_again(run: RunLayout, readers: Mapping[int, LineReader], launcher: LineReader | None) -> None:

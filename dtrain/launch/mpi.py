@@ -19,6 +19,7 @@ from dtrain.launch.interfaces import interface_in
 from dtrain.launch.mpi_families import MpiFamily, MpiInstallation
 from dtrain.launch.places import Place, planned_hosts
 from dtrain.launch.plan import LaunchPlan, PlannedProcess, rank_argv
+from dtrain.launch.scratch import ON_HOSTS
 from dtrain.layout import RunLayout
 from dtrain.spec import JobSpec
 
@@ -43,7 +44,7 @@ def plan(
     environ = {**os.environ, **spec.environment}
     crowded = any(place.cores < count for place, count in _counted(places)) if places else spec.workers > cores
     # On other hosts a daemon of mpirun's makes the same folder; this host's TMPDIR may be none that they can have.
-    scratch = Path("/tmp" if places else tempfile.gettempdir()) / f"dtrain-{run.id}-{run.attempt or 0}"
+    scratch = (ON_HOSTS if places else Path(tempfile.gettempdir())) / f"dtrain-{run.id}-{run.attempt or 0}"
     own = {name: str(scratch) for name in family.scratch_variables}
     environment = {
         **resources.share_variables(spec.bind, rank_threads(spec, places), environ, threads),

@@ -48,6 +48,8 @@ class MpiFamily:
     """Those that say where it keeps what belongs to one launch."""
     ipv6_told: tuple[str, str, str] | None = None
     """What tells that it was built without IPv6: a program beside mpirun, its option, and the line; None: it always is."""
+    only_allocated: bool = False
+    """Within a Slurm job its mpirun takes no host that is not the job's."""
     noise: str = ""
     """Regular expression for what mpirun prints that means nothing."""
 
@@ -80,6 +82,7 @@ FAMILIES: tuple[MpiFamily, ...] = (
         # It moves its ssh client into a process group of its own, when that has perhaps done so already.
         noise=r"plm:ssh: Warning: setpgid",
         ipv6_told=("ompi_info", "--parsable", "options:ipv6:no"),
+        only_allocated=True,
         scratch_variables=("PRTE_MCA_prte_tmpdir_base", "OMPI_MCA_orte_tmpdir_base"),
     ),
     MpiFamily(

@@ -88,6 +88,7 @@ class LaunchPlan:
     regular expression for lines of the launcher's own that mean nothing, and are not shown; empty: all are.
     ``ended`` is one for lines in which it says that ranks (group ``ranks``) have ended on a ``host``, and ``how``; empty: none.
     ``binding`` is what the ranks will be bound to; of those on hosts that were not asked nothing is known.
+    ``share`` is, in words, what each will have where only its node can tell which processors these are.
     ``secrets`` are variables that all processes are given, and that stand in none of their environments or arguments here.
     ``ordered`` is true where a program other than dtrain starts ranks on other hosts: they are told what to do by files.
     Of an ``elastic`` job ``size`` is 0: its ranks are workers, started and lost as it goes, and numbered by their starts.
@@ -103,6 +104,7 @@ class LaunchPlan:
     ordered: bool = False
     elastic: bool = False
     binding: tuple[BoundRank, ...] = ()
+    share: str = ""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -170,6 +172,7 @@ class LaunchPlan:
                 }
                 for each in self.binding
             ],
+            "share": self.share,
             "other_hosts": [{"name": host.name, "ranks": list(host.ranks), "copied": host.copied} for host in self.other_hosts],
         }
 

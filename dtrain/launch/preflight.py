@@ -31,6 +31,7 @@ from dtrain.launch.interfaces import addresses_of, interface_in
 from dtrain.launch.mpi_families import find_mpi
 from dtrain.launch.ports import free_ports
 from dtrain.launch.reach import connect_back, listen, mpi_talks_by_ipv6
+from dtrain.launch.scratch import ON_HOSTS, why_not_made
 from dtrain.layout import Workspace
 
 _ANSWER_S = 30.0
@@ -61,12 +62,13 @@ class Wanted:
 @dataclass(frozen=True, kw_only=True)
 class Question:
     """What one host is asked. ``ports``: how many free ones are wanted; ``token``: a file that has to be seen; ``back``: a port
-    of the host that asks, to which a connection is tried, at its ``addresses`` (None: the one by which ssh came from there); the
-    rest as in :class:`Wanted`."""
+    of the host that asks, to which a connection is tried, at its ``addresses`` (None: the one by which ssh came from there);
+    ``scratch``: whether mpirun can keep its files there; the rest as in :class:`Wanted`."""
 
     ports: int = 0
     token: str | None = None
     mpi: bool = False
+    scratch: bool = False
     back: int | None = None
     addresses: list[str] | None = None
     python: str = ""
@@ -78,7 +80,8 @@ class Answer:
     """What a host said about itself. ``mpi`` is empty where it was not asked for, ``mpi_problem`` says why there is none;
     ``back`` is why a connection to the host that asks failed, or empty; ``reached`` are its addresses at which one did not.
     ``ranks`` is the version of the ranks' Python, where that is another one, and ``ranks_problem`` why they cannot run by it.
-    ``interface`` is the one in the network that was asked for, and ``network_problem`` says why there is none."""
+    ``interface`` is the one in the network that was asked for, and ``network_problem`` says why there is none. ``scratch`` is why
+    mpirun could keep no files there: empty where it can, None where that was not asked."""
 
     python: str
     dtrain: str
@@ -94,6 +97,7 @@ class Answer:
     ranks_problem: str = ""
     interface: str = ""
     network_problem: str = ""
+    scratch: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "topology": self.topology.to_json()}
@@ -140,7 +144,7 @@ def ask_hosts(hosts: Mapping[Host, int], workspace: Workspace | None, wanted: Wa
         token = str(stack.enter_context(seen_file(workspace))) if workspace is not None and elsewhere else None
         listens = (wanted.mpi or wanted.back) and elsewhere
         port = stack.enter_context(listen()).getsockname()[1] if listens else None
-        question = Question(mpi=wanted.mpi, python=wanted.python, network=wanted.network)
+        question = Question(mpi=wanted.mpi, scratch=wanted.mpi, python=wanted.python, network=wanted.network)
         own = answer_to(question)
         question = replace(question, token=token, back=port)
         named = [host for host in hosts if host.is_ipv6 and not local[host]] if listens else []
@@ -226,6 +230,7 @@ def answer_to(question: Question) -> Answer:
         ranks_problem=ranks_problem,
         interface=interface,
         network_problem=network_problem,
+        scratch=why_not_made(ON_HOSTS) if question.scratch else None,
         time=time.time(),
     )
 
@@ -369,6 +374,8 @@ def _compared(answer: Answer, own: Answer, ahead_s: float, *, tried_back: bool =
     if own.mpi or answer.mpi or answer.mpi_problem:
         said = answer.mpi_problem or f"has {answer.mpi}, and this host has {own.mpi or 'none'}; use the same MPI on all"
         check("mpi", bool(answer.mpi) and answer.mpi == own.mpi, answer.mpi, said, "problem" if answer is not own else "warning")
+    if answer.scratch is not None:
+        check("temporary files", not answer.scratch, f"{ON_HOSTS} takes them", answer.scratch)
     if tried_back:
         said = f"cannot connect to this host at {answer.back}; hosts must reach each other on all ports (--network names one)"
         check("network", not answer.back, "connects to this host", said, "warning")

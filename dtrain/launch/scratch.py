@@ -1,13 +1,33 @@
-"""The launcher's own temporary folder on this host: removed also where dtrain itself is killed."""
+"""The launcher's own temporary folders: removed on this host also where dtrain itself is killed."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
+
+ON_HOSTS = Path("/tmp")
+"""Where they are made on every host of a job, each of which has it."""
+
+# With 64 KiB the daemons of Open MPI's mpirun die without a word, with 256 they work.
+_NEEDED_BYTES = 1 << 18
 
 # A daemon of mpirun's that is being killed may still make something in it.
 _REMOVE = 'cat >/dev/null; rm -rf "$1" 2>/dev/null || { sleep 1; rm -rf "$1"; }'
+
+
+def why_not_made(folder: Path) -> str:
+    """Why mpirun could not keep its files in a folder of this host, and what to do; empty where it can. Tries it."""
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            if file.write(os.urandom(_NEEDED_BYTES)) == _NEEDED_BYTES:  # less, where the disk is full after that
+                return ""
+            why = "no room for 256 KiB"
+    except OSError as error:
+        why = error.strerror or str(error)
+    return f"{folder} cannot hold mpirun's files: {why}; make room there, or let you write (df -h {folder}; ls -ld {folder})"
 
 
 class Scratch:

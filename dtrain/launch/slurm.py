@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 import shlex
@@ -16,7 +17,8 @@ from typing import Literal
 from dtrain import env, resources
 from dtrain.allocation import Allocation
 from dtrain.errors import MissingDependency, NotRunnable, UsageError, WorkspaceError
-from dtrain.launch import mpi
+from dtrain.hosts import place
+from dtrain.launch import mpi, ssh
 from dtrain.launch.mpi_families import MpiInstallation, find_mpi
 from dtrain.launch.plan import LaunchPlan, PlannedProcess, rank_argv
 from dtrain.layout import RunLayout, Workspace
@@ -59,7 +61,17 @@ def submission(spec: JobSpec, run: RunLayout, cwd: Path) -> LaunchPlan:
         *("--wrap", f"exec {shlex.join([sys.executable, '-m', 'dtrain.launch.batch', str(run.root)])}"),
     )
     process = PlannedProcess(name="sbatch", host=socket.gethostname(), argv=argv, environment={}, cwd=cwd)
-    return LaunchPlan(launcher="slurm", size=spec.workers, processes=(process,))
+    share = _share(spec, options.tasks_per_node, "what Slurm will give the job on its node (--sbatch-arg=--exclusive: all of it)")
+    return LaunchPlan(launcher="slurm", size=spec.workers, processes=(process,), share=share)
+
+
+def _share(spec: JobSpec, per_node: int | None, given: str) -> str:
+    """What ``--bind`` will give each rank of what is ``given``, in words; ``per_node`` None: it is open how many share that."""
+    if spec.bind == "none":
+        return ""
+    part = "an equal share" if per_node is None else f"one of {per_node} equal shares"
+    what = f"{part} of the cores" if spec.bind == "core" else "the cores of a NUMA node"
+    return f"--bind {spec.bind}: each rank is bound to {what} of {given}; which these are Slurm decides when the job runs"
 
 
 def _no_pattern(path: Path) -> str:
@@ -72,8 +84,9 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, *, allocation: Allocation, st
     per_node = spec.slurm_options.tasks_per_node or -(-spec.workers // nodes)
     cpus = per_node * allocation.cpus_per_task if allocation.cpus_per_task is not None else allocation.cpus
     environ = {**os.environ, **spec.environment}
-    share = resources.share_variables(spec.bind, [max(1, cpus // per_node)], environ)
-    common = {**share, **env.order_variables()}
+    common = {**resources.share_variables(spec.bind, [max(1, cpus // per_node)], environ), **env.order_variables()}
+    even = per_node if nodes * per_node == spec.workers else None
+    share = _share(spec, even, f"what Slurm gave job {allocation.job_id} on its node{_cpus(allocation)}")
     if start.by == "mpirun":
         assert start.mpi is not None
         planned = mpi.plan(spec, run, cwd, start.mpi)
@@ -81,7 +94,7 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, *, allocation: Allocation, st
         # Its daemons would make a scratch folder on every node, and no agent of dtrain's is there to remove it.
         own = {name: value for name, value in process.environment.items() if name not in start.mpi.family.scratch_variables}
         process = dataclasses.replace(process, environment={**own, **common, **spec.open_environment}, name=start.title)
-        return dataclasses.replace(planned, launcher="slurm", processes=(process,), ordered=True, scratch=None)
+        return dataclasses.replace(planned, launcher="slurm", processes=(process,), ordered=True, scratch=None, share=share)
     environment = {
         **common,
         **_own_mpi(spec, start),
@@ -98,7 +111,7 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, *, allocation: Allocation, st
         # Beside other steps of the allocation, such as the one that an interactive shell is; who ends what is dtrain's to say.
         *("srun", "--overlap", "--kill-on-bad-exit=0", "--wait=0", "--export=ALL", f"--mpi={start.by}"),
         *(f"--nodes={nodes}", f"--ntasks={spec.workers}"),
-        *([f"--ntasks-per-node={per_node}"] if nodes * per_node == spec.workers else []),
+        *([f"--ntasks-per-node={even}"] if even is not None else []),
         *([f"--cpus-per-task={allocation.cpus_per_task}"] if allocation.cpus_per_task is not None else []),
         # The ranks of a node share out what Slurm gave the job there (_rank_main._bind), as under any launcher.
         *(["--cpu-bind=none"] if spec.bind != "none" else []),
@@ -107,7 +120,14 @@ def plan(spec: JobSpec, run: RunLayout, cwd: Path, *, allocation: Allocation, st
         *rank_argv(spec),
     )
     process = PlannedProcess(name=start.title, host=socket.gethostname(), argv=argv, environment=environment, cwd=cwd)
-    return LaunchPlan(launcher="slurm", size=spec.workers, processes=(process,), ordered=True, ended=_TASKS_ENDED)
+    return LaunchPlan(launcher="slurm", size=spec.workers, processes=(process,), ordered=True, ended=_TASKS_ENDED, share=share)
+
+
+def _cpus(allocation: Allocation) -> str:
+    """How many CPUs of its nodes an allocation has, where Slurm says it, to follow other words."""
+    counts = collections.Counter(allocation.cpus_by_node)
+    said = (f"{cpus} CPUs on {'each of ' if nodes > 1 else ''}{nodes} node{'s' * (nodes > 1)}" for cpus, nodes in counts.items())
+    return f" ({', '.join(said)})" if counts else ""
 
 
 def _own_mpi(spec: JobSpec, start: Start) -> dict[str, str]:
@@ -136,6 +156,18 @@ def check_room(spec: JobSpec, allocation: Allocation, start: Start) -> None:
         raise UsageError(
             f"-n {spec.workers} exceeds the room in {job}: of {has}, srun starts {room} ranks at most; lower -n, ask Slurm for "
             f"more (salloc --ntasks={spec.workers}), or let ranks share CPUs (--slurm-start mpirun)"
+        )
+
+
+def check_hosts(spec: JobSpec, allocation: Allocation) -> None:
+    """Raises UsageError for hosts of ``spec`` that are not the allocation's. Asks Slurm for its nodes, which takes a moment."""
+    nodes = hostnames(allocation)
+    used = [host for host in dict.fromkeys(place(spec.size, spec.hosts)) if host.name not in nodes and not ssh.is_here(host)]
+    if outside := [host.name for host in used if ":" in host.name or host.name.partition(".")[0] not in nodes]:
+        raise UsageError(
+            f"{'hosts' if len(outside) > 1 else 'host'} {listed(outside)}: not in Slurm job {allocation.job_id}, which has "
+            f"{listed(nodes)}, and within the job mpirun takes no others; name those, by these names, or leave out -H and "
+            "--hostfile to use them all"
         )
 
 

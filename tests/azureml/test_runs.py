@@ -6,7 +6,18 @@ import json
 import re
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
 
+import pytest
+
+from dtrain.azureml.records import AzureLayout
+from dtrain.azureml.streaming import wait
+from dtrain.files import atomic_write
+from dtrain.layout import Workspace
+from dtrain.processes import ProcessRecord
+from dtrain.status import RunStatus, write_record
 from tests.azureml.conftest import AzureProject
 from tests.azureml.test_submit import told
 from tests.console.conftest import another_python
@@ -553,6 +564,35 @@ print(json.dumps([asked["python"]["interpreterPath"], asked["environmentVariable
     *found, refused = told(done)
     assert found == [str(python), {"A": "1"}, 1]
     assert refused.startswith(f"UserErrorException: run {azure.latest.id!r} is of experiment 'plain', and not of 'tests'")
+
+
+def test_who_waits_is_shown_what_another_host_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wait_until: Callable[..., None]
+) -> None:
+    """A file replaced by a longer copy stands for one of a network file system: only who opens it sees what came."""
+    run = Workspace(tmp_path).create_run("train")
+    run.make_folders(1)
+    status = RunStatus(state="running", size=1, started=1.0, supervisor=ProcessRecord(host="node2", pid=1, started=1.0))
+    for path in (run.spec, run.status):
+        write_record(path, status)
+    console = AzureLayout(run).console
+    console.parent.mkdir(exist_ok=True)
+    waits = threading.Thread(target=wait, args=(run,), kwargs={"show_output": True, "raise_on_error": True}, daemon=True)
+    waits.start()
+    shown = ""
+
+    def shows(word: str) -> bool:
+        nonlocal shown
+        shown += capsys.readouterr().out
+        return f"\n{word}\n" in shown
+
+    atomic_write(console, b"first\n")
+    wait_until(lambda: shows("first"))
+    atomic_write(console, b"first\nsecond\n")
+    wait_until(lambda: shows("second"))
+    write_record(run.status, RunStatus(state="completed", size=1, started=1.0, ended=2.0))
+    waits.join(20)
+    assert shows("Status: Completed")
 
 
 def test_a_snapshot_is_what_was_submitted(azure: AzureProject) -> None:

@@ -57,7 +57,11 @@ def test_a_run_that_waits_again_is_queued_and_is_stopped(slurm: SlurmProject, wa
 def test_a_run_whose_job_was_killed_is_not_shown_as_running(slurm: SlurmProject, wait_until: Callable[..., None]) -> None:
     """Canceled while it waited, and killed with its dtrain: nobody of dtrain's was there to record it."""
     assert slurm.dtrain(*ONE_EACH, "--detach", "--sbatch-arg=--begin=now+1hour", slurm.script(SAVES)).returncode == 0
+    none = f"dtrain: run {slurm.latest.id} has no output"
+    assert f"{none} yet: it waits in Slurm's queue: BeginTime; `dtrain logs -f" in slurm.dtrain("logs", "latest").stderr
     slurm.slurm("scancel", slurm.job)
+    ended = f"{none}: it was canceled before its ranks began: Slurm ended job {slurm.job}: it was canceled (scancel)"
+    assert ended in slurm.dtrain("logs", "latest").stderr
     assert slurm.json("runs")[-1]["state"] == "canceled"
     assert slurm.dtrain(*ONE_EACH, "--detach", slurm.script(SAVES)).returncode == 0
     wait_until(lambda: at_work(slurm))

@@ -155,6 +155,28 @@ print(json.dumps([*states, run.get_status(), run.get_metrics()]))
     assert told(done) == ["Running", "Completed", {"rank": 0}]
 
 
+def test_a_job_that_slurm_puts_back_into_its_queue_is_queued(queue: SlurmProject) -> None:
+    done = control(
+        queue,
+        """
+import subprocess, time
+waits = ScriptRunConfig("src", "train.py", compute_target="queue")
+waits.run_config.environment_variables = {"WAIT": "1"}
+run = experiment.submit(waits)
+while run.get_status() != "Running":
+    time.sleep(0.05)
+job = json.load(open(os.path.join(run.get_details()["runFolder"], "slurm.json")))["job_id"]
+subprocess.run(["scontrol", "requeuehold", job], check=True)
+while (again := run.get_status()) in ("Running", "Finalizing"):
+    time.sleep(0.05)
+run.cancel()
+run.wait_for_completion()
+print(json.dumps([again, run.get_status()]))
+""",
+    )
+    assert told(done) == ["Queued", "Canceled"]
+
+
 def test_ranks_on_nodes_have_the_packages_that_were_missing(queue: SlurmProject) -> None:
     wheel(queue.folder / "wheels", "toy", "1.1")
     queue.env.update(PIP_NO_INDEX="1", PIP_FIND_LINKS=str(queue.folder / "wheels"))

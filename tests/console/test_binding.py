@@ -47,6 +47,15 @@ def test_ranks_are_bound_as_the_dry_run_says(
     assert lines == [f"{rank} {sorted(cpus)} {len(cpus)} 3" for rank, cpus in planned.items()]
 
 
+def test_what_slurm_decides_is_said_by_the_dry_run(project: Project) -> None:
+    options = ("--launcher", "slurm", "--nodes", "2", "--tasks-per-node", "4", "--bind", "core", "--dry-run")
+    done = project.dtrain("run", *options, project.script(""))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith(
+        "dtrain: --bind core: each rank is bound to one of 4 equal shares of the cores of what Slurm will"
+    )
+
+
 @pytest.mark.needs("mpi")
 def test_what_cannot_be_bound(project: Project) -> None:
     many = str(len(os.sched_getaffinity(0)) + 1)

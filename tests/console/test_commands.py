@@ -124,6 +124,12 @@ def test_logs_follow_what_another_host_writes(project: Project) -> None:
     for shown, follows in (("first", b"second\n"), ("second", b"last\n")):
         assert follower.stdout.readline() == f"[node2:0] {shown}\n"
         atomic_write(log, log.read_bytes() + follows)
+    another = project.start("logs", "latest", "--follow")
+    assert another.stdout is not None
+    assert another.stdout.readline() == "[node2:0] first\n"
+    another.send_signal(signal.SIGINT)  # Ctrl-C
+    assert another.communicate(timeout=20)[1] == ""
+    assert another.returncode == 130
     write_record(run.status, dataclasses.replace(status, state="completed"))
     assert follower.communicate(timeout=20)[0] == "[node2:0] last\n"
 

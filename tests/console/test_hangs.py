@@ -58,7 +58,7 @@ def test_who_left_the_others_waiting_is_named(project: Project) -> None:
         (
             "from mpi4py import MPI",
             1,
-            "had left before with exit code 0, and the others still needed it; mpirun ended with code 1",
+            ": left with exit code 0 while others still needed it; then mpirun ended with code 1",
         ),
         ("import time", 123, "rank 0 was at train.py:6 in <module>; rank 1 had left before with exit code 0"),
     ):

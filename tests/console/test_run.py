@@ -311,6 +311,11 @@ def test_what_a_killed_mpirun_left_behind_keeps_nobody_from_starting(project: Pr
         (("--hosts", "a,b", "train.py"), 2, "No such option: --hosts; use -H node1:2,node2:2"),
         (("--hots", "a,b", "train.py"), 2, "Did you mean"),
         (("python", "train.py"), 2, "leave python out: dtrain starts Python itself (dtrain run train.py)"),
+        (
+            ("-np", "4", "python", "train.py"),
+            2,
+            "leave python out: dtrain starts Python itself (dtrain run -n 4 train.py)",
+        ),
         ((sys.executable, "-m", "train"), 2, "(dtrain run -m train), which --python PATH chooses"),
         (("python", "-u", "-W", "error", "train.py"), 2, "(dtrain run train.py), which --python PATH chooses; for Python's own"),
         (

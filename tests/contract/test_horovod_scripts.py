@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,34 @@ def test_models_that_differ_are_named_and_nobody_waits(tmp_path: Path, differenc
     done = dtrain_run(tmp_path, 2, "--source", ".", "different.py", difference)
     assert done.returncode == 1
     assert words in done.stderr, done.stderr
+
+
+LEAVES = """
+import sys
+import horovod.tensorflow.keras as hvd
+import numpy as np
+import tensorflow as tf
+hvd.init()
+if sys.argv[1] == "exits":
+    for step in range(10**4):
+        hvd.allreduce(tf.ones(3), name="gradients")
+        if step == 3 and hvd.rank() == 1:
+            sys.exit(0)
+model = tf.keras.Sequential([tf.keras.layers.Input((3,)), tf.keras.layers.Dense(1)])
+model.compile(hvd.DistributedOptimizer(tf.keras.optimizers.SGD()), "mse")
+samples = 8 if hvd.rank() == 1 else 80_000
+model.fit(np.zeros((samples, 3)), np.zeros((samples, 1)), batch_size=2, verbose=0)
+"""
+
+
+@pytest.mark.parametrize(("controller", "how"), [("mpi", "exits"), ("gloo", "has fewer steps")])
+def test_a_rank_that_leaves_while_others_exchange_is_the_first(tmp_path: Path, controller: str, how: str) -> None:
+    """Horovod shuts down in the others, whose exceptions come before its end; that of `fit` has the reason in a later line."""
+    (tmp_path / "leaves.py").write_text(LEAVES)
+    done = dtrain_run(tmp_path, 2, "--controller", controller, "--source", ".", "leaves.py", how)
+    assert done.returncode == 1
+    left = "rank 1 on {0}: left with exit code 0 while others still needed it; then rank 0 on {0}: Horovod has been shut down"
+    assert f"first to fail was {left.format(os.uname().nodename)}\n" in done.stderr, done.stderr
 
 
 STALLED = """

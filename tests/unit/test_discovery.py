@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import queue
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,15 @@ def test_a_host_on_which_a_worker_failed_counts_when_it_answers() -> None:
     for name in ("localhost", "nowhere.invalid"):
         discovery.doubt(name)
     assert discovery.find_available_hosts_and_slots() == {"localhost": 2}
+
+
+def test_a_host_does_not_answer_where_ssh_cannot_be_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said: queue.Queue[str] = queue.Queue()
+    path = os.environ["PATH"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    discovery = Discovery((Host("nowhere.invalid"),), None, said.put)
+    monkeypatch.setenv("PATH", path)  # its threads have the environment that there was
+    discovery.find_available_hosts_and_slots()
+    discovery.doubt("nowhere.invalid")
+    assert discovery.find_available_hosts_and_slots() == {}
+    assert "host nowhere.invalid is taken not to answer: [Errno 2] No such file or directory: 'ssh'" in said.get(timeout=20)

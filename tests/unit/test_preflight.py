@@ -34,6 +34,8 @@ OWN = Answer(python="3.11.7", dtrain="1.0", topology=TWO_CORES, ports=[], shared
         ({"back": "10.0.0.1:99: timed out"}, 0.0, "warning", "cannot connect to this host at 10.0.0.1:99: timed out"),
         ({}, -12.3, "warning", "its clock is 12.3 s behind"),
         ({"interface": "eth0"}, 0.0, None, ""),
+        ({"scratch": ""}, 0.0, None, ""),
+        ({"scratch": "/tmp cannot hold mpirun's files: Read-only file system"}, 0.0, "problem", "cannot hold mpirun's files"),
         ({"network_problem": "--network 10.9.0.0/24: no"}, 0.0, "problem", "--network 10.9.0.0/24: no"),
     ],
 )

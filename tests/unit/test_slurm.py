@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -188,6 +189,21 @@ def test_bound_ranks_are_left_alone_by_srun(script: str, tmp_path: Path) -> None
             process.environment.get("OMP_NUM_THREADS"),
         )
         assert bound == ((True, "core", None) if bind == "core" else (False, None, "3"))
+
+
+def test_the_dry_run_says_what_is_known_of_bound_ranks(script: str, tmp_path: Path) -> None:
+    allocation = dataclasses.replace(ALLOCATION, cpus_by_node=(8, 8))
+    bound = JobSpec(target=script, workers=4, launcher="slurm", bind="core")
+
+    def share(**given: Any) -> str:
+        spec = dataclasses.replace(bound, **given)
+        return slurm.plan(spec, RunLayout(tmp_path), tmp_path, allocation=allocation, start=BY_SRUN).share
+
+    given = "what Slurm gave job 12 on its node (8 CPUs on each of 2 nodes); which these are Slurm decides when the job runs"
+    assert share() == f"--bind core: each rank is bound to one of 2 equal shares of the cores of {given}"
+    assert share(workers=3) == f"--bind core: each rank is bound to an equal share of the cores of {given}"
+    assert share(bind="numa") == f"--bind numa: each rank is bound to the cores of a NUMA node of {given}"
+    assert share(bind="none") == ""
 
 
 def test_uneven_ranks_are_left_to_srun(script: str, tmp_path: Path) -> None:

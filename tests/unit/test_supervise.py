@@ -65,7 +65,7 @@ def test_what_another_host_writes_is_shown_as_it_comes(tmp_path: Path) -> None:
     assert [line.partition("] ")[2] for line in shown.read_text().splitlines()] == ["one", "two", "three"]
 
 
-def test_who_left_early_is_named_beside_those_whom_mpi_killed_for_it(tmp_path: Path) -> None:
+def test_who_left_early_is_the_first_of_those_whom_mpi_killed_for_it(tmp_path: Path) -> None:
     """As MPICH's mpiexec does: it kills the guards too."""
     run = RunLayout(tmp_path / "run").begin_attempt(0, 3)
     for rank in range(3):
@@ -74,8 +74,9 @@ def test_who_left_early_is_named_beside_those_whom_mpi_killed_for_it(tmp_path: P
     launcher = PlannedProcess(name="mpirun", host="node", argv=("false",), environment={}, cwd=tmp_path)
     plan = LaunchPlan(launcher="mpi", size=3, processes=(launcher,))
     status = Supervisor(plan, run, Limits(timeout_s=None, grace_s=1.0), Console(), Signals()).run()
-    left = "rank 2 on node had left before with exit code 0, and the others still needed it"
-    assert status.cause == f"rank 0 on node, rank 1 on node: each {VANISHED}; {left}"
+    left = "rank 2 on node: left with exit code 0 while others still needed it"
+    assert status.cause == f"{left}; then rank 0 on node, rank 1 on node: each {VANISHED}"
+    assert (status.exit_code, status.failure is not None and status.failure.rank) == (1, 2)
 
 
 def test_a_daemon_is_lost_where_mpirun_ends_well_and_a_rank_of_another_host_left_no_word(tmp_path: Path) -> None:
@@ -105,6 +106,8 @@ def test_beats_that_nobody_asks_for_are_not_read(tmp_path: Path) -> None:
 def test_of_a_lost_host_not_every_rank_is_named() -> None:
     host = PlannedHost(name="node1", ranks=tuple(range(12)))
     assert lost(host, "does not answer", 0.0, []).message.endswith("ranks 0, 1, 2, 3, 4, 5, 6, 7 and 4 more")
+    alone = lost(PlannedHost(name="node2", ranks=(3,)), "does not answer", 0.0, [])
+    assert alone.describe() == "rank 3 on node2: lost: host node2 does not answer"
 
 
 def test_orders_are_left_for_ranks_that_look_for_them(tmp_path: Path) -> None:
