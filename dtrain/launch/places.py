@@ -14,9 +14,10 @@ from dtrain.errors import NotRunnable, UsageError
 from dtrain.hosts import Host, place
 from dtrain.job_options import MPI_LAUNCHERS, available_cores
 from dtrain.launch import ssh
+from dtrain.launch.checks import Answer, Report
 from dtrain.launch.plan import BoundRank, PlannedHost
 from dtrain.launch.ports import free_ports
-from dtrain.launch.preflight import Answer, Report, Wanted, ask_hosts
+from dtrain.launch.preflight import Wanted, ask_hosts
 from dtrain.layout import Workspace
 from dtrain.spec import JobSpec
 

@@ -12,10 +12,11 @@ import orjson
 import pytest
 
 from dtrain.binding import HostTopology
-from dtrain.launch import preflight
+from dtrain.launch import checks
+from dtrain.launch.checks import Answer, Report
 from dtrain.launch.interfaces import addresses_of
 from dtrain.launch.mpi_families import FAMILIES, MpiInstallation, has_ipv6
-from dtrain.launch.preflight import Answer, Question, Report, answer_to
+from dtrain.launch.preflight import Question, answer_to
 from dtrain.launch.reach import listen
 
 TWO_CORES = HostTopology(cores=(frozenset({0}), frozenset({1})), nodes=(0, 0))
@@ -40,15 +41,15 @@ OWN = Answer(python="3.11.7", dtrain="1.0", topology=TWO_CORES, ports=[], shared
     ],
 )
 def test_what_differs_is_told(other: dict[str, Any], ahead_s: float, level: str | None, said: str) -> None:
-    checks = preflight._compared(dataclasses.replace(OWN, **other), OWN, ahead_s, tried_back=True)
-    bad = [(check.level, check.said) for check in checks if check.level != "ok"]
+    found = checks.compared(dataclasses.replace(OWN, **other), OWN, ahead_s, tried_back=True)
+    bad = [(check.level, check.said) for check in found if check.level != "ok"]
     assert len(bad) == (level is not None)
     assert all(found == level and said in words for found, words in bad)
 
 
 def test_a_host_that_was_not_asked_for_its_mpi_is_not_told_to_lack_it() -> None:
     own = dataclasses.replace(OWN, mpi="")
-    assert {check.level for check in preflight._compared(own, own, 0.0)} == {"ok"}
+    assert {check.level for check in checks.compared(own, own, 0.0)} == {"ok"}
 
 
 def test_a_connection_back_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +93,7 @@ def test_a_host_that_is_named_by_ipv6_tries_all_addresses(monkeypatch: pytest.Mo
 )
 def test_hosts_that_cannot_reach_this_one_are_told(reached: list[str], ipv6: bool, level: str, said: str) -> None:
     report = Report(host="fd00::2", answer=dataclasses.replace(OWN, reached=reached, back="" if reached else "it has none"))
-    preflight._compare_reach([report, Report(host="silent")], "MPICH 5", ipv6=ipv6)
+    checks.compare_reach([report, Report(host="silent")], "MPICH 5", ipv6=ipv6)
     (check,) = report.checks
     assert (check.name, check.level) == ("network", level)
     assert re.search(said, check.said)
@@ -153,7 +154,7 @@ def test_hosts_with_too_few_gpus_are_told(hosts: dict[str, tuple[int, int]], sai
         (Report(host=name, answer=dataclasses.replace(OWN, topology=dataclasses.replace(TWO_CORES, gpus=gpus))), ranks)
         for name, (gpus, ranks) in hosts.items()
     ]
-    preflight._compare_gpus([*asked, (Report(host="silent"), 2)])
+    checks.compare_gpus([*asked, (Report(host="silent"), 2)])
     warned = {report.host: report.of("warning") for report, _ in asked if report.of("warning")}
     assert warned.keys() == said.keys()
     assert all(re.search(said[name], warned[name][0]) for name in said)
@@ -173,6 +174,6 @@ def test_hosts_with_too_few_gpus_are_told(hosts: dict[str, tuple[int, int]], sai
 )
 def test_that_only_some_see_the_workspace_is_a_problem(sees: dict[str, bool], shared_fs: bool, levels: list[str]) -> None:
     reports = [Report(host=name, answer=dataclasses.replace(OWN, shared=shared)) for name, shared in sees.items()]
-    preflight._compare_sight([*reports, Report(host="silent")], shared_fs)
+    checks.compare_sight([*reports, Report(host="silent")], shared_fs)
     assert [check.level for report in reports for check in report.checks] == levels
     assert ["does not see" in check.said for report in reports for check in report.checks] == [not each for each in sees.values()]
