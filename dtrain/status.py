@@ -316,7 +316,7 @@ def _left_with_0(run: RunLayout, rank: int, *, script: bool) -> tuple[float | No
             return None, False
         # Without a beat yet, or one that a full disk kept from being written, the process's end has to do.
         with contextlib.suppress(FileNotFoundError, orjson.JSONDecodeError):
-            if (over := orjson.loads(files.heartbeat.read_bytes())["over"]) is not None:
+            if (over := orjson.loads(files.heartbeat.read_bytes()).get("over")) is not None:
                 return over, False
     if not files.done.is_file():
         return None, False
