@@ -40,20 +40,22 @@ class Host:
     def label(self) -> str:
         """What it is called by programs that take no colon in a host's name: for fd00::1 ``fd00--1..ipv6``.
 
-        As on Windows (ipv6-literal.net), an ``s`` stands for the ``%`` before an interface. Nobody knows a host by that name but
-        :meth:`labelled`.
+        As on Windows (ipv6-literal.net), an ``s`` stands for the ``%`` before an interface. Open MPI knows a host by what comes
+        before the first dot: so ``_d`` stands for one in the interface's name, and ``_u`` for ``_``. Nobody knows a host by that
+        name but :meth:`labelled`.
         """
         if not self.is_ipv6:
             return self.name
         address = f"0{self.name}" if self.name.startswith(":") else self.name  # what begins with - is taken for an option
-        return address.replace(":", "-").replace("%", "s") + _LABEL
+        return address.replace("_", "_u").replace(".", "_d").replace(":", "-").replace("%", "s") + _LABEL
 
     @staticmethod
     def labelled(label: str, slots: int = 1) -> Host:
         """The host of a :attr:`label`."""
         if not label.endswith(_LABEL):
             return Host(label, slots)
-        address, _, interface = label.removesuffix(_LABEL).partition("s")
+        written = label.removesuffix(_LABEL).replace("_d", ".").replace("_u", "_")
+        address, _, interface = written.partition("s")
         zone = f"%{interface}" if interface else ""
         return Host(str(ipaddress.IPv6Address(address.replace("-", ":") + zone)), slots)
 

@@ -62,12 +62,19 @@ def test_what_is_no_host_is_refused(text: str, words: str) -> None:
         ("fd00::1", "fd00--1..ipv6"),
         ("::1", "0--1..ipv6"),
         ("fd00::", "fd00--..ipv6"),
-        ("fe80::1%enp0s3.7-x", "fe80--1senp0s3.7-x..ipv6"),
+        ("fe80::1%enp0s3.7-x", "fe80--1senp0s3_d7-x..ipv6"),
+        ("fe80::1%my_d0._u", "fe80--1smy_ud0_d_uu..ipv6"),
     ],
 )
 def test_a_label_has_no_colon_and_leads_back_to_the_host(name: str, label: str) -> None:
     assert Host(name, 2).label == label
     assert Host.labelled(label, 2) == Host(name, 2)
+
+
+def test_labels_differ_before_their_first_dot() -> None:
+    """Open MPI knows a host by that part alone."""
+    first = {Host(f"fe80::1%eth0{interface}").label.partition(".")[0] for interface in ("", ".100", ".200", "_d100")}
+    assert len(first) == 4
 
 
 def test_no_server_is_asked_for_a_label() -> None:
