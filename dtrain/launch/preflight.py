@@ -59,7 +59,7 @@ class Wanted:
 class Question:
     """What one host is asked. ``ports``: how many free ones are wanted; ``token``: a file that has to be seen; ``back``: a port
     of the host that asks, to which a connection is tried, at its ``addresses`` (None: the one by which ssh came from there);
-    ``scratch``: whether mpirun can keep its files there; the rest as in :class:`Wanted`."""
+    ``scratch``: whether mpirun can keep its files there, where it is of an MPI that has any; the rest as in :class:`Wanted`."""
 
     ports: int = 0
     token: str | None = None
@@ -143,10 +143,13 @@ def seen_file(workspace: Workspace) -> Iterator[Path]:
 def answer_to(question: Question) -> Answer:
     """What this host says about itself."""
     mpi = problem = ""
+    scratch: str | None = None
     if question.mpi:
         try:
             found = find_mpi(question.python)
             mpi = f"{found.family.title} {found.version}"
+            if question.scratch and found.family.scratch_variables:
+                scratch = why_not_made(ON_HOSTS)
         except (MissingDependency, NotRunnable) as error:
             problem = str(error)
     ranks, ranks_problem = _ask_python(question.python) if question.python else ("", "")
@@ -171,7 +174,7 @@ def answer_to(question: Question) -> Answer:
         ranks_problem=ranks_problem,
         interface=interface,
         network_problem=network_problem,
-        scratch=why_not_made(ON_HOSTS) if question.scratch else None,
+        scratch=scratch,
         time=time.time(),
     )
 

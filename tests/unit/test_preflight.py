@@ -113,6 +113,20 @@ def test_an_mpi_tells_whether_it_has_ipv6(tmp_path: Path, title: str, prints: st
     assert has_ipv6(mpi) == (title == "Open MPI")
 
 
+@pytest.mark.parametrize(
+    ("prints", "scratch"), [("mpirun (Open MPI) 5.0.11", ""), ("HYDRA build details:\n    Version:  5.0.2", None)]
+)
+def test_only_an_mpi_that_keeps_files_is_asked_for_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prints: str, scratch: str | None
+) -> None:
+    """A /tmp that takes none is no problem to the other."""
+    mpirun = tmp_path / "mpirun"
+    mpirun.write_text(f"#!/bin/sh\necho '{prints}'\n")
+    mpirun.chmod(0o755)
+    monkeypatch.setenv("DTRAIN_MPIRUN", str(mpirun))
+    assert answer_to(Question(mpi=True, scratch=True)).scratch == scratch
+
+
 def test_addresses_that_others_cannot_use_are_left_out() -> None:
     assert addresses_of("lo", ipv6=True) == []
     found = addresses_of("", ipv6=True)
