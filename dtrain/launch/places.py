@@ -64,6 +64,8 @@ def find_places(spec: JobSpec, workspace: Workspace | None, say: Callable[[str],
     placed = place(count, spec.hosts)
     local = {host: ssh.is_here(host) for host in dict.fromkeys(placed)}
     check_loopback(placed)
+    if spec.launcher_name in MPI_LAUNCHERS and not spec.horovod_options.gloo:
+        _check_names([host for host, is_here in local.items() if is_here])
     reports = ask(spec, placed, workspace, say) if spec.preflight else {}
     answers = {host: report.answer for host, report in reports.items() if report.answer is not None}
     ports = {host: iter(answer.ports) for host, answer in answers.items()}
@@ -90,6 +92,14 @@ def check_loopback(hosts: list[Host]) -> None:
     loops = [host.name for host in hosts if ssh.is_loopback(host)]
     if loops and not all(ssh.is_here(host) for host in set(hosts)):
         raise UsageError(f"other hosts cannot reach {loops[0]!r}; name this host as they do, as {socket.gethostname()}")
+
+
+def _check_names(here: list[Host]) -> None:
+    """Raises UsageError where this host has several names: mpirun gives it all its ranks at once, whatever stands between."""
+    if len(here) > 1:
+        names = " and ".join(host.name for host in here)
+        once = Host(here[0].name).address(sum(host.slots for host in here))
+        raise UsageError(f"{names} are the same host, this one; name it once, with all its slots, as {once}")
 
 
 def planned_hosts(places: Sequence[Place]) -> tuple[PlannedHost, ...]:

@@ -18,7 +18,7 @@ from dtrain.hosts import Host, parse_hosts
 from dtrain.job_options import ClusterOptions, Hangs, HorovodOptions, available_cores
 from dtrain.launch import gloo, horovod, local, mpi, parameter_server
 from dtrain.launch.mpi_families import FAMILIES, MpiInstallation
-from dtrain.launch.places import Place
+from dtrain.launch.places import Place, find_places
 from dtrain.launch.plan import rank_argv
 from dtrain.launch.remote_shell import ssh_argv
 from dtrain.layout import RunLayout
@@ -135,6 +135,15 @@ def test_mpirun_knows_hosts_that_are_named_by_ipv6_by_their_labels(script: str, 
     assert argv[argv.index("plm_ssh_agent") + 1].startswith(f"{sys.executable} -m dtrain.launch.remote_shell -o BatchMode=yes")
     assert [argv[argv.index(f"{layer}_if_include") + 1] for layer in ("btl_tcp", "prte")] == ["lo", "lo"]
     assert [host.name for host in plan.other_hosts] == ["fd00::2", "node3"]
+
+
+def test_a_host_has_one_name_for_mpirun(script: str) -> None:
+    """It starts all ranks of a host before those of the next: by two names another one's would be given other numbers."""
+    spec = JobSpec(target=script, workers=3, hosts=parse_hosts("localhost,127.0.0.1:2"), preflight=False)
+    with pytest.raises(UsageError, match=r"^localhost and 127\.0\.0\.1 are the same host, this one; .* slots, as localhost:3$"):
+        find_places(spec, None)
+    over_gloo = replace(spec, launcher="horovod", horovod=HorovodOptions(controller="gloo"))  # whose slots are by name
+    assert [place.host for place in find_places(over_gloo, None)] == ["localhost", "127.0.0.1", "127.0.0.1"]
 
 
 @pytest.mark.parametrize(
