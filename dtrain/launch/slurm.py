@@ -161,9 +161,14 @@ def check_room(spec: JobSpec, allocation: Allocation, start: Start) -> None:
 
 def check_hosts(spec: JobSpec, allocation: Allocation) -> None:
     """Raises UsageError for hosts of ``spec`` that are not the allocation's. Asks Slurm for its nodes, which takes a moment."""
-    nodes = hostnames(allocation)
-    used = [host for host in dict.fromkeys(place(spec.size, spec.hosts)) if host.name not in nodes and not ssh.is_here(host)]
-    if outside := [host.name for host in used if ":" in host.name or host.name.partition(".")[0] not in nodes]:
+    nodes, here = hostnames(allocation), os.uname().nodename
+
+    def is_node(name: str) -> bool:
+        return name in nodes or name.partition(".")[0] in nodes
+
+    # This host goes by many names; it is none of the nodes where it is the one that salloc was called on.
+    used = [host for host in dict.fromkeys(place(spec.size, spec.hosts)) if not is_node(host.name)]
+    if outside := [host.name for host in used if not (ssh.is_here(host) and is_node(here))]:
         raise UsageError(
             f"{'hosts' if len(outside) > 1 else 'host'} {listed(outside)}: not in Slurm job {allocation.job_id}, which has "
             f"{listed(nodes)}, and within the job mpirun takes no others; name those, by these names, or leave out -H and "

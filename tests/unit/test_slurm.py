@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,23 @@ def test_options_that_do_not_go_together(script: str) -> None:
         JobSpec(target=script, workers=2, launcher="slurm", cluster=ClusterOptions(servers=1))
     with pytest.raises(UsageError, match="not with slurm"):
         JobSpec(target=script, workers=2, launcher="slurm", hosts=(Host("a", 2),))
+
+
+@pytest.mark.parametrize("name", ["localhost", os.uname().nodename])
+def test_the_host_that_salloc_was_called_on_is_none_of_the_jobs(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """By whatever name; a node of the job's is also localhost."""
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text('#!/bin/sh\necho "$NODES"\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    spec = JobSpec(target=script, workers=2, hosts=(Host("node1.cluster"), Host(name)))
+    monkeypatch.setenv("NODES", "node1 node2")
+    with pytest.raises(UsageError, match=f"^host {name}: not in Slurm job 12, which has node1, node2, .* name those"):
+        slurm.check_hosts(spec, ALLOCATION)
+    monkeypatch.setenv("NODES", f"node1 {os.uname().nodename.partition('.')[0]}")
+    slurm.check_hosts(spec, ALLOCATION)
 
 
 @pytest.mark.parametrize(("node", "tasks"), [(0, 2), (2, 2), (3, 1), (4, 16), (5, None)])
