@@ -259,7 +259,8 @@ def first_failure(failures: list[RankFailure]) -> RankFailure | None:
 def blame_who_left(run: RunLayout, failure: RankFailure, size: int) -> RankFailure:
     """The failure; or that of a rank which had left with exit code 0 before, where it is only what followed from that.
 
-    Tasks of a cluster, and workers of an elastic job, may leave when they like: none is blamed.
+    Who vanished may have been killed by MPI for that; not where there is a record of it, which is made of ranks that MPI did not
+    start. Tasks of a cluster, and workers of an elastic job, may leave when they like: none is blamed.
     """
     by_end: Literal["none", "process", "script"] = "none"
     if failure.task:
@@ -268,7 +269,7 @@ def blame_who_left(run: RunLayout, failure: RankFailure, size: int) -> RankFailu
         how, by_end = "lost its connection to another rank", "process"
     elif failure.of_shut_down:
         how, by_end = _SHUT_DOWN, "script"
-    elif failure.message.startswith(VANISHED):
+    elif failure.message.startswith(VANISHED) and read_failure(run, failure.rank) is None:
         how = failure.message
     else:
         return failure
@@ -315,13 +316,20 @@ def _left_with_0(run: RunLayout, rank: int, *, script: bool) -> tuple[float | No
         if failure is not None and failure.kind != "ended":
             return None, False
         # Without a beat yet, or one that a full disk kept from being written, the process's end has to do.
-        with contextlib.suppress(FileNotFoundError, orjson.JSONDecodeError):
-            if (over := orjson.loads(files.heartbeat.read_bytes()).get("over")) is not None:
-                return over, False
+        if (over := script_over(run, rank)) is not None:
+            return over, False
     if not files.done.is_file():
         return None, False
     done = read_json(files.done)
     return done.get("time"), bool(done.get("early"))
+
+
+def script_over(run: RunLayout, rank: int) -> float | None:
+    """When (Unix seconds) the rank's script was over, by its last beat; None where it was not, or nothing is known."""
+    with contextlib.suppress(FileNotFoundError, orjson.JSONDecodeError):
+        over: float | None = orjson.loads(run.rank(rank).heartbeat.read_bytes()).get("over")
+        return over
+    return None
 
 
 def read_status(run: RunLayout) -> RunStatus:

@@ -14,7 +14,7 @@ from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.ssh import FAILED
 from dtrain.layout import RunLayout
 from dtrain.processes import signal_name
-from dtrain.status import ORPHANED, VANISHED, RankFailure, blame_who_left, first_failure, listed, who_left
+from dtrain.status import ORPHANED, VANISHED, RankFailure, blame_who_left, first_failure, listed, script_over, who_left
 
 _CAUSE_LINES = 20
 # Slurm's words when it kills the ranks of srun, guards and all.
@@ -46,9 +46,12 @@ class Judge:
         if gone and launcher_code >= 0:
             orphan = self._orphaned(gone)
             failure = orphan if failure is None or orphan.time < failure.time else failure
-        if len(vanished) == 1 and (failure is None or (failure.kind == "consequence" and not failure.of_shut_down)):
-            failure = vanished[0]
-        if failure is not None:
+        if failure is not None and failure.of_shut_down:
+            failure = self._why_shut_down(failure, vanished)
+        elif len(vanished) == 1 and (failure is None or failure.kind == "consequence"):
+            lost = vanished[0] if failure is None else dataclasses.replace(vanished[0], time=failure.time)  # it was gone by then
+            failure = blame_who_left(self._run, lost, self._plan.size)
+        elif failure is not None:
             failure = blame_who_left(self._run, self._named(failure), self._plan.size)
         elif launcher_code > 0:
             failure = self._left_early(vanished, launcher_code)
@@ -81,6 +84,18 @@ class Judge:
         killed = [RankFailure.now(rank, "signal", 128 + signal.SIGKILL, message) for rank in silent]
         killed = [dataclasses.replace(each, host=self._host_of(each.rank), task=self._names[each.rank]) for each in killed]
         return [named for each in killed if (named := self._named(each)) is not each] or killed
+
+    def _why_shut_down(self, word: RankFailure, vanished: list[RankFailure]) -> RankFailure:
+        """The rank that ended Horovod in all others; ``word`` is the first failure of it.
+
+        It is the one that was killed before its script was over, unless another's was over before ``word``: who leaves later does
+        so because of it. ``word`` itself where several were killed, for nobody can tell which was the first.
+        """
+        blamed = blame_who_left(self._run, word, self._plan.size)
+        killed = [each for each in vanished if script_over(self._run, each.rank) is None]
+        if not killed or blamed.time < word.time:
+            return blamed
+        return killed[0] if len(killed) == 1 else word
 
     def _left_early(self, vanished: list[RankFailure], launcher_code: int) -> RankFailure | None:
         """The rank that left before the others were done, for which MPI killed them, or mpirun ended."""

@@ -61,6 +61,16 @@ def test_who_left_with_0_is_named_where_others_fail_of_it(
         assert blamed.describe() == LEFT.format(here=os.uname().nodename) + then
 
 
+def test_whose_end_was_seen_was_not_killed_by_mpi(tmp_path: Path) -> None:
+    """As over Gloo, where another may catch what it raises of that, and leave at once."""
+    run = RunLayout(tmp_path / "run").begin_attempt(0, 3)
+    write_json(run.rank(2).done, {"time": 9.9, "early": True})
+    killed = RankFailure(rank=0, host="node", time=10.0, exit_code=137, kind="signal", message=VANISHED)
+    assert blame_who_left(run, killed, 3).rank == 2
+    write_record(run.rank(0).error, killed)
+    assert blame_who_left(run, killed, 3) == killed
+
+
 @pytest.mark.parametrize(
     ("kind", "over", "blamed"),
     [("ended", 9.9, 2), ("ended", None, 0), ("exception", 9.9, 0), (None, 9.9, 2), (None, 12.0, 0)],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from dtrain.processes import ProcessRecord
 from dtrain.status import VANISHED, RankFailure, RankProcess, write_record
 
 _SIZE = 512
+LEFT = "left with exit code 0 while others still needed it"
 
 
 @pytest.mark.parametrize(
@@ -74,9 +76,59 @@ def test_who_left_early_is_the_first_of_those_whom_mpi_killed_for_it(tmp_path: P
     launcher = PlannedProcess(name="mpirun", host="node", argv=("false",), environment={}, cwd=tmp_path)
     plan = LaunchPlan(launcher="mpi", size=3, processes=(launcher,))
     status = Supervisor(plan, run, Limits(timeout_s=None, grace_s=1.0), Console(), Signals()).run()
-    left = "rank 2 on node: left with exit code 0 while others still needed it"
-    assert status.cause == f"{left}; then rank 0 on node, rank 1 on node: each {VANISHED}"
+    assert status.cause == f"rank 2 on node: {LEFT}; then rank 0 on node, rank 1 on node: each {VANISHED}"
     assert (status.exit_code, status.failure is not None and status.failure.rank) == (1, 2)
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> Callable[..., RankFailure]:
+    """Judges an attempt of three ranks under mpirun, of which one has failed."""
+    run = RunLayout(tmp_path / "run").begin_attempt(0, 3)
+    for rank in range(3):
+        write_record(run.rank(rank).process, ProcessRecord(host="node", pid=2**22, started=0.0), durable=False)
+        write_json(run.rank(rank).heartbeat, {"over": None})
+    launcher = PlannedProcess(name="mpirun", host="node", argv=("mpirun",), environment={}, cwd=tmp_path)
+    plan = LaunchPlan(launcher="horovod", size=3, processes=(launcher,))
+    judge = Judge(plan, run, Output(plan, run, Console(), str), dict.fromkeys(range(3), ""), lambda rank: "node")
+
+    def first(failure: RankFailure, over: Mapping[int, float], left: Mapping[int, float], early: bool) -> RankFailure:
+        for rank, when in over.items():
+            write_json(run.rank(rank).heartbeat, {"over": when})
+        for rank, when in left.items():
+            write_json(run.rank(rank).done, {"time": when, "early": early})
+        write_record(run.rank(failure.rank).error, failure, durable=False)
+        found = judge.outcome({failure.rank: failure}, {failure.rank: failure}, set(), 1)[2]
+        assert found is not None
+        return found
+
+    return first
+
+
+@pytest.mark.parametrize(
+    ("over", "left", "early", "first"),
+    [
+        ({2: 10.1}, {}, False, (1, VANISHED)),
+        ({2: 10.4}, {2: 10.5}, False, (1, VANISHED)),  # it caught the exception
+        ({}, {2: 10.5}, True, (1, VANISHED)),
+        ({2: 9.9}, {2: 10.5}, False, (2, LEFT)),
+        ({1: 9.9}, {}, False, (1, LEFT)),  # killed while it waited in MPI_Finalize
+    ],
+)
+def test_who_was_killed_at_work_ended_horovod_unless_another_had_left(
+    judged: Callable[..., RankFailure], over: dict[int, float], left: dict[int, float], early: bool, first: tuple[int, str]
+) -> None:
+    """Rank 1 was killed with its guard, and rank 0 has Horovod's word."""
+    word = RankFailure(rank=0, host="node", time=10.0, exit_code=1, kind="consequence", message="Horovod has been shut down")
+    found = judged(word, over=over, left=left, early=early)
+    assert (found.rank, found.message.partition(";")[0]) == first
+
+
+@pytest.mark.parametrize(("left_s", "first"), [(-0.1, 2), (4.0, 1)])
+def test_who_left_after_one_was_killed_is_not_why(judged: Callable[..., RankFailure], left_s: float, first: int) -> None:
+    """Rank 1 was killed with its guard, by which rank 0 lost its connection; rank 2 left so many seconds later."""
+    noticed = time.time() - 10.0
+    lost = RankFailure(rank=0, host="node", time=noticed, exit_code=14, kind="consequence", message="lost")
+    assert judged(lost, over={}, left={2: noticed + left_s}, early=True).rank == first
 
 
 def test_a_daemon_is_lost_where_mpirun_ends_well_and_a_rank_of_another_host_left_no_word(tmp_path: Path) -> None:
