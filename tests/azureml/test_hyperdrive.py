@@ -85,6 +85,9 @@ JUDGED: dict[str, tuple[EarlyTerminationPolicy, dict[str, list[float]], bool]] =
     "truncation, less than one": (TruncationSelectionPolicy(30), {"a": [1], "b": [2], "c": [3]}, False),
     "truncation, not the worst": (TruncationSelectionPolicy(40), {"a": [2], "b": [1], "c": [3]}, False),
     "truncation, finished": (TruncationSelectionPolicy(50), {"a": [2], "b": [3], "done": [1]}, False),
+    "truncation, all the same": (TruncationSelectionPolicy(40), {"a": [1], "b": [1], "c": [1]}, False),
+    "truncation, the same as one that stays": (TruncationSelectionPolicy(40), {"a": [1], "b": [1], "c": [3]}, False),
+    "truncation, the same as one that does not": (TruncationSelectionPolicy(70), {"a": [1], "b": [1], "c": [3]}, True),
     "truncation, without them": (
         TruncationSelectionPolicy(50, exclude_finished_jobs=True),
         {"a": [2], "b": [3], "done": [1]},
