@@ -146,10 +146,13 @@ WRONG: dict[str, Callable[[], object]] = {
     "rule='sobol': there is 'random'": lambda: RandomParameterSampling({"x": choice(1)}, {"rule": "sobol"}),
     r"choice\(\) has no options": lambda: choice([]),
     r"choice\(\) has None; a script is given": lambda: choice(1, None),
+    r"choice\(\) has 1180591620717411303424; .* numbers of up to 64 bits": lambda: choice(2**70),
+    r"choice\(\) has \[1180591620717411303424\]; ": lambda: choice(1, [2**70]),
     r"uniform\(min_value=2, max_value=1\) has no values": lambda: uniform(2, 1),
     r"uniform\(min_value=0, max_value=1, q=0\) has no values": lambda: quniform(0, 1, 0),
     r"uniform\(min_value='0', max_value=1\): give numbers": lambda: uniform("0", 1),  # type: ignore[arg-type]
     r"randint\(upper=0\) is not": lambda: randint(0),
+    r"randint\(upper=1180591620717411303424\) is not a whole number from 1 to 2\*\*64": lambda: randint(2**70),
     "slack_factor=None, slack_amount=None.: give one": BanditPolicy,
     "truncation_percentage=100 is not a number from 1 to 99": lambda: TruncationSelectionPolicy(100),
     "evaluation_interval=0 is not a number from 1": lambda: MedianStoppingPolicy(0),
