@@ -52,7 +52,7 @@ class HyperDriveConfig(Named):
 
     _options: ClassVar = tuple(_KNOWN)
     _differs: ClassVar = {
-        "(max_concurrent_runs=)": "at most as many as the compute target has nodes for; 'local' runs one at a time",
+        "(max_concurrent_runs=)": "at most as many as the compute target has nodes for; 'local' and hosts run one at a time",
         "(max_duration_minutes=)": "runs that still go on then are canceled, and the sweep is Completed if one has completed",
     }
     _refused: ClassVar = {f"({name}=)": reason for name, reason in _REFUSED.items()}

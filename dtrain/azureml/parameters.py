@@ -5,6 +5,7 @@ A setting is a dict of values by the names of the parameters.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import random
@@ -57,13 +58,13 @@ def choice(*options: Any) -> Expression:
 
 
 def _plain(value: Any) -> Any:
-    """An option as an argument can be: a number or text; a list as its JSON text."""
+    """An option as an argument can be: a number or text; a list as its JSON text. And as its run's tag can be, which is JSON."""
     value = value.item() if hasattr(value, "item") else value  # of NumPy's numbers
-    if isinstance(value, list | tuple):
-        return orjson.dumps(value).decode()
-    if not isinstance(value, bool | int | float | str):
-        raise UserErrorException(f"choice() has {value!r:.80}; a script is given numbers and texts")
-    return value
+    if isinstance(value, bool | int | float | str | list | tuple):
+        with contextlib.suppress(orjson.JSONEncodeError):
+            text = orjson.dumps(value).decode()
+            return text if isinstance(value, list | tuple) else value
+    raise UserErrorException(f"choice() has {value!r:.80}; a script is given texts, and numbers of up to 64 bits")
 
 
 def _distribution(kind: str, values: Mapping[str, float], q: float | None = None) -> Expression:
@@ -79,8 +80,8 @@ def _distribution(kind: str, values: Mapping[str, float], q: float | None = None
 
 def randint(upper: int) -> Expression:
     """A whole number from 0, below ``upper``."""
-    if isinstance(upper, bool) or not isinstance(upper, int) or upper < 1:
-        raise UserErrorException(f"randint(upper={upper!r}) is not a whole number from 1")
+    if isinstance(upper, bool) or not isinstance(upper, int) or not 1 <= upper <= 2**64:
+        raise UserErrorException(f"randint(upper={upper!r}) is not a whole number from 1 to 2**64")
     return Expression("randint", (upper,))
 
 

@@ -85,7 +85,10 @@ class MedianStoppingPolicy(EarlyTerminationPolicy):
 
 
 class TruncationSelectionPolicy(EarlyTerminationPolicy):
-    """Ends the worst ``truncation_percentage`` of the runs that have come to the same interval, by their values there."""
+    """Ends the worst ``truncation_percentage`` of the runs that have come to the same interval, by their values there.
+
+    A run that is no worse there than one that goes on does so, too.
+    """
 
     _fields: ClassVar = ("truncation_percentage", "exclude_finished_jobs")
 
@@ -105,5 +108,4 @@ class TruncationSelectionPolicy(EarlyTerminationPolicy):
     def _stops(self, run: str, at: int, values: Values, ended: Set[str]) -> bool:
         left_out = ended if self.exclude_finished_jobs else frozenset[str]()
         there = sorted(each[at - 1] for name, each in values.items() if len(each) >= at and name not in left_out)
-        worst = there[: len(there) * self.truncation_percentage // 100]
-        return bool(worst) and values[run][at - 1] <= worst[-1]
+        return values[run][at - 1] < there[len(there) * self.truncation_percentage // 100]

@@ -11,7 +11,7 @@ import itertools
 import linecache
 import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import FrameType, ModuleType
 from typing import Any, NoReturn
 
@@ -21,6 +21,7 @@ from dtrain.azureml.errors import TABLE, NoSuchModule, NoSuchName, UserErrorExce
 _NAMED = ("ImportError", "ModuleNotFoundError")
 _WIDER = ("Exception", "BaseException", "")  # the last one: a bare `except:`
 _IMPORTS = (ast.Import, ast.ImportFrom)
+_TRIES = (ast.Try, getattr(ast, "TryStar", ast.Try))  # the second one: `except*`, of Python 3.11 on
 _LIBRARIES = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 _NOT_THE_SCRIPTS = tuple(os.path.join(path, "") for path in (*_LIBRARIES, os.path.dirname(os.path.dirname(__file__))))
 _OF_IMPORT = ("<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")
@@ -96,13 +97,14 @@ def _is_caught(frame: FrameType | None) -> bool:
     if frame is None:
         return True
     here = next((path for path in _paths(frame) if isinstance(path[-1], _IMPORTS)), None)
-    if here is None or _stands_in_try(here, (*_NAMED, *_WIDER)):
+    if here is None or _stands_in_try(here, (*_NAMED, *_WIDER), frame.f_globals):
         return True
     while (frame := frame.f_back) is not None:
         if frame.f_code.co_filename.startswith(_NOT_THE_SCRIPTS):
             continue
-        path = next(_paths(frame), None)
-        if path is not None and _stands_in_try(path, (*_NAMED, *_WIDER) if isinstance(path[-1], _IMPORTS) else _NAMED):
+        path = next(_paths(frame), [])
+        kinds = (*_NAMED, *_WIDER) if path and isinstance(path[-1], _IMPORTS) else _NAMED
+        if _stands_in_try(path, kinds, frame.f_globals):
             return True
     return False
 
@@ -125,29 +127,37 @@ def _statements_on(node: ast.AST, line: int, above: list[ast.AST]) -> Iterator[l
         yield from _statements_on(each, line, path)
 
 
-def _stands_in_try(path: list[ast.AST], kinds: tuple[str, ...]) -> bool:
-    """Whether the last statement of ``path`` is in the body of a ``try``, or ``with suppress(...)``, for one of ``kinds``."""
+def _stands_in_try(path: list[ast.AST], kinds: tuple[str, ...], known: Mapping[str, Any]) -> bool:
+    """Whether the last statement of ``path`` is in the body of a ``try``, or ``with suppress(...)``, for one of ``kinds``.
+
+    ``known`` are the module's names, of which a handler may have its exceptions: ``except ERRORS:``.
+    """
     for outer, inner in reversed(list(itertools.pairwise(path))):
         if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef):
             return False
-        if isinstance(outer, ast.Try) and inner in outer.body and any(_catches(each.type, kinds) for each in outer.handlers):
-            return True
-        if isinstance(outer, ast.With) and any(_suppresses(each.context_expr, kinds) for each in outer.items):
+        if isinstance(outer, _TRIES) and inner in outer.body:
+            caught = [each.type for each in outer.handlers]
+        elif isinstance(outer, ast.With):
+            caught = [argument for each in outer.items for argument in _suppressed(each.context_expr)]
+        else:
+            continue
+        if any(_catches(each, kinds, known) for each in caught):
             return True
     return False
 
 
-def _suppresses(called: ast.expr, kinds: tuple[str, ...]) -> bool:
-    if not isinstance(called, ast.Call) or _last_name(called.func) != "suppress":
-        return False
-    return any(_catches(each, kinds) for each in called.args)
+def _suppressed(called: ast.expr) -> list[ast.expr]:
+    return called.args if isinstance(called, ast.Call) and _last_name(called.func) == "suppress" else []
 
 
-def _catches(kind: ast.expr | None, kinds: tuple[str, ...]) -> bool:
+def _catches(kind: ast.expr | None, kinds: tuple[str, ...], known: Mapping[str, Any]) -> bool:
     """Whether a handler of that kind is for one of ``kinds``; None is the kind of a bare ``except:``."""
     if isinstance(kind, ast.Tuple):
-        return any(_catches(each, kinds) for each in kind.elts)
-    return ("" if kind is None else _last_name(kind)) in kinds
+        return any(_catches(each, kinds, known) for each in kind.elts)
+    name = "" if kind is None else _last_name(kind)
+    named = known.get(name) if isinstance(kind, ast.Name) else None
+    each_of = named if isinstance(named, tuple) else (named,)
+    return name in kinds or any(isinstance(each, type) and each.__name__ in kinds for each in each_of)
 
 
 def _last_name(node: ast.expr) -> str:

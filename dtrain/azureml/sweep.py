@@ -24,9 +24,12 @@ from dtrain.azureml.parameters import Setting
 from dtrain.azureml.policies import EarlyTerminationPolicy
 from dtrain.azureml.recording import read_rank
 from dtrain.azureml.runconfig import RunConfiguration, ScriptRunConfig
+from dtrain.azureml.targets import hosts_of
+from dtrain.azureml.values import variables_of
 from dtrain.azureml.workspace import Workspace
 from dtrain.job_options import Hangs
 from dtrain.layout import RunLayout
+from dtrain.masking import Masker
 from dtrain.resources import THREAD_VARIABLES
 from dtrain.spec import JobSpec
 
@@ -70,14 +73,16 @@ def submit_sweep(workspace: Workspace, experiment: str, config: HyperDriveConfig
     source = Path(draft.job.source_directory).absolute()
     child = submit.check(workspace, experiment, draft.job_of(draft.settings[0], source))
     _, entry = find_entry(workspace, draft.job.run_config.target)
-    room = max(1, entry.get("max_nodes", 1) // child.submitted.node_count)
+    on_hosts = bool(hosts_of(entry))  # of which every job takes the first ones
+    room = 1 if on_hosts else max(1, entry.get("max_nodes", 1) // child.submitted.node_count)
     sweep = dataclasses.replace(draft, at_once=min(draft.at_once, room))
     notes = list(child.notes)
     if len(sweep.settings) < (most := config._options_given["max_total_runs"]):
         notes.append(f"max_total_runs={most}, but there are {len(sweep.settings)} settings to try")
     if sweep.at_once < draft.at_once:
-        where = f"compute target {child.submitted.target!r} has nodes for no more"
-        notes.append(f"{sweep.at_once} of {draft.at_once} runs go on at once: {where}")
+        why = "is of hosts, and all runs are on the same ones" if on_hosts else "has nodes for no more"
+        at_once = f"{sweep.at_once} of {draft.at_once} runs go on at once"
+        notes.append(f"{at_once}: compute target {child.submitted.target!r} {why}")
     spec = JobSpec(
         target="dtrain.azureml.sweep_rank",
         is_module=True,
@@ -136,13 +141,24 @@ def _pickled(sweep: Sweep, spec: JobSpec) -> bytes:
         data = pickle.dumps(sweep)
     except Exception as error:  # whatever an object of the script's raises
         raise UserErrorException(f"the job of a HyperDriveConfig holds what no other process can have: {error}") from error
+    texts = _texts(sweep)
     for name, value in spec.secret_values().items():
-        if value and value.encode() in data:
+        if Masker([value]).value(texts) != texts:
             raise UserErrorException(
-                f"the job of a HyperDriveConfig has the value of secret {name} in its arguments or variables, and they are kept "
-                f"in a file for its children: leave it out there, os.environ[{name!r}] has it in each"
+                f"the job of a HyperDriveConfig has the value of secret {name} in its arguments, variables or packages, and they "
+                f"are kept in a file for its children: leave it out there, os.environ[{name!r}] has it in each"
             )
     return data
+
+
+def _texts(sweep: Sweep) -> list[str]:
+    """What a script has written into a sweep that could be a secret: arguments, variables, and packages with their addresses."""
+    config: RunConfiguration = sweep.job.run_config
+    environment = config.environment
+    dependencies = environment.python.conda_dependencies
+    named = [variables_of("environment_variables", each.environment_variables) for each in (config, environment)]
+    values = [value for each in (*named, *sweep.settings) for value in each.values()]
+    return [str(each) for each in (*sweep.job.arguments, config.arguments, *dependencies._pip, *dependencies._conda, *values)]
 
 
 def read_sweep(run: RunLayout) -> Sweep:

@@ -12,7 +12,7 @@ import time
 from typing import NoReturn
 
 from dtrain.azureml.console import say
-from dtrain.azureml.errors import TrainingException
+from dtrain.azureml.errors import TrainingException, UserErrorException
 from dtrain.azureml.run import Run
 from dtrain.azureml.state import ENDED
 from dtrain.azureml.sweep import TAG, Sweep, logged_values, read_sweep, setting_text
@@ -88,21 +88,30 @@ class Sweeper:
                 self._judged[name] = at
                 if self._sweep.policy._stops(name, at, self._values, self._ended.keys()):
                     say(f"{name} is canceled by {type(self._sweep.policy).__name__} after {at} values of {metric}")
-                    child.cancel()
+                    _ask_to_end(child)
 
     def _stop(self, why: str) -> None:
         """Try no other setting, and cancel what goes on."""
         say(f"{why}: {len(self._left)} settings are not tried, {len(self._going)} runs are canceled")
         self._left.clear()
         for child in self._going.values():
-            child.cancel()
+            _ask_to_end(child)
+
+
+def _ask_to_end(child: Run) -> bool:
+    """Cancel a child. False where that cannot be (Slurm does not answer, say), which is said: others are to be canceled still."""
+    try:
+        child.cancel()
+    except UserErrorException as error:
+        say(f"{child.id} is not canceled: {error}")
+        return False
+    return True
 
 
 def cancel_children(run: Run) -> None:
-    """Cancel all that go on, and wait until they have ended; for 15 s at most."""
-    children = [child for child in run.get_children() if child.get_status() not in ENDED]
-    for child in children:
-        child.cancel()
+    """Cancel all that go on, and wait until those that could be have ended; for 15 s at most."""
+    going = [child for child in run.get_children() if child.get_status() not in ENDED]
+    children = [child for child in going if _ask_to_end(child)]
     until = time.monotonic() + _CANCEL_S
     while time.monotonic() < until and any(child.get_status() not in ENDED for child in children):
         time.sleep(_POLL_S)

@@ -147,10 +147,14 @@ ASKED = {
     "find": "import importlib.util\ntry:\n    importlib.util.find_spec('azureml.automl')\nexcept ImportError:\n    print('none')",
     "call": "def load():\n    import azureml.automl\ntry:\n    load()\nexcept ImportError:\n    print('none')",
     "class": "class A:\n    try:\n        from azureml.core import Image\n    except ImportError:\n        print('none')",
+    "a name": "WRONG = (ImportError, OSError)\ntry:\n    import azureml.automl\nexcept WRONG:\n    print('none')",
     "text": "try:\n    exec('import azureml.automl')\nexcept ImportError:\n    print('none')",
 }
+if sys.version_info >= (3, 11):
+    ASKED["group"] = "try:\n    import azureml.automl\nexcept* ImportError:\n    print('none')"
 KEPT = {
     "another failure": "try:\n    import azureml.automl\nexcept KeyError:\n    pass\nprint('kept')",
+    "a name": "WRONG = KeyError\ntry:\n    import azureml.automl\nexcept WRONG:\n    pass\nprint('kept')",
     "call": "def use():\n    import azureml.automl\n    print('kept')\ntry:\n    use()\nexcept Exception:\n    pass",
     "defined": "try:\n    def use():\n        import azureml.automl\nexcept ImportError:\n    pass\nuse()\nprint('kept')",
     "handler": "try:\n    1 / 0\nexcept Exception:\n    import azureml.automl\nprint('kept')",

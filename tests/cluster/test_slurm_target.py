@@ -32,6 +32,16 @@ while os.environ.get("WAIT") and not os.path.exists("outputs/go"):
     time.sleep(0.05)
 """
 
+# Of a control script: its run has begun, and waits to be let go on, by a file.
+RUNNING = """
+import time
+waits = ScriptRunConfig("src", "train.py", compute_target="queue")
+waits.run_config.environment_variables = {"WAIT": "1"}
+run = experiment.submit(waits)
+while run.get_status() != "Running":
+    time.sleep(0.05)
+"""
+
 
 @pytest.fixture
 def queue(slurm: SlurmProject) -> SlurmProject:
@@ -137,14 +147,10 @@ print(json.dumps([each.get_status() for each in (run, early, late, failed)]))
 def test_a_run_whose_supervisor_is_killed_goes_on_and_is_told_to_its_end(queue: SlurmProject) -> None:
     done = control(
         queue,
-        """
-import signal, time
-waits = ScriptRunConfig("src", "train.py", compute_target="queue")
-waits.run_config.environment_variables = {"WAIT": "1"}
-run = experiment.submit(waits)
+        RUNNING
+        + """
+import signal
 folder = run.get_details()["runFolder"]
-while run.get_status() != "Running":
-    time.sleep(0.05)
 os.kill(json.load(open(os.path.join(folder, "azureml", "supervisor.json")))["pid"], signal.SIGKILL)
 states = [run.get_status()]
 open(os.path.join(folder, "outputs", "go"), "w").close()
@@ -158,13 +164,9 @@ print(json.dumps([*states, run.get_status(), run.get_metrics()]))
 def test_a_job_that_slurm_puts_back_into_its_queue_is_queued(queue: SlurmProject) -> None:
     done = control(
         queue,
-        """
-import subprocess, time
-waits = ScriptRunConfig("src", "train.py", compute_target="queue")
-waits.run_config.environment_variables = {"WAIT": "1"}
-run = experiment.submit(waits)
-while run.get_status() != "Running":
-    time.sleep(0.05)
+        RUNNING
+        + """
+import subprocess
 job = json.load(open(os.path.join(run.get_details()["runFolder"], "slurm.json")))["job_id"]
 subprocess.run(["scontrol", "requeuehold", job], check=True)
 while (again := run.get_status()) in ("Running", "Finalizing"):
