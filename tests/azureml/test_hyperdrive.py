@@ -297,18 +297,23 @@ for name, run in (("fails", fails), ("slow", slow)):
     try:
         run.wait_for_completion()
     except Exception as error:
-        told[name] = str(error)
+        told[name] = [run.get_details()["error"]["error"]["message"], str(error)]
     told[name + " children"] = [child.get_status() for child in run.get_children()]
 told["best"] = [fails.get_best_run_by_primary_metric() is None, slow.get_best_run_by_primary_metric().get_status()]
 told["discarded"] = fails.get_children_sorted_by_primary_metric(discard_no_metric=True)
 told["kept"] = [row["best_primary_metric"] for row in fails.get_children_sorted_by_primary_metric()]
+fails.wait_for_completion(show_output=True, raise_on_error=False)
 print(json.dumps(told))
 """,
         begin=SWEEP,
     )
     found = told(done)
-    assert "no run of the sweep has completed (3 Failed)" in str(found["fails"])
-    assert "no run of the sweep has completed (1 Canceled)" in str(found["slow"])
+    cause, raised = found["fails"]  # type: ignore[misc]
+    assert re.search(r"tests-\S+ failed: rank 0 on \S+: ValueError: bad data; no run .* \(3 Failed, 6 not tried\)$", cause)
+    assert "in <module>\n    raise ValueError(" in raised
+    assert "sweep_rank.py" not in raised + done.stdout
+    cause, _ = found["slow"]  # type: ignore[misc]
+    assert cause.endswith("max_duration_minutes=0.03 are over; no run of the sweep has completed (1 Canceled, 3 not tried)")
     assert (found["fails children"], found["slow children"]) == (["Failed"] * 3, ["Canceled"])
     assert (found["best"], found["discarded"], found["kept"]) == ([True, "Canceled"], [], [None] * 3)
 
