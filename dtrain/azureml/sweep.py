@@ -171,3 +171,11 @@ def logged_values(run: RunLayout, metric: str) -> list[float]:
     values = found if isinstance(found, list) else [found]
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     return [float(value) for value in numbers if not math.isnan(value)]
+
+
+def logged_names(run: RunLayout) -> list[str]:
+    """The names that a child's rank 0 has logged by, in order; none where it used one for numbers and for rows."""
+    try:
+        return list(read_rank(run, 0))
+    except UserErrorException:
+        return []

@@ -11,11 +11,12 @@ import sys
 import time
 from typing import NoReturn
 
+from dtrain.azureml import records
 from dtrain.azureml.console import say
 from dtrain.azureml.errors import TrainingException
 from dtrain.azureml.run import Run
 from dtrain.azureml.state import ENDED, status_of
-from dtrain.azureml.sweep import TAG, Sweep, logged_values, read_sweep, setting_text
+from dtrain.azureml.sweep import TAG, Sweep, logged_names, logged_values, read_sweep, setting_text
 from dtrain.errors import DtrainError
 from dtrain.layout import RunLayout
 from dtrain.resources import THREAD_VARIABLES
@@ -24,6 +25,7 @@ from dtrain.status import RankFailure, write_record
 _POLL_S = 0.5
 _FIRST = 3
 """After so many children that failed, and none that completed, the rest is not tried."""
+_SHOWN = 12
 _CANCEL_S = 15.0  # a job's ranks are killed 10 s after they were told to end
 
 
@@ -71,6 +73,18 @@ class Sweeper:
             why = (first, self._over, f"no run of the sweep has completed ({told})")
             raise TrainingException("; ".join(filter(None, why)))
         say(f"the sweep has tried {len(self._ended)} settings: {told}")
+        if not any(self._values.values()):
+            self._warn_of_no_metric()
+
+    def _warn_of_no_metric(self) -> None:
+        """Say what the children have logged instead, and let ``get_details()`` tell it."""
+        metric = self._sweep.metric
+        names = list(dict.fromkeys(name for child in self._run.get_children() for name in logged_names(child._layout)))
+        logged = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+        what = f"a number as {metric!r}" if metric in names else repr(metric)
+        text = f"no run logged {what}; they logged {logged or 'nothing'}"
+        say(f"warning: {text}")
+        records.note(self._run._layout, "warning", text=text)
 
     def _count(self) -> str:
         """How many children have ended how, and how many settings have none."""

@@ -345,6 +345,22 @@ print(open("log.txt").read())
     assert not [path for path in files if azure.env["KEY"].encode() in path.read_bytes()]
 
 
+def test_a_metric_that_no_run_logged_is_told_with_those_that_they_did(azure: AzureProject) -> None:
+    azure.train("from azureml.core import Run\nrun = Run.get_context()\nrun.log('validation_acc', 1)\nrun.log('final_acc', 1)")
+    done = azure.control(
+        """
+options = dict(primary_metric_name="val_acc", run_config=ScriptRunConfig("src", "train.py"), max_total_runs=1)
+run = experiment.submit(sweep({"kind": choice(1)}, **options))
+details = run.wait_for_completion(show_output=True)
+print(json.dumps([details["status"], details["warnings"]]))
+""",
+        begin=SWEEP,
+    )
+    text = "no run logged 'val_acc'; they logged validation_acc, final_acc"
+    assert json.loads(done.stdout.splitlines()[-1]) == ["Completed", [{"message": text}]]
+    assert f"warning: {text}" in done.stdout
+
+
 @pytest.mark.needs("mpi")
 def test_a_run_of_a_sweep_is_as_one_that_is_submitted_alone(azure: AzureProject) -> None:
     """Its ranks, their threads, its packages and data; and no variable of the sweep's own rank."""
