@@ -61,14 +61,20 @@ class Sweep:
         return job
 
 
-def submit_sweep(workspace: Workspace, experiment: str, config: HyperDriveConfig) -> RunLayout:
+def submit_config(workspace: Workspace, experiment: str, config: Any, *, parent: str = "") -> RunLayout:
+    """Start the sweep of a HyperDriveConfig, or the job of anything else, and return its run's folder. Raises as both do."""
+    begin = submit_sweep if isinstance(config, HyperDriveConfig) else submit.submit
+    return begin(workspace, experiment, config, parent=parent)
+
+
+def submit_sweep(workspace: Workspace, experiment: str, config: HyperDriveConfig, *, parent: str = "") -> RunLayout:
     """Start a sweep, and return its run's folder; does not wait. The run has a copy of the source, which its children run.
 
     Raises what a submit of its first child would, and UserErrorException for what cannot be sent to another process.
     """
     draft = _draft(config, workspace)
     source = Path(draft.job.source_directory).absolute()
-    child = submit.check(workspace, experiment, draft.job_of(draft.settings[0], source))
+    child = submit.check(workspace, experiment, draft.job_of(draft.settings[0], source), parent=parent)
     _, entry = find_entry(workspace, draft.job.run_config.target)
     room = max(1, entry.get("max_nodes", 1) // child.submitted.node_count)
     sweep = dataclasses.replace(draft, at_once=min(draft.at_once, room))

@@ -361,6 +361,22 @@ print(json.dumps([details["status"], details["warnings"]]))
     assert f"warning: {text}" in done.stdout
 
 
+def test_a_sweep_is_a_child_as_a_job_is(azure: AzureProject) -> None:
+    azure.train("")
+    done = azure.control(
+        """
+with experiment.start_logging() as parent:
+    run = parent.submit_child(sweep({"kind": choice(1)}), tags={"of": "parent"})
+    run.wait_for_completion()
+child, = run.get_children()
+below = list(parent.get_children(recursive=True)) == [run, child]
+print(json.dumps([run.type, run.get_status(), run.parent == parent, run.get_tags(), below]))
+""",
+        begin=SWEEP,
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == ["hyperdrive", "Completed", True, {"of": "parent"}, True]
+
+
 @pytest.mark.needs("mpi")
 def test_a_run_of_a_sweep_is_as_one_that_is_submitted_alone(azure: AzureProject) -> None:
     """Its ranks, their threads, its packages and data; and no variable of the sweep's own rank."""
