@@ -284,6 +284,30 @@ print(json.dumps([before, child.get_status(), child.get_file_names()[-2], len(li
     assert json.loads(done.stdout.splitlines()[-1]) == ["Running", "Completed", "outputs/x", 1]
 
 
+def test_the_runs_of_a_sweep_that_was_killed_are_canceled_by_it(azure: AzureProject) -> None:
+    azure.train("import time\nwhile True: time.sleep(0.1)")
+    done = azure.control(
+        """
+import signal, time
+run = experiment.submit(sweep({"kind": choice(1, 2)}))
+while [child.get_status() for child in run.get_children()] != ["Running"] * 2:
+    time.sleep(0.05)
+os.kill(json.load(open(os.path.join(run.get_details()["runFolder"], "azureml", "supervisor.json")))["pid"], signal.SIGKILL)
+while run.get_status() != "Failed":
+    time.sleep(0.05)
+again = run.cancel()
+children = list(run.get_children())
+for child in children:
+    child.wait_for_completion(raise_on_error=False)
+print(json.dumps([again, [child.id for child in children], [child.get_status() for child in children], run.get_status()]))
+""",
+        begin=SWEEP,
+    )
+    again, ids, ended, status = json.loads(done.stdout.splitlines()[-1])
+    assert (again, ended, status) == (True, ["Canceled"] * 2, "Failed")
+    assert f"is Failed already; its children that go on are canceled: {', '.join(ids)}" in done.stderr
+
+
 def test_a_sweep_whose_runs_fail_ends_and_one_that_takes_too_long(azure: AzureProject) -> None:
     azure.train("raise ValueError('bad data')", "fails.py")
     azure.train("import time\nfrom azureml.core import Run\nRun.get_context().log('accuracy', 1)\ntime.sleep(600)", "slow.py")
