@@ -95,7 +95,8 @@ def submit_sweep(workspace: Workspace, experiment: str, config: HyperDriveConfig
         grace_s=_GRACE_S,
         hangs=Hangs(hang_timeout_s=None),
     )
-    definition = {**child.submitted.definition, _KEY: config._record(sweep.at_once)}
+    shown = [str(value.as_mount() if isinstance(value, Datastore) else value) for value in draft.job.arguments]
+    definition = {**child.submitted.definition, "arguments": shown, _KEY: config._record(sweep.at_once)}
     job = dataclasses.replace(
         child,
         spec=spec,
