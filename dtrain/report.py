@@ -24,6 +24,7 @@ from dtrain.status import RunStatus, read_process, read_status, read_world
 _COLUMNS = ("samples_per_s", "loss", "accuracy", "validation/loss", "validation/accuracy")
 # Told as the median of all that a rank logged, where of others the last value counts: the last step's time is any step's.
 _SPEED = "samples_per_s"
+_SHOWN = 12
 _STATE_STYLES = {"completed": "green", "failed": "red", "canceled": "yellow", "running": "cyan", "queued": "cyan"}
 
 
@@ -200,7 +201,7 @@ def format_time(seconds: float) -> str:
 
 
 def heading(data: dict[str, Any]) -> list[str]:
-    """What was run and how it ended, in a few lines."""
+    """What was run and how it ended, in a few lines; ``data`` has ``parent`` (empty: none) and ``children``, too."""
     spec = data["spec"]
     seconds = "" if data["duration_s"] is None else f" after {data['duration_s']:.1f} s"
     ended = "" if data["exit_code"] in (None, 0) else f" with exit code {data['exit_code']}"
@@ -220,6 +221,11 @@ def heading(data: dict[str, Any]) -> list[str]:
         lines.append(f"attempt  {number} ended: {cause}")
     if data["cause"]:
         lines.append(f"cause    {data['cause']}")
+    if data["parent"]:
+        lines.append(f"parent   {data['parent']}")
+    if children := data["children"]:
+        more = f" and {len(children) - _SHOWN} more" if len(children) > _SHOWN else ""
+        lines.append(f"children {', '.join(children[:_SHOWN])}{more}")
     if data["tags"]:
         lines.append("tags     " + ", ".join(f"{key}={value}" for key, value in data["tags"].items()))
     return lines

@@ -8,12 +8,10 @@ from typing import Any, ClassVar
 from dtrain.azureml import records
 from dtrain.azureml.errors import Named, UserErrorException
 from dtrain.azureml.family import runs_of
-from dtrain.azureml.hyperdrive import HyperDriveConfig
 from dtrain.azureml.hyperdrive_run import run_of
 from dtrain.azureml.interactive import new_run, watch_folders
 from dtrain.azureml.run import Run
-from dtrain.azureml.submit import submit
-from dtrain.azureml.sweep import submit_sweep
+from dtrain.azureml.sweep import submit_config
 from dtrain.azureml.values import dict_of
 from dtrain.azureml.workspace import Workspace
 from dtrain.errors import UsageError, did_you_mean
@@ -63,8 +61,7 @@ class Experiment(Named):
             near = did_you_mean(name, ("config", "tags"))
             raise TypeError(f"Experiment.submit() has no argument {name!r}{near}; set it in the ScriptRunConfig or the estimator")
         wanted = dict_of("tags", tags)
-        begin = submit_sweep if isinstance(config, HyperDriveConfig) else submit
-        run = run_of(self, begin(self.workspace, self.name, config).id)
+        run = run_of(self, submit_config(self.workspace, self.name, config).id)
         run.set_tags(wanted)
         return run
 

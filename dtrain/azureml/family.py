@@ -52,11 +52,11 @@ class Family(Logged):
         return children
 
     def submit_child(self, config: Any, tags: Mapping[str, str] | None = None) -> Run:
-        """Start a job as ``Experiment.submit`` does, below this run."""
-        from dtrain.azureml.submit import submit
+        """Start a job or a sweep as ``Experiment.submit`` does, below this run."""
+        from dtrain.azureml.sweep import submit_config
 
         wanted = dict_of("tags", tags)
-        child = self._run(submit(self.experiment.workspace, self.experiment.name, config, parent=self.id).id)
+        child = self._run(submit_config(self.experiment.workspace, self.experiment.name, config, parent=self.id).id)
         child.set_tags(wanted)
         return child
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from dtrain.azureml.console import warn
 from dtrain.azureml.errors import UserErrorException
 from dtrain.azureml.hyperdrive import PrimaryMetricGoal
 from dtrain.azureml.run import Run
+from dtrain.azureml.state import ENDED
 from dtrain.azureml.sweep import TAG, logged_values, sweep_record
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ class HyperDriveRun(Run):
     }
     _differs: ClassVar = {
         **Run._differs,
-        "cancel": "ends its children, and then itself",
+        "cancel": "ends its children, and then itself; of one that was killed the children that go on",
         "get_metrics": "a dict of the children's, by run id; of each rank 0's",
     }
 
@@ -46,8 +48,21 @@ class HyperDriveRun(Run):
         return RUN_TYPE
 
     def cancel(self) -> bool:  # type: ignore[override]  # as the SDK's
-        """Ask it to end its children, and then itself; returns at once, with True."""
-        super().cancel()
+        """Ask it to end its children, and then itself; returns at once, with True.
+
+        Of one that has ended (was killed, say), ask its children that go on. Those that cannot be asked are only warned of.
+        """
+        is_over = (now := self.get_status()) in ENDED
+        left = [child for child in self.get_children() if child.get_status() not in ENDED] if is_over else []
+        if not left:
+            super().cancel()
+            return True
+        warn(f"run {self.id} is {now} already; its children that go on are canceled: {', '.join(child.id for child in left)}")
+        for child in left:
+            try:
+                child.cancel()
+            except UserErrorException as error:
+                warn(str(error))
         return True
 
     def get_metrics(

@@ -140,6 +140,15 @@ def write_submitted(run: RunLayout, submitted: Submitted) -> None:
     write_json(AzureLayout(run).submitted, vars(submitted))
 
 
+def relatives(run: RunLayout) -> tuple[str, list[str]]:
+    """The id of the run above ``run`` (empty: none), and of those right below it, oldest first. Called by `dtrain show`."""
+    parents = {}
+    for each in run.workspace.list_runs():
+        with contextlib.suppress(FileNotFoundError):  # of an ordinary `dtrain run`
+            parents[each.id] = read_json(AzureLayout(each).submitted)["parent"]
+    return parents.get(run.id, ""), [name for name, parent in parents.items() if parent == run.id]
+
+
 def append_line(path: Path, value: dict[str, Any]) -> None:
     """Append one JSON line in one write. Raises UserErrorException for what is no JSON."""
     try:

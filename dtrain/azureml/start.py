@@ -66,7 +66,8 @@ def start(run: RunLayout, job: Job, workspace: Workspace) -> None:
         arguments, variables, copies = _resolve(job.script_run, run, workspace)
         spec = dataclasses.replace(job.spec, args=tuple(arguments), environment={**job.spec.environment, **variables})
         masker = Masker(spec.secret_values().values())
-        definition = masker.value({**job.submitted.definition, "arguments": arguments})
+        asked = job.submitted.definition
+        definition = masker.value({**asked, "arguments": asked.get("arguments", arguments)})  # of a sweep its children's
         records.write_submitted(run, dataclasses.replace(job.submitted, definition=definition))
         for text in job.notes:
             records.note(run, "warning", text=text)

@@ -241,12 +241,11 @@ def _check_processes(count: int, nodes: int) -> None:
 
 
 def _definition(script_run: ScriptRunConfig, spec: JobSpec, target: str, nodes: int, distribution: Any) -> dict[str, Any]:
-    """The run definition that ``get_details`` shows, with the SDK's keys."""
+    """The run definition that ``get_details`` shows, with the SDK's keys; the arguments are added when they are resolved."""
     config: RunConfiguration = script_run.run_config
     dependencies = config.environment.python.conda_dependencies
     return {
         "script": script_run.script,
-        "arguments": [],
         "target": target,
         "framework": str(config.framework),
         "communicator": str(config.communicator),

@@ -64,14 +64,20 @@ class Sweep:
         return job
 
 
-def submit_sweep(workspace: Workspace, experiment: str, config: HyperDriveConfig) -> RunLayout:
+def submit_config(workspace: Workspace, experiment: str, config: Any, *, parent: str = "") -> RunLayout:
+    """Start the sweep of a HyperDriveConfig, or the job of anything else, and return its run's folder. Raises as both do."""
+    begin = submit_sweep if isinstance(config, HyperDriveConfig) else submit.submit
+    return begin(workspace, experiment, config, parent=parent)
+
+
+def submit_sweep(workspace: Workspace, experiment: str, config: HyperDriveConfig, *, parent: str = "") -> RunLayout:
     """Start a sweep, and return its run's folder; does not wait. The run has a copy of the source, which its children run.
 
     Raises what a submit of its first child would, and UserErrorException for what cannot be sent to another process.
     """
     draft = _draft(config, workspace)
     source = Path(draft.job.source_directory).absolute()
-    child = submit.check(workspace, experiment, draft.job_of(draft.settings[0], source))
+    child = submit.check(workspace, experiment, draft.job_of(draft.settings[0], source), parent=parent)
     _, entry = find_entry(workspace, draft.job.run_config.target)
     on_hosts = bool(hosts_of(entry))  # of which every job takes the first ones
     room = 1 if on_hosts else max(1, entry.get("max_nodes", 1) // child.submitted.node_count)
@@ -94,7 +100,8 @@ def submit_sweep(workspace: Workspace, experiment: str, config: HyperDriveConfig
         grace_s=_GRACE_S,
         hangs=Hangs(hang_timeout_s=None),
     )
-    definition = {**child.submitted.definition, _KEY: config._record(sweep.at_once)}
+    shown = [str(value.as_mount() if isinstance(value, Datastore) else value) for value in draft.job.arguments]
+    definition = {**child.submitted.definition, "arguments": shown, _KEY: config._record(sweep.at_once)}
     job = dataclasses.replace(
         child,
         spec=spec,
@@ -187,3 +194,11 @@ def logged_values(run: RunLayout, metric: str) -> list[float]:
     values = found if isinstance(found, list) else [found]
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     return [float(value) for value in numbers if not math.isnan(value)]
+
+
+def logged_names(run: RunLayout) -> list[str]:
+    """The names that a child's rank 0 has logged by, in order; none where it used one for numbers and for rows."""
+    try:
+        return list(read_rank(run, 0))
+    except UserErrorException:
+        return []

@@ -49,11 +49,13 @@ def show(workspace: Workspace, reference: str, as_json: bool) -> None:
       dtrain show latest
     """
     from dtrain import report
+    from dtrain.azureml.records import relatives
     from dtrain.launch.queue import status_reader
     from dtrain.registry import Registry
 
     found = workspace.find_run(reference)
     data = report.run_to_json(found, status_reader([found]))
+    data["parent"], data["children"] = relatives(found)
     registry = Registry(workspace.registry)
     data["models"] = [model.id for name in registry.names() for model in registry.versions(name) if model.run == found.id]
     if as_json:

@@ -304,6 +304,30 @@ print(json.dumps([before, child.get_status(), child.get_file_names()[-2], len(li
     assert json.loads(done.stdout.splitlines()[-1]) == ["Running", "Completed", "outputs/x", 1]
 
 
+def test_the_runs_of_a_sweep_that_was_killed_are_canceled_by_it(azure: AzureProject) -> None:
+    azure.train("import time\nwhile True: time.sleep(0.1)")
+    done = azure.control(
+        """
+import signal, time
+run = experiment.submit(sweep({"kind": choice(1, 2)}))
+while [child.get_status() for child in run.get_children()] != ["Running"] * 2:
+    time.sleep(0.05)
+os.kill(json.load(open(os.path.join(run.get_details()["runFolder"], "azureml", "supervisor.json")))["pid"], signal.SIGKILL)
+while run.get_status() != "Failed":
+    time.sleep(0.05)
+again = run.cancel()
+children = list(run.get_children())
+for child in children:
+    child.wait_for_completion(raise_on_error=False)
+print(json.dumps([again, [child.id for child in children], [child.get_status() for child in children], run.get_status()]))
+""",
+        begin=SWEEP,
+    )
+    again, ids, ended, status = json.loads(done.stdout.splitlines()[-1])
+    assert (again, ended, status) == (True, ["Canceled"] * 2, "Failed")
+    assert f"is Failed already; its children that go on are canceled: {', '.join(ids)}" in done.stderr
+
+
 def test_a_sweep_whose_runs_fail_ends_and_one_that_takes_too_long(azure: AzureProject) -> None:
     azure.train("raise ValueError('bad data')", "fails.py")
     azure.train("import time\ntime.sleep(600)", "slow.py")
@@ -319,18 +343,25 @@ for name, run in (("fails", fails), ("slow", slow)):
     try:
         run.wait_for_completion()
     except Exception as error:
-        told[name] = str(error)
+        told[name] = [run.get_details()["error"]["error"]["message"], str(error)]
     told[name + " children"] = [child.get_status() for child in run.get_children()]
 told["best"] = fails.get_best_run_by_primary_metric()
 told["discarded"] = fails.get_children_sorted_by_primary_metric(discard_no_metric=True)
 told["kept"] = [row["best_primary_metric"] for row in fails.get_children_sorted_by_primary_metric()]
+fails.wait_for_completion(show_output=True, raise_on_error=False)
 print(json.dumps(told))
 """,
         begin=SWEEP,
     )
     found = told(done)
-    assert "no run of the sweep has completed (3 Failed)" in str(found["fails"])
-    assert "no run of the sweep has completed (1 Canceled)" in str(found["slow"])
+    cause, raised = found["fails"]  # type: ignore[misc]
+    assert re.search(r"tests-\S+ failed: rank 0 on \S+: ValueError: bad data; no run .* \(3 Failed, 6 not tried\)$", cause)
+    assert "in <module>\n    raise ValueError(" in raised
+    assert "sweep_rank.py" not in raised + done.stdout
+    cause, _ = found["slow"]  # type: ignore[misc]
+    assert re.search(
+        r"max_duration_minutes=\S+ are over; no run of the sweep has completed \(1 Canceled, \d+ not tried\)$", cause
+    )
     assert (found["fails children"], found["slow children"]) == (["Failed"] * 3, ["Canceled"])
     assert (found["best"], found["discarded"], found["kept"]) == (None, [], [None] * 3)
     assert "1 of 2 runs go on at once: compute target 'pair' is of hosts, and all runs are on the same ones" in done.stderr
@@ -385,6 +416,44 @@ print(open("log.txt").read())
     files = [path for path in (azure.folder / "workspace").rglob("*") if path.is_file()]
     assert files
     assert not [path for path in files if azure.env["KEY"].encode() in path.read_bytes()]
+
+
+def test_a_metric_that_no_run_logged_is_told_with_those_that_they_did(azure: AzureProject) -> None:
+    azure.train("from azureml.core import Run\nrun = Run.get_context()\nrun.log('validation_acc', 1)\nrun.log('final_acc', 1)")
+    done = azure.control(
+        """
+options = dict(primary_metric_name="val_acc", run_config=ScriptRunConfig("src", "train.py"), max_total_runs=1)
+run = experiment.submit(sweep({"kind": choice(1)}, **options))
+details = run.wait_for_completion(show_output=True)
+print(json.dumps([details["status"], details["warnings"]]))
+""",
+        begin=SWEEP,
+    )
+    text = "no run logged 'val_acc'; they logged validation_acc, final_acc"
+    assert json.loads(done.stdout.splitlines()[-1]) == ["Completed", [{"message": text}]]
+    assert f"warning: {text}" in done.stdout
+
+
+def test_a_sweep_is_a_child_as_a_job_is(azure: AzureProject) -> None:
+    azure.train("")
+    done = azure.control(
+        """
+with experiment.start_logging() as parent:
+    run = parent.submit_child(sweep({"kind": choice(1)}), tags={"of": "parent"})
+    run.wait_for_completion()
+child, = run.get_children()
+below = list(parent.get_children(recursive=True)) == [run, child]
+asked = [each.get_details()["runDefinition"]["arguments"] for each in (run, child)]
+print(json.dumps([run.type, run.get_status(), run.parent == parent, run.get_tags(), below, asked, [parent.id, run.id, child.id]]))
+""",
+        begin=SWEEP,
+    )
+    *found, asked, (parent, run, child) = json.loads(done.stdout.splitlines()[-1])
+    assert found == ["hyperdrive", "Completed", True, {"of": "parent"}, True]
+    assert asked == [["--fixed", "1"], ["--fixed", "1", "--kind", "1"]]
+    shown = azure.json("show", run)
+    assert (shown["parent"], shown["children"]) == (parent, [child])
+    assert f"parent   {parent}\nchildren {child}\n" in azure.dtrain("show", run).stdout
 
 
 @pytest.mark.needs("mpi")
