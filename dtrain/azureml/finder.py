@@ -34,7 +34,9 @@ class AzureFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname.partition(".")[0] != _TOP:
             return None
-        if fullname not in names.MODULES and not can_be_kept(fullname, sys._getframe(1)):
+        if fullname not in names.MODULES and not can_be_kept(fullname, importer := sys._getframe(1)):
+            if importer.f_back is not None and importer.f_back.f_globals.get("__name__") == "importlib.util":
+                return None  # its find_spec() asks, and is answered as Python answers it; an import has more frames of importlib
             raise _no_import(fullname)
         return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
 
@@ -51,7 +53,9 @@ class _AzureModule(ModuleType):
     def __getattr__(self, name: str) -> Any:
         module = self.__name__
         if name == "__all__":
-            return sorted(names.MODULES[module])
+            asks = sys._getframe(1)  # to anything but an unguarded `import *` the names that work are told
+            kept = [each for each in names.REFUSED.get(module, {}) if can_be_kept(f"{module}.{each}", asks)]
+            return sorted({*names.MODULES[module], *kept})
         if name in ("VERSION", "__version__"):
             return names.SDK_VERSION + f"+dtrain{__version__}"
         if name.startswith("__"):
