@@ -76,6 +76,11 @@ def test_a_name_that_we_have_not_says_what_to_use() -> None:
         from azureml.core import Workspce  # noqa: F401
     with pytest.raises(NoSuchModule, match=r"no module 'azureml\.cor' \(did you mean azureml\.core\?\)"):
         import azureml.cor  # noqa: F401
+    for module, meant in (("azureml.pipelines", "azureml.pipeline"), ("azureml.hyperdrive", "azureml.train.hyperdrive")):
+        with pytest.raises(NoSuchModule, match=re.escape(f"no module '{module}' (did you mean {meant}?)")):
+            importlib.import_module(module)
+    with pytest.raises(NoSuchImport, match=r"has no 'Keyvalt' \(did you mean Keyvault\?\)"):
+        from azureml.core import Keyvalt  # noqa: F401
     from azureml.core import Model, Run, Workspace
 
     with pytest.raises(NoSuchName, match=r"Model\.deploy is not available without Azure: models are registered"):
@@ -165,6 +170,8 @@ KEPT = {
     "one line": "x = 1; import azureml.automl; print('kept')",
     "else": "try:\n    pass\nexcept ImportError:\n    pass\nelse:\n    import azureml.automl\nprint('kept')",
     "module": "import mine\nprint('kept')",
+    "private": "from azureml._restclient.models import Run\nimport azureml.contrib.interpret.explain\nprint('kept')",
+    "names": "from azureml.core.authentication import TokenAuthentication\nfrom azureml.core import Keyvault\nprint('kept')",
     "star": "from azureml.train.hyperdrive import *\nGridParameterSampling, BayesianParameterSampling\nprint('kept')",
     "lines": "from azureml.core import (\n    Workspace,\n    Webservice,\n)\nprint('kept')",
 }
