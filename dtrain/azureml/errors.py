@@ -117,7 +117,8 @@ def _refuse(cls: type, name: str) -> NoReturn:
 
 
 _KINDS = {"workspace": "Workspace", "experiment": "Experiment", "name": "str", "run_id": "str"}
-"""What constructors take under these names, whichever class it is; by the class's name, for most are not yet imported."""
+"""What constructors take under these names, whichever class it is, and methods under the first two; by the class's name, for most
+are not yet imported."""
 
 
 def check_kind(owner: str, name: str, value: Any, kind: str) -> None:
@@ -127,26 +128,48 @@ def check_kind(owner: str, name: str, value: Any, kind: str) -> None:
         raise UserErrorException(f"{owner}() has {name}={value!r:.80}, and takes {text} there")
 
 
-def _checked(init: Callable[..., None]) -> Callable[..., None]:
-    """A constructor that looks first at what it is given: at its arguments' names, and at values under the names of ``_KINDS``.
+def _checked(function: Callable[..., Any], *, is_static: bool = False) -> Callable[..., Any]:
+    """A constructor or method that looks first at what it is given: unknown and missing names, None where a value is needed, and
+    objects of other classes under the names of ``_KINDS``.
 
-    Raises TypeError for a name that it has not, as Python does, with the nearest that it has.
+    Raises TypeError for a name that it has not, or needs, as Python does, with the nearest that it has; else UserErrorException.
     """
-    taken = [each for each in inspect.signature(init).parameters.values() if each.name != "self"]
-    owner = init.__qualname__.partition(".")[0]
-    known = None if any(each.kind is each.VAR_KEYWORD for each in taken) else [each.name for each in taken]
+    taken = [each for each in inspect.signature(function).parameters.values() if each.name != "self"]
+    home, _, method = function.__qualname__.rpartition(".")
+    kinds = _KINDS if method == "__init__" else {name: _KINDS[name] for name in ("workspace", "experiment")}
+    is_open = any(each.kind is each.VAR_KEYWORD for each in taken)
+    named = [each for each in taken if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    order = [each.name for each in taken if each.kind is each.POSITIONAL_OR_KEYWORD]
+    known = {each.name: None for each in named}
+    needed = [each.name for each in named if each.default is each.empty]
+    never_none = {each.name for each in named if each.name in needed and not _takes_none(str(each.annotation))}
 
-    @functools.wraps(init)
-    def begin(self: Any, *args: Any, **given: Any) -> None:
-        if known is not None:
-            take_options(owner, given, dict.fromkeys(known), {})
-        placed = dict(zip([each.name for each in taken], args, strict=False)) | given
-        for each in taken:
-            if each.name in _KINDS and each.name in placed and placed[each.name] is not each.default:
-                check_kind(owner, each.name, placed[each.name], _KINDS[each.name])
-        init(self, *args, **given)
+    def check(owner: str, args: tuple[Any, ...], given: Mapping[str, Any]) -> None:
+        unknown = {name: value for name, value in given.items() if name not in known}
+        placed = {**dict(zip(order, args, strict=False)), **given}
+        missing = [name for name in needed if name not in placed]
+        if unknown and (missing or not is_open):
+            take_options(owner, unknown, known, {})
+        if missing:
+            raise TypeError(f"{owner}() needs {_list(missing)}; it has {_list(known)}")
+        for each in named:
+            value = placed.get(each.name, each.default)
+            if each.name in kinds and value is not each.default:
+                check_kind(owner, each.name, value, kinds[each.name])
+            elif value is None and each.name in never_none:
+                raise UserErrorException(f"{owner}() has {each.name}=None, and needs a value there")
+
+    @functools.wraps(function)
+    def begin(*args: Any, **given: Any) -> Any:
+        called = home if is_static else type(args[0])._called or type(args[0]).__name__
+        check(called if method == "__init__" else f"{called}.{method}", args if is_static else args[1:], given)
+        return function(*args, **given)
 
     return begin
+
+
+def _takes_none(annotation: str) -> bool:
+    return "None" in annotation or annotation in ("Any", "object")
 
 
 class NamedType(type):
@@ -173,12 +196,17 @@ class Named(metaclass=NamedType):
     """Names of the attributes that its methods set."""
     _elsewhere: ClassVar[Mapping[str, str]] = {}
     """Names that scripts look for here, each with where it is: an attribute of a part, say."""
+    _called: ClassVar[str | None] = None
+    """What errors call it, where scripts make it by another class."""
 
     if not TYPE_CHECKING:
 
         def __init_subclass__(cls) -> None:
-            if "__init__" in vars(cls):
-                cls.__init__ = _checked(cls.__init__)
+            for name, member in list(vars(cls).items()):
+                if isinstance(member, staticmethod) and not name.startswith("_"):
+                    setattr(cls, name, staticmethod(_checked(member.__func__, is_static=True)))
+                elif inspect.isfunction(member) and (name == "__init__" or not name.startswith("_")):
+                    setattr(cls, name, _checked(member))
 
         def __getattr__(self, name: str) -> NoReturn:
             _refuse(type(self), name)

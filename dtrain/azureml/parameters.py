@@ -68,12 +68,13 @@ def _plain(value: Any) -> Any:
 
 def _distribution(kind: str, values: Mapping[str, float], q: float | None = None) -> Expression:
     named = {**values, **({} if q is None else {"q": q})}
+    called = kind if q is None else f"q{kind}"
     shown = ", ".join(f"{name}={value!r}" for name, value in named.items())
     if any(isinstance(value, bool) or not isinstance(value, int | float) for value in named.values()):
-        raise UserErrorException(f"{kind}({shown}): give numbers")
+        raise UserErrorException(f"{called}({shown}): give numbers")
     low, high = values.get("min_value", 0), values.get("max_value", 0)
     if low > high or values.get("sigma", 1) < 0 or named.get("q", 1) <= 0:
-        raise UserErrorException(f"{kind}({shown}) has no values: min_value <= max_value, sigma from 0, q above 0")
+        raise UserErrorException(f"{called}({shown}) has no values: min_value <= max_value, sigma from 0, q above 0")
     return Expression(kind, tuple(values.values()), q)
 
 
