@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from dtrain.errors import DtrainError, did_you_mean
+from dtrain.errors import DtrainError, did_you_mean, nearest
 
 TABLE = "docs/azureml.md lists every name"
 
@@ -91,6 +91,15 @@ class NoSuchModule(NoSuchImport):
     """A module of ``azureml`` that we do not have."""
 
 
+class NoSuchArgument(TypeError):
+    """An argument's name that the SDK never had; ``known`` are those that there are, ``refused`` those that only Azure has."""
+
+    def __init__(self, owner: str, name: str, known: Iterable[str], refused: Iterable[str] = ()) -> None:
+        self.name, self.known, self.refused = name, list(known), list(refused)
+        near = did_you_mean(name, [*self.known, *self.refused])
+        super().__init__(f"{owner}() has no argument {name!r}{near}; it has {', '.join(self.known)}")
+
+
 def members_of(cls: type) -> list[str]:
     """The public members of a class, those of its bases of ours too; not what every exception or object has."""
     return sorted(
@@ -140,18 +149,19 @@ def _checked(function: Callable[..., Any], *, is_static: bool = False) -> Callab
     is_open = any(each.kind is each.VAR_KEYWORD for each in taken)
     named = [each for each in taken if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
     order = [each.name for each in taken if each.kind is each.POSITIONAL_OR_KEYWORD]
-    known = {each.name: None for each in named}
+    known = [each.name for each in named]
     needed = [each.name for each in named if each.default is each.empty]
     never_none = {each.name for each in named if each.name in needed and not _takes_none(str(each.annotation))}
 
     def check(owner: str, args: tuple[Any, ...], given: Mapping[str, Any]) -> None:
-        unknown = {name: value for name, value in given.items() if name not in known}
+        unknown = [name for name in given if name not in known]
         placed = {**dict(zip(order, args, strict=False)), **given}
         missing = [name for name in needed if name not in placed]
-        if unknown and (missing or not is_open):
-            take_options(owner, unknown, known, {})
+        for name in unknown:
+            if not is_open or nearest(name, missing) is not None:
+                raise NoSuchArgument(owner, name, known)
         if missing:
-            raise TypeError(f"{owner}() needs {_list(missing)}; it has {_list(known)}")
+            raise TypeError(f"{owner}() needs {', '.join(missing)}; it has {', '.join(known)}")
         for each in named:
             value = placed.get(each.name, each.default)
             if each.name in kinds and value is not each.default:
@@ -162,8 +172,14 @@ def _checked(function: Callable[..., Any], *, is_static: bool = False) -> Callab
     @functools.wraps(function)
     def begin(*args: Any, **given: Any) -> Any:
         called = home if is_static else type(args[0])._called or type(args[0]).__name__
-        check(called if method == "__init__" else f"{called}.{method}", args if is_static else args[1:], given)
-        return function(*args, **given)
+        owner = called if method == "__init__" else f"{called}.{method}"
+        check(owner, args if is_static else args[1:], given)
+        try:
+            return function(*args, **given)
+        except NoSuchArgument as error:
+            if error.name not in given:
+                raise
+            raise NoSuchArgument(owner, error.name, dict.fromkeys([*known, *error.known]), error.refused) from None
 
     return begin
 
@@ -240,9 +256,5 @@ def take_options(owner: str, given: Mapping[str, Any], known: Mapping[str, Any],
             if value:
                 raise UserErrorException(f"{owner}({name}={value!r}) is not available without Azure: {refused[name]} ({TABLE})")
         else:
-            raise TypeError(f"{owner}() has no argument {name!r}{did_you_mean(name, [*known, *refused])}; it has {_list(known)}")
+            raise NoSuchArgument(owner, name, known, refused)
     return values
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(names)

@@ -100,9 +100,7 @@ class Estimator(Settings):
 
     def __init__(self, source_directory: str | None = None, **given: Any) -> None:
         """Raises UserErrorException for what is not available without Azure, TypeError for an unknown argument."""
-        known = {"source_directory": source_directory, **_KNOWN}
-        if self._framework is not None:
-            known = {**known, "framework_version": None}
+        known = _KNOWN if self._framework is None else {**_KNOWN, "framework_version": None}
         if type(self) is TensorFlow:
             known = {**known, "worker_count": None, "parameter_server_count": None}
         options = _shaped(take_options(type(self).__name__, given, known, _REFUSED))

@@ -21,7 +21,13 @@ from dtrain.azureml.model import Model
 from dtrain.azureml.parameters import GridParameterSampling, choice, quniform
 from dtrain.azureml.policies import MedianStoppingPolicy
 from dtrain.azureml.run import Run
-from dtrain.azureml.runconfig import DockerConfiguration, MpiConfiguration, RunConfiguration, TensorflowConfiguration
+from dtrain.azureml.runconfig import (
+    DockerConfiguration,
+    MpiConfiguration,
+    RunConfiguration,
+    ScriptRunConfig,
+    TensorflowConfiguration,
+)
 from dtrain.azureml.workspace import Workspace
 
 ORDER: dict[Callable[..., Any], str] = {
@@ -113,6 +119,7 @@ NEEDED: dict[str, Callable[[Workspace, Run], object]] = {
     r"Datastore\.download\(\) has target_path=None": lambda ws, run: ws.get_default_datastore().download(None),
     r"Run\.download_file\(\) has name=None": lambda ws, run: run.download_file(None),
     r"Run\.upload_file\(\) has path_or_stream=None": lambda ws, run: run.upload_file("x", None),
+    "path=3 is int, and has to be a path": lambda ws, run: Workspace.from_config(3),
     "path_or_stream=3 is no path": lambda ws, run: run.upload_file("x", 3),
     r"Run\.upload_files\(\) has names=None": lambda ws, run: run.upload_files(None, None),
     r"Run\.register_model\(\) has model_name=None": lambda ws, run: run.register_model(None),
@@ -125,6 +132,7 @@ NEEDED: dict[str, Callable[[Workspace, Run], object]] = {
 MISSPELT: dict[str, Callable[[Workspace, Run], object]] = {
     r"^Run\.log\(\) has no argument 'nam' \(did you mean name\?\)": lambda ws, run: run.log(nam="x", value=1),
     r"^Run\.log\(\) needs value; it has name, value": lambda ws, run: run.log("x"),
+    r"^Run\.log_row\(\) needs name": lambda ws, run: run.log_row(loss=1),
     r"^Run\.child_run\(\) has no argument 'nam'": lambda ws, run: run.child_run(nam="x"),
     r"^Datastore\.upload\(\) has no argument 'src_dri' \(did you mean src_dir\?\)": lambda ws, run: (
         ws.get_default_datastore().upload(src_dri=".")
@@ -135,6 +143,12 @@ MISSPELT: dict[str, Callable[[Workspace, Run], object]] = {
     ),
     r"^Estimator\(\) has no argument 'source_direcory' \(did you mean source_directory\?\)": lambda ws, run: Estimator(
         source_direcory=".", entry_script="t.py"
+    ),
+    r"^ScriptRunConfig\(\) has no argument 'source_direcory' \(did you mean source_directory\?\)": lambda ws, run: (
+        ScriptRunConfig(source_direcory=".", script="t.py")
+    ),
+    r"^Run\.register_model\(\) has no argument 'model_pth' \(did you mean model_path\?\); it has model_name, model_path, tags": (
+        lambda ws, run: run.register_model("net", model_pth="w")
     ),
     r"^MedianStoppingPolicy\(\) has no argument 'delay'": lambda ws, run: MedianStoppingPolicy(delay=1),
     r"^quniform\(min_value=2": lambda ws, run: quniform(2, 1, 0.5),
