@@ -18,7 +18,7 @@ from dtrain.azureml.estimator import Estimator
 from dtrain.azureml.experiment import Experiment
 from dtrain.azureml.hyperdrive import HyperDriveConfig, PrimaryMetricGoal
 from dtrain.azureml.model import Model
-from dtrain.azureml.parameters import GridParameterSampling, choice, quniform
+from dtrain.azureml.parameters import GridParameterSampling, choice, qnormal, quniform
 from dtrain.azureml.policies import MedianStoppingPolicy
 from dtrain.azureml.run import Run
 from dtrain.azureml.runconfig import (
@@ -151,6 +151,7 @@ MISSPELT: dict[str, Callable[[Workspace, Run], object]] = {
         lambda ws, run: run.register_model("net", model_pth="w")
     ),
     r"^MedianStoppingPolicy\(\) has no argument 'delay'": lambda ws, run: MedianStoppingPolicy(delay=1),
+    r"^qnormal\(mu=0, sigma=1, q=None\): give numbers": lambda ws, run: qnormal(0, 1, None),
     r"^quniform\(min_value=2": lambda ws, run: quniform(2, 1, 0.5),
 }
 
