@@ -60,9 +60,14 @@ class RegistryError(DtrainError):
     pass
 
 
-def did_you_mean(given: str, allowed: Iterable[str]) -> str:
-    """`` (did you mean X?)`` for a message, or nothing when no allowed word is near."""
+def nearest(given: str, allowed: Iterable[str]) -> str | None:
+    """The allowed word that was meant, by its letters; None when none is near."""
     import difflib  # for those who err only
 
-    close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]}?)" if close else ""
+    return next(iter(difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)), None)
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """`` (did you mean X?)`` for a message, or nothing when no allowed word is near."""
+    close = nearest(given, allowed)
+    return "" if close is None else f" (did you mean {close}?)"

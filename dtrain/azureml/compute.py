@@ -232,6 +232,7 @@ class ComputeTarget(Named):
 class AmlCompute(ComputeTarget):
     """A cluster of the SDK's: here this machine, hosts, or a Slurm partition."""
 
+    _called: ClassVar = "ComputeTarget"
     _differs: ClassVar = {
         "provisioning_configuration": "vm_priority is kept as a word; idle_seconds_before_scaledown, tags, description and "
         "location have no effect: there is nothing to provision",

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from dtrain.errors import DtrainError, did_you_mean
+from dtrain.errors import DtrainError, did_you_mean, nearest
 
 TABLE = "docs/azureml.md lists every name"
 
@@ -91,6 +91,15 @@ class NoSuchModule(NoSuchImport):
     """A module of ``azureml`` that we do not have."""
 
 
+class NoSuchArgument(TypeError):
+    """An argument's name that the SDK never had; ``known`` are those that there are, ``refused`` those that only Azure has."""
+
+    def __init__(self, owner: str, name: str, known: Iterable[str], refused: Iterable[str] = ()) -> None:
+        self.name, self.known, self.refused = name, list(known), list(refused)
+        near = did_you_mean(name, [*self.known, *self.refused])
+        super().__init__(f"{owner}() has no argument {name!r}{near}; it has {', '.join(self.known)}")
+
+
 def members_of(cls: type) -> list[str]:
     """The public members of a class, those of its bases of ours too; not what every exception or object has."""
     return sorted(
@@ -117,7 +126,8 @@ def _refuse(cls: type, name: str) -> NoReturn:
 
 
 _KINDS = {"workspace": "Workspace", "experiment": "Experiment", "name": "str", "run_id": "str"}
-"""What constructors take under these names, whichever class it is; by the class's name, for most are not yet imported."""
+"""What constructors take under these names, whichever class it is, and methods under the first two; by the class's name, for most
+are not yet imported."""
 
 
 def check_kind(owner: str, name: str, value: Any, kind: str) -> None:
@@ -127,26 +137,55 @@ def check_kind(owner: str, name: str, value: Any, kind: str) -> None:
         raise UserErrorException(f"{owner}() has {name}={value!r:.80}, and takes {text} there")
 
 
-def _checked(init: Callable[..., None]) -> Callable[..., None]:
-    """A constructor that looks first at what it is given: at its arguments' names, and at values under the names of ``_KINDS``.
+def _checked(function: Callable[..., Any], *, is_static: bool = False) -> Callable[..., Any]:
+    """A constructor or method that looks first at what it is given: unknown and missing names, None where a value is needed, and
+    objects of other classes under the names of ``_KINDS``.
 
-    Raises TypeError for a name that it has not, as Python does, with the nearest that it has.
+    Raises TypeError for a name that it has not, or needs, as Python does, with the nearest that it has; else UserErrorException.
     """
-    taken = [each for each in inspect.signature(init).parameters.values() if each.name != "self"]
-    owner = init.__qualname__.partition(".")[0]
-    known = None if any(each.kind is each.VAR_KEYWORD for each in taken) else [each.name for each in taken]
+    taken = [each for each in inspect.signature(function).parameters.values() if each.name != "self"]
+    home, _, method = function.__qualname__.rpartition(".")
+    kinds = _KINDS if method == "__init__" else {name: _KINDS[name] for name in ("workspace", "experiment")}
+    is_open = any(each.kind is each.VAR_KEYWORD for each in taken)
+    named = [each for each in taken if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    order = [each.name for each in taken if each.kind is each.POSITIONAL_OR_KEYWORD]
+    known = [each.name for each in named]
+    needed = [each.name for each in named if each.default is each.empty]
+    never_none = {each.name for each in named if each.name in needed and not _takes_none(str(each.annotation))}
 
-    @functools.wraps(init)
-    def begin(self: Any, *args: Any, **given: Any) -> None:
-        if known is not None:
-            take_options(owner, given, dict.fromkeys(known), {})
-        placed = dict(zip([each.name for each in taken], args, strict=False)) | given
-        for each in taken:
-            if each.name in _KINDS and each.name in placed and placed[each.name] is not each.default:
-                check_kind(owner, each.name, placed[each.name], _KINDS[each.name])
-        init(self, *args, **given)
+    def check(owner: str, args: tuple[Any, ...], given: Mapping[str, Any]) -> None:
+        unknown = [name for name in given if name not in known]
+        placed = {**dict(zip(order, args, strict=False)), **given}
+        missing = [name for name in needed if name not in placed]
+        for name in unknown:
+            if not is_open or nearest(name, missing) is not None:
+                raise NoSuchArgument(owner, name, known)
+        if missing:
+            raise TypeError(f"{owner}() needs {', '.join(missing)}; it has {', '.join(known)}")
+        for each in named:
+            value = placed.get(each.name, each.default)
+            if each.name in kinds and value is not each.default:
+                check_kind(owner, each.name, value, kinds[each.name])
+            elif value is None and each.name in never_none:
+                raise UserErrorException(f"{owner}() has {each.name}=None, and needs a value there")
+
+    @functools.wraps(function)
+    def begin(*args: Any, **given: Any) -> Any:
+        called = home if is_static else type(args[0])._called or type(args[0]).__name__
+        owner = called if method == "__init__" else f"{called}.{method}"
+        check(owner, args if is_static else args[1:], given)
+        try:
+            return function(*args, **given)
+        except NoSuchArgument as error:
+            if error.name not in given:
+                raise
+            raise NoSuchArgument(owner, error.name, dict.fromkeys([*known, *error.known]), error.refused) from None
 
     return begin
+
+
+def _takes_none(annotation: str) -> bool:
+    return "None" in annotation or annotation in ("Any", "object")
 
 
 class NamedType(type):
@@ -173,12 +212,17 @@ class Named(metaclass=NamedType):
     """Names of the attributes that its methods set."""
     _elsewhere: ClassVar[Mapping[str, str]] = {}
     """Names that scripts look for here, each with where it is: an attribute of a part, say."""
+    _called: ClassVar[str | None] = None
+    """What errors call it, where scripts make it by another class."""
 
     if not TYPE_CHECKING:
 
         def __init_subclass__(cls) -> None:
-            if "__init__" in vars(cls):
-                cls.__init__ = _checked(cls.__init__)
+            for name, member in list(vars(cls).items()):
+                if isinstance(member, staticmethod) and not name.startswith("_"):
+                    setattr(cls, name, staticmethod(_checked(member.__func__, is_static=True)))
+                elif inspect.isfunction(member) and (name == "__init__" or not name.startswith("_")):
+                    setattr(cls, name, _checked(member))
 
         def __getattr__(self, name: str) -> NoReturn:
             _refuse(type(self), name)
@@ -212,9 +256,5 @@ def take_options(owner: str, given: Mapping[str, Any], known: Mapping[str, Any],
             if value:
                 raise UserErrorException(f"{owner}({name}={value!r}) is not available without Azure: {refused[name]} ({TABLE})")
         else:
-            raise TypeError(f"{owner}() has no argument {name!r}{did_you_mean(name, [*known, *refused])}; it has {_list(known)}")
+            raise NoSuchArgument(owner, name, known, refused)
     return values
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(names)

@@ -17,7 +17,7 @@ from dtrain import __version__, switches
 from dtrain.azureml import names
 from dtrain.azureml.errors import TABLE, NoSuchImport, NoSuchModule, NoSuchName
 from dtrain.azureml.refused import Refused, can_be_kept, refusal
-from dtrain.errors import did_you_mean
+from dtrain.errors import did_you_mean, nearest
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,9 @@ class AzureFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname.partition(".")[0] != _TOP:
             return None
-        if fullname not in names.MODULES and not can_be_kept(fullname, sys._getframe(1)):
+        if fullname not in names.MODULES and not can_be_kept(fullname, importer := sys._getframe(1)):
+            if importer.f_back is not None and importer.f_back.f_globals.get("__name__") == "importlib.util":
+                return None  # its find_spec() asks, and is answered as Python answers it; an import has more frames of importlib
             raise _no_import(fullname)
         return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
 
@@ -51,7 +53,9 @@ class _AzureModule(ModuleType):
     def __getattr__(self, name: str) -> Any:
         module = self.__name__
         if name == "__all__":
-            return sorted(names.MODULES[module])
+            asks = sys._getframe(1)  # to anything but an unguarded `import *` the names that work are told
+            kept = [each for each in names.REFUSED.get(module, {}) if can_be_kept(f"{module}.{each}", asks)]
+            return sorted({*names.MODULES[module], *kept})
         if name in ("VERSION", "__version__"):
             return names.SDK_VERSION + f"+dtrain{__version__}"
         if name.startswith("__"):
@@ -77,7 +81,15 @@ def _no_name(module: str, name: str) -> str:
     if refused is not None:
         return refused
     known = sorted(names.MODULES[module])
-    return f"dtrain's {module} has no {name!r}{did_you_mean(name, known)}; it has {', '.join(known) or 'no names'} ({TABLE})"
+    below = [last for last, each in _by_last_part(module).items() if each == f"{module}.{last}"]
+    near = did_you_mean(name, [*known, *names.REFUSED.get(module, {}), *below])
+    return f"dtrain's {module} has no {name!r}{near}; it has {', '.join(known) or 'no names'} ({TABLE})"
+
+
+def _by_last_part(parent: str) -> dict[str, str]:
+    """All modules, refused ones too, by the last part of their names; of several that end so the one right below ``parent``."""
+    modules = sorted({*names.MODULES, *names.REFUSED_MODULES}, key=lambda each: (each.rpartition(".")[0] == parent, each))
+    return {each.rpartition(".")[2]: each for each in modules}
 
 
 def _no_import(fullname: str) -> NoSuchImport:
@@ -90,7 +102,8 @@ def _no_import(fullname: str) -> NoSuchImport:
         return NoSuchImport(words, name=parent) if name in names.REFUSED.get(parent, {}) else NoSuchModule(words, name=parent)
     if names.MODULES.get(parent):
         return NoSuchImport(_no_name(parent, name), name=parent)
-    near = did_you_mean(fullname, names.MODULES)
+    meant = _by_last_part(parent)
+    near = "" if (last := nearest(name, meant)) is None else f" (did you mean {meant[last]}?)"
     return NoSuchModule(
         f"dtrain has no module {fullname!r}{near}; it has {', '.join(sorted(names.MODULES))} ({TABLE})", name=parent
     )

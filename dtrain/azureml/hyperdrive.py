@@ -75,7 +75,7 @@ class HyperDriveConfig(Named):
             ("estimator", options["estimator"], Estimator | None),
             ("run_config", options["run_config"], ScriptRunConfig | None),
         ):
-            if not isinstance(value, kind):
+            if not isinstance(value, kind) or value == "":
                 raise UserErrorException(f"HyperDriveConfig() has {name}={value!r:.80}, and takes {_WANTED[name]} there")
         self._check_limits(options)
         self._job: Estimator | ScriptRunConfig = options["estimator"] or options["run_config"]

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import orjson
 
@@ -171,15 +171,17 @@ class Logged(Named):
     def properties(self) -> dict[str, str]:
         return self.get_properties()
 
-    def upload_file(self, name: str, path_or_stream: Any, datastore_name: str | None = None) -> None:
+    def upload_file(self, name: str, path_or_stream: str | os.PathLike[str] | IO[Any], datastore_name: str | None = None) -> None:
         """Copy a local file, or what a stream holds, into the run as ``name``.
 
         Raises UserErrorException when there is no such file, or the run has one of that name.
         """
         _refuse_store(datastore_name)
-        if not hasattr(path_or_stream, "read"):
+        if isinstance(path_or_stream, str | os.PathLike):
             files.upload(self._layout, name, Path(path_or_stream))
             return
+        if not hasattr(path_or_stream, "read"):
+            raise UserErrorException(f"path_or_stream={path_or_stream!r:.80} is no path, as text, and no stream")
         data = path_or_stream.read()
         files.keep(self._layout, name, io.BytesIO(data.encode() if isinstance(data, str) else data))
 

@@ -210,12 +210,12 @@ class Model(Named):
         except DtrainError as error:
             raise UserErrorException(str(error)) from error
 
-    def download(self, target_dir: str = ".", exist_ok: bool = False, exists_ok: bool | None = None) -> str:
-        """Copy the model to ``target_dir``, verified, and return the path of its file or folder there. Blocks.
+    def download(self, target_dir: str | None = ".", exist_ok: bool = False, exists_ok: bool | None = None) -> str:
+        """Copy the model to ``target_dir`` (None: here), verified, and return the path of its file or folder there. Blocks.
 
         Raises UserErrorException when it is there already, unless ``exist_ok``, or cannot be. All ranks may do so at once.
         """
-        target, replace = Path(target_dir) / self._entry, exist_ok or bool(exists_ok)
+        target, replace = Path(target_dir or ".") / self._entry, exist_ok or bool(exists_ok)
         try:
             fetched = (replace or not target.exists()) and self._fetch(target, replace=replace)
         except OSError as error:

@@ -166,8 +166,12 @@ REFUSED: dict[str, dict[str, str]] = {
     "azureml.core": {
         "ContainerRegistry": "jobs run in this Python environment, not in containers",
         "Image": NO_DEPLOY,
+        "Keyvault": SECRETS,
         "LinkedService": "there are no services of Azure's to link",
         "Webservice": NO_DEPLOY,
+    },
+    "azureml.core.authentication": {
+        "TokenAuthentication": "there is no account to log in to; leave auth= out, or give InteractiveLoginAuthentication()",
     },
     "azureml.core.compute": {
         "AksCompute": NO_DEPLOY,
@@ -193,10 +197,18 @@ REFUSED: dict[str, dict[str, str]] = {
 }
 
 REFUSED_MODULES: dict[str, str] = {
+    "azureml._restclient": "no service is asked; Workspace, Experiment and Run of azureml.core tell what it told",
     "azureml.automl": _NO_AUTOML,
     "azureml.core.image": NO_DEPLOY,
+    "azureml.contrib.automl": _NO_AUTOML,
+    "azureml.contrib.dataset": NO_DATASET,
+    "azureml.contrib.explain": _NO_EXPLAIN,
     "azureml.contrib.fairness": _NO_EXPLAIN,
+    "azureml.contrib.interpret": _NO_EXPLAIN,
+    "azureml.contrib.notebook": "make a script of the notebook (`jupyter nbconvert --to script`), and submit that",
+    "azureml.contrib.pipeline": _NO_PIPELINE,
     "azureml.contrib.services": NO_DEPLOY,
+    "azureml.contrib.train": "dtrain starts Chainer and TensorFlow ranks; others run on one, by Estimator(entry_script=...)",
     "azureml.core.keyvault": SECRETS,
     "azureml.core.resource_configuration": NO_DEPLOY,
     "azureml.core.webservice": NO_DEPLOY,

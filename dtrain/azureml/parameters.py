@@ -67,15 +67,16 @@ def _plain(value: Any) -> Any:
     raise UserErrorException(f"choice() has {value!r:.80}; a script is given texts, and numbers of up to 64 bits")
 
 
-def _distribution(kind: str, values: Mapping[str, float], q: float | None = None) -> Expression:
-    named = {**values, **({} if q is None else {"q": q})}
-    shown = ", ".join(f"{name}={value!r}" for name, value in named.items())
-    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in named.values()):
-        raise UserErrorException(f"{kind}({shown}): give numbers")
+def _distribution(kind: str, values: Mapping[str, float]) -> Expression:
+    """One of ``_DRAWS`` with its arguments by name; with ``q`` among them that of the name with a q in front."""
+    called = f"q{kind}" if "q" in values else kind
+    shown = ", ".join(f"{name}={value!r}" for name, value in values.items())
+    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values.values()):
+        raise UserErrorException(f"{called}({shown}): give numbers")
     low, high = values.get("min_value", 0), values.get("max_value", 0)
-    if low > high or values.get("sigma", 1) < 0 or named.get("q", 1) <= 0:
-        raise UserErrorException(f"{kind}({shown}) has no values: min_value <= max_value, sigma from 0, q above 0")
-    return Expression(kind, tuple(values.values()), q)
+    if low > high or values.get("sigma", 1) < 0 or values.get("q", 1) <= 0:
+        raise UserErrorException(f"{called}({shown}) has no values: min_value <= max_value, sigma from 0, q above 0")
+    return Expression(kind, tuple(value for name, value in values.items() if name != "q"), values.get("q"))
 
 
 def randint(upper: int) -> Expression:
@@ -92,7 +93,7 @@ def uniform(min_value: float, max_value: float) -> Expression:
 
 def quniform(min_value: float, max_value: float, q: float) -> Expression:
     """The multiple of ``q`` next to one of :func:`uniform`."""
-    return _distribution("uniform", {"min_value": min_value, "max_value": max_value}, q)
+    return _distribution("uniform", {"min_value": min_value, "max_value": max_value, "q": q})
 
 
 def loguniform(min_value: float, max_value: float) -> Expression:
@@ -102,7 +103,7 @@ def loguniform(min_value: float, max_value: float) -> Expression:
 
 def qloguniform(min_value: float, max_value: float, q: float) -> Expression:
     """The multiple of ``q`` next to one of :func:`loguniform`."""
-    return _distribution("loguniform", {"min_value": min_value, "max_value": max_value}, q)
+    return _distribution("loguniform", {"min_value": min_value, "max_value": max_value, "q": q})
 
 
 def normal(mu: float, sigma: float) -> Expression:
@@ -112,7 +113,7 @@ def normal(mu: float, sigma: float) -> Expression:
 
 def qnormal(mu: float, sigma: float, q: float) -> Expression:
     """The multiple of ``q`` next to one of :func:`normal`."""
-    return _distribution("normal", {"mu": mu, "sigma": sigma}, q)
+    return _distribution("normal", {"mu": mu, "sigma": sigma, "q": q})
 
 
 def lognormal(mu: float, sigma: float) -> Expression:
@@ -122,7 +123,7 @@ def lognormal(mu: float, sigma: float) -> Expression:
 
 def qlognormal(mu: float, sigma: float, q: float) -> Expression:
     """The multiple of ``q`` next to one of :func:`lognormal`."""
-    return _distribution("lognormal", {"mu": mu, "sigma": sigma}, q)
+    return _distribution("lognormal", {"mu": mu, "sigma": sigma, "q": q})
 
 
 class ParameterSampling(Named):

@@ -10,10 +10,11 @@ import ast
 import itertools
 import linecache
 import os
+import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
 from types import FrameType, ModuleType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Union
 
 from dtrain.azureml import names
 from dtrain.azureml.errors import TABLE, NoSuchModule, NoSuchName, UserErrorException
@@ -38,7 +39,8 @@ def refusal(fullname: str) -> str | None:
 
 
 class Refused(ModuleType):
-    """A name or module that only Azure has. It has a place in ``sys.modules``, and can be named, printed and compared with None.
+    """A name or module that only Azure has. It has a place in ``sys.modules``, and can be named, printed, copied, pickled,
+    compared with None and part of an annotation.
 
     All else raises: an attribute NoSuchName, the rest UserErrorException, with the words of :func:`refusal`.
     """
@@ -58,6 +60,20 @@ class Refused(ModuleType):
     def __repr__(self) -> str:
         return f"<{self.__name__}: not available without Azure>"
 
+    def __or__(self, other: Any) -> Any:
+        return Union[self, other]  # noqa: UP007  # that would ask this very method; for `pipeline: Pipeline | None`
+
+    def __ror__(self, other: Any) -> Any:
+        return Union[other, self]  # noqa: UP007
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _by_name, (self.__name__,)
+
+
+def _by_name(fullname: str) -> ModuleType:
+    """What a copy or a pickle of a :class:`Refused` comes back as: the one that was imported, where it was."""
+    return sys.modules[fullname] if fullname in sys.modules else Refused(fullname)
+
 
 def _words(refused: Refused) -> str:
     words = refusal(refused.__name__)
@@ -71,7 +87,9 @@ def _refuse(self: Refused, *_: Any, **__: Any) -> NoReturn:
 
 _TYPE_USES = ("instancecheck", "subclasscheck", "mro_entries")  # the last one: class Mine(name)
 _USES = ("bool", "call", "contains", "delitem", "enter", "exit", "getitem", "iter", "len", "setitem", *_TYPE_USES)
-for _use in _USES:
+_BINARY = ("add", "and", "divmod", "floordiv", "lshift", "matmul", "mod", "mul", "pow", "rshift", "sub", "truediv", "xor")
+_OTHERS = ("abs", "float", "ge", "gt", "index", "int", "invert", "le", "lt", "neg", "next", "pos")
+for _use in (*_USES, *_BINARY, *(f"r{name}" for name in _BINARY), *_OTHERS):
     setattr(Refused, f"__{_use}__", _refuse)
 
 

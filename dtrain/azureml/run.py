@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dtrain.azureml.environment import Environment
     from dtrain.azureml.experiment import Experiment
     from dtrain.azureml.model import Model
+    from dtrain.azureml.workspace import Workspace
 
 
 class Run(Family):
@@ -87,7 +88,7 @@ class Run(Family):
         return current_run(allow_offline)
 
     @staticmethod
-    def get(workspace: Any, run_id: str) -> Run:
+    def get(workspace: Workspace, run_id: str) -> Run:
         """The run of that id. Raises UserErrorException when there is none."""
         from dtrain.azureml.experiment import Experiment
         from dtrain.azureml.hyperdrive_run import run_of

@@ -14,6 +14,7 @@ from dtrain.azureml.authentication import NO_ACCOUNT, check_login
 from dtrain.azureml.console import say, warn
 from dtrain.azureml.errors import Named, UserErrorException, WorkspaceException, take_options
 from dtrain.azureml.names import SECRETS
+from dtrain.azureml.values import check_path
 from dtrain.files import read_json, write_json
 from dtrain.layout import Workspace as WorkspaceFolder
 
@@ -109,6 +110,7 @@ class Workspace(Named):
     def from_config(path: str | None = None, auth: Any = None, _logger: Any = None, _file_name: str | None = None) -> Workspace:
         """The workspace that ``config.json`` describes: in ``path`` (a file, or a folder to begin in; None: this one), in
         ``.azureml`` or ``aml_config`` of it, or in a folder above. Raises UserErrorException when there is none."""
+        check_path("path", path)
         config = _find_config(Path(path or ".").absolute(), _file_name)
         values = _read_config(config)
         missing = [key for key in ("subscription_id", "resource_group", "workspace_name") if key not in values]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import importlib
 import inspect
 import pickle
@@ -75,6 +76,11 @@ def test_a_name_that_we_have_not_says_what_to_use() -> None:
         from azureml.core import Workspce  # noqa: F401
     with pytest.raises(NoSuchModule, match=r"no module 'azureml\.cor' \(did you mean azureml\.core\?\)"):
         import azureml.cor  # noqa: F401
+    for module, meant in (("azureml.pipelines", "azureml.pipeline"), ("azureml.hyperdrive", "azureml.train.hyperdrive")):
+        with pytest.raises(NoSuchModule, match=re.escape(f"no module '{module}' (did you mean {meant}?)")):
+            importlib.import_module(module)
+    with pytest.raises(NoSuchImport, match=r"has no 'Keyvalt' \(did you mean Keyvault\?\)"):
+        from azureml.core import Keyvalt  # noqa: F401
     from azureml.core import Model, Run, Workspace
 
     with pytest.raises(NoSuchName, match=r"Model\.deploy is not available without Azure: models are registered"):
@@ -108,6 +114,10 @@ USES: dict[str, Callable[[Any], object]] = {
     "length": len,
     "with": enter,
     "in": lambda name: 1 in name,
+    "sum": lambda name: name + 1,
+    "product": lambda name: 2 * name,
+    "order": lambda name: sorted([name, 1]),
+    "number": float,
 }
 
 
@@ -144,7 +154,10 @@ ASKED = {
     "suppress": "import contextlib\nwith contextlib.suppress(ImportError):\n    import azureml.automl\nprint('none')",
     "module": "try:\n    import mine\nexcept Exception as error:\n    print('none')",
     "by name": "import importlib\ntry:\n    importlib.import_module('azureml.automl')\nexcept ImportError:\n    print('none')",
-    "find": "import importlib.util\ntry:\n    importlib.util.find_spec('azureml.automl')\nexcept ImportError:\n    print('none')",
+    "find": "from importlib.util import find_spec\nprint('found' if find_spec('azureml.automl') is not None else 'none')",
+    "find a name": "from importlib.util import find_spec\nprint(str(find_spec('azureml.core.Webservice')).lower())",
+    "find an unknown one": "from importlib.util import find_spec\nprint(str(find_spec('azureml.core.webservise')).lower())",
+    "guarded star": "try:\n    from azureml.core import *\nexcept ImportError:\n    1 / 0\nprint('Image' in dir() or 'none')",
     "call": "def load():\n    import azureml.automl\ntry:\n    load()\nexcept ImportError:\n    print('none')",
     "class": "class A:\n    try:\n        from azureml.core import Image\n    except ImportError:\n        print('none')",
     "a name": "WRONG = (ImportError, OSError)\ntry:\n    import azureml.automl\nexcept WRONG:\n    print('none')",
@@ -161,6 +174,9 @@ KEPT = {
     "one line": "x = 1; import azureml.automl; print('kept')",
     "else": "try:\n    pass\nexcept ImportError:\n    pass\nelse:\n    import azureml.automl\nprint('kept')",
     "module": "import mine\nprint('kept')",
+    "private": "from azureml._restclient.models import Run\nimport azureml.contrib.interpret.explain\nprint('kept')",
+    "names": "from azureml.core.authentication import TokenAuthentication\nfrom azureml.core import Keyvault\nprint('kept')",
+    "star": "from azureml.train.hyperdrive import *\nGridParameterSampling, BayesianParameterSampling\nprint('kept')",
     "lines": "from azureml.core import (\n    Workspace,\n    Webservice,\n)\nprint('kept')",
 }
 
@@ -173,6 +189,22 @@ def test_a_script_that_catches_the_failure_of_an_import_asks_whether_it_is_there
     (tmp_path / "submit.py").write_text(text)
     done = in_python("import runpy, dtrain.azureml as e\ne.install()\nrunpy.run_path('submit.py')", tmp_path, cwd=tmp_path)
     assert (done.stdout, done.stderr) == (f"{shown}\n", "")
+
+
+@pytest.mark.usefixtures("finder")
+def test_what_only_azure_has_can_be_copied_pickled_and_in_an_annotation() -> None:
+    from azureml.core import Webservice
+
+    def deploy(service: Webservice | None = None, other: int | Webservice = 1) -> None: ...
+
+    hints = typing.get_type_hints(deploy, localns={"Webservice": Webservice})
+    assert [typing.get_args(hints[name]) for name in ("service", "other")] == [(Webservice, type(None)), (int, Webservice)]
+    for kept in (copy.copy(Webservice), copy.deepcopy({"a": Webservice})["a"], pickle.loads(pickle.dumps(Webservice))):
+        assert kept is Webservice
+    sent = pickle.dumps(Webservice)
+    del sys.modules["azureml.core.Webservice"]
+    with pytest.raises(UserErrorException, match=r"^azureml\.core\.Webservice is not available without Azure"):
+        pickle.loads(sent)()
 
 
 AT_ONCE = {
