@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,7 +25,8 @@ class Answer:
     ``back`` is why a connection to the host that asks failed, or empty; ``reached`` are its addresses at which one did not.
     ``ranks`` is the version of the ranks' Python, where that is another one, and ``ranks_problem`` why they cannot run by it.
     ``interface`` is the one in the network that was asked for, and ``network_problem`` says why there is none. ``scratch`` is why
-    mpirun could keep no files there: empty where it can, None where that was not asked."""
+    mpirun could keep no files there: empty where it can, None where that was not asked. ``identity`` is the same of one host by
+    whatever name it was asked, and of no two hosts; empty where that is not known."""
 
     python: str
     dtrain: str
@@ -41,6 +43,7 @@ class Answer:
     interface: str = ""
     network_problem: str = ""
     scratch: str | None = None
+    identity: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "topology": self.topology.to_json()}
@@ -93,6 +96,21 @@ def compare_sight(reports: list[Report], shared_fs: bool) -> None:
                 name="workspace", level="ok", said="does not see it: the run folder is copied, and outputs brought back"
             )
         report.checks.append(check)
+
+
+def compare_identities(asked: Sequence[tuple[Host, Report]]) -> None:
+    """Note of each other host that it was named before, by another name: Open MPI's ranks there crash, or compute wrong sums."""
+    first: dict[str, Host] = {}
+    slots: collections.Counter[str] = collections.Counter()
+    for host, report in asked:
+        if report.answer is None or not report.answer.identity:
+            continue
+        identity = report.answer.identity
+        earlier = first.setdefault(identity, host)
+        slots[identity] += host.slots
+        if earlier is not host:
+            said = f"is {earlier.name} again: name it once, as {Host(earlier.name).address(slots[identity])}"
+            report.checks.append(Check(name="name", level="problem", said=said))
 
 
 def compare_reach(reports: Sequence[Report], starter: str, *, ipv6: bool) -> None:

@@ -26,7 +26,16 @@ from dtrain.binding import HostTopology
 from dtrain.errors import MissingDependency, NotRunnable, UsageError, WorkspaceError
 from dtrain.hosts import Host
 from dtrain.launch import ssh
-from dtrain.launch.checks import Answer, Check, Report, compare_gpus, compare_reach, compare_sight, compared
+from dtrain.launch.checks import (
+    Answer,
+    Check,
+    Report,
+    compare_gpus,
+    compare_identities,
+    compare_reach,
+    compare_sight,
+    compared,
+)
 from dtrain.launch.interfaces import addresses_of, interface_in
 from dtrain.launch.mpi_families import find_mpi
 from dtrain.launch.ports import free_ports
@@ -101,6 +110,7 @@ def ask_hosts(hosts: Mapping[Host, int], workspace: Workspace | None, wanted: Wa
 
         with concurrent.futures.ThreadPoolExecutor(max_workers=min(64, len(hosts))) as pool:
             reports = dict(zip(hosts, pool.map(ask, hosts), strict=True))
+    compare_identities([(host, report) for host, report in reports.items() if not local[host]])
     if token is not None:
         compare_sight([reports[host] for host in hosts if not local[host]], wanted.shared_fs)
     compare_reach([reports[host] for host in named], own.mpi or "Horovod over Gloo", ipv6=ipv6)
@@ -172,8 +182,17 @@ def answer_to(question: Question) -> Answer:
         interface=interface,
         network_problem=network_problem,
         scratch=why_not_made(ON_HOSTS) if question.scratch else None,
+        identity=_identity(),
         time=time.time(),
     )
+
+
+def _identity() -> str:
+    """Tells this host from any other, also from a container of its machine that has a network of its own."""
+    with contextlib.suppress(OSError):  # without /proc
+        boot, network = Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.stat("/proc/self/ns/net").st_ino
+        return f"{os.uname().nodename} {boot} {network}"
+    return ""
 
 
 def check_python(python: str) -> None:

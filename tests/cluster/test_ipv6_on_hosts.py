@@ -78,6 +78,14 @@ def test_a_hostfile_of_addresses(mpi: MpiProject) -> None:
 
 
 @OPENMPI
+def test_another_host_that_is_named_twice_is_told(mpi: MpiProject) -> None:
+    """Open MPI's ranks on it would compute wrong sums, and crash."""
+    done = mpi.dtrain("run", "-H", "node1,node2,node3,[fd77::3]:1", mpi.script("print('ran')"))
+    assert (done.returncode, done.stdout) == (127, "")
+    assert done.stderr == "dtrain: host fd77::3: is node3 again: name it once, as node3:2\n"
+
+
+@OPENMPI
 def test_hosts_with_ipv6_alone(mpi: MpiProject, without: Callable[[str], None]) -> None:
     without("10.77.0.0/24")
     done = mpi.dtrain("run", "-H", "[fd77::1],[fd77::2]", "--network", "fd77::/64", mpi.script(WORLD))

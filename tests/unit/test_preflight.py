@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import orjson
 import pytest
 
 from dtrain.binding import HostTopology
+from dtrain.hosts import Host
 from dtrain.launch import checks
 from dtrain.launch.checks import Answer, Report
 from dtrain.launch.interfaces import addresses_of
@@ -97,6 +101,26 @@ def test_hosts_that_cannot_reach_this_one_are_told(reached: list[str], ipv6: boo
     (check,) = report.checks
     assert (check.name, check.level) == ("network", level)
     assert re.search(said, check.said)
+
+
+def test_a_host_of_two_names_is_told() -> None:
+    """An old dtrain's answer, and that of a host without /proc, tell none's identity; a silent host tells nothing."""
+    identities = {"node3": "three", "node2": "two", "fd77::3": "three", "old": "", "older": ""}
+    asked = [
+        (Host(name, slots), Report(host=name, answer=dataclasses.replace(OWN, identity=identity)))
+        for slots, (name, identity) in enumerate(identities.items(), 1)
+    ]
+    checks.compare_identities([*asked, (Host("silent"), Report(host="silent"))])
+    problems = [said for _, report in asked for said in report.of("problem")]
+    assert problems == ["host fd77::3: is node3 again: name it once, as node3:4"]
+
+
+def test_a_host_tells_who_it_is() -> None:
+    """Another process of this host tells the same."""
+    code = "from dtrain.launch.preflight import *; print(answer_to(Question()).identity)"
+    here, again = (subprocess.check_output([sys.executable, "-c", code], text=True).strip() for _ in range(2))
+    assert here == again == answer_to(Question()).identity
+    assert os.uname().nodename in here
 
 
 @pytest.mark.parametrize(
