@@ -114,8 +114,11 @@ def compare_identities(asked: Sequence[tuple[Host, Report]]) -> None:
 
 
 def compare_reach(reports: Sequence[Report], starter: str, *, ipv6: bool) -> None:
-    """Note of each host that is named by an IPv6 address whether its ranks can connect to this one. ``starter`` starts them, and
-    ``ipv6`` is whether it knows IPv6; its daemons connect to this host, and fail after a while, or never, where they cannot."""
+    """Note of each of these hosts, whose names, or this one's, mean IPv6 alone, whether its ranks can connect to this one.
+
+    ``starter`` starts them, and ``ipv6`` is whether it knows IPv6; its daemons connect to this host, and fail after a while, or
+    never, where they cannot.
+    """
     for report in reports:
         if report.answer is None:
             continue

@@ -26,7 +26,7 @@ class RemoteFlags:
     hosts: tuple[str, ...]
     network: tuple[str, ...]
     labels: tuple[str, ...]
-    """Where some hosts are named by IPv6 addresses, so that mpirun knows them by their labels alone."""
+    """Where some hosts are named by IPv6 addresses, so that mpirun knows them by their labels alone; or by names of such."""
     forward: tuple[str, ...]
     """Before each variable's name (``{name}``), or once before all of them (``{names}``). Values stay off the command line."""
     variables: Mapping[str, str]

@@ -39,7 +39,7 @@ from dtrain.launch.checks import (
 from dtrain.launch.interfaces import addresses_of, interface_in
 from dtrain.launch.mpi_families import find_mpi
 from dtrain.launch.ports import free_ports
-from dtrain.launch.reach import connect_back, listen, mpi_talks_by_ipv6
+from dtrain.launch.reach import connect_back, is_ipv6_alone, listen, mpi_talks_by_ipv6
 from dtrain.launch.scratch import ON_HOSTS, why_not_made
 from dtrain.layout import Workspace
 
@@ -97,7 +97,8 @@ def ask_hosts(hosts: Mapping[Host, int], workspace: Workspace | None, wanted: Wa
         question = Question(mpi=wanted.mpi, scratch=wanted.mpi, python=wanted.python, network=wanted.network)
         own = answer_to(question)
         question = replace(question, token=token, back=port)
-        named = [host for host in hosts if host.is_ipv6 and not local[host]] if listens else []
+        all_named = is_ipv6_alone(Host(socket.gethostname()))  # by that name mpirun's daemons connect to this host
+        named = [host for host in hosts if not local[host] and (all_named or is_ipv6_alone(host))] if listens else []
         ipv6 = bool(named) and wanted.mpi and mpi_talks_by_ipv6(wanted.python)
         addresses = addresses_of(own.interface, ipv6=ipv6)
 

@@ -67,6 +67,32 @@ def nameless(testbed: Testbed) -> Iterator[None]:
     file.write_text(names)
 
 
+@pytest.fixture
+def names_of_ipv6(testbed: Testbed) -> Iterator[None]:
+    """Hosts' names stand for their IPv6 addresses alone."""
+    file = testbed.state / "hosts"
+    names = file.read_text()
+    file.write_text("127.0.0.1 localhost\n" + "".join(f"fd77::{k} {node}\n" for k, node in enumerate(NODES, 1)))
+    yield
+    file.write_text(names)
+
+
+@pytest.mark.usefixtures("names_of_ipv6")
+def test_hosts_whose_names_mean_ipv6_alone(mpi: MpiProject, without: Callable[[str], None]) -> None:
+    """Daemons of MPICH's, which know IPv4 alone, cannot connect to this host's name."""
+    job = ("run", "-H", "node1,node2", mpi.script(WORLD))
+    done = mpi.dtrain(*job)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["[node1:0] one of 2", "[node2:1] one of 2"]
+    without("10.77.0.0/24")
+    done = mpi.dtrain(*job)
+    if mpi.python == sys.executable:
+        assert done.returncode == 0, done.stderr
+    else:
+        assert done.returncode == 127
+        assert "host node2: cannot connect to this host by IPv4 (it has no such address), and MPICH" in done.stderr
+
+
 @pytest.mark.usefixtures("nameless")
 def test_a_hostfile_of_addresses(mpi: MpiProject) -> None:
     hosts = ("[fd77::1]:1", "[fd77::2] slots=2  # by both", f"[{link_local(mpi.hosts, 'node3')}%eth0]")

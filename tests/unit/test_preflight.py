@@ -21,7 +21,7 @@ from dtrain.launch.checks import Answer, Report
 from dtrain.launch.interfaces import addresses_of
 from dtrain.launch.mpi_families import FAMILIES, MpiInstallation, has_ipv6
 from dtrain.launch.preflight import Question, answer_to
-from dtrain.launch.reach import listen
+from dtrain.launch.reach import is_ipv6_alone, listen
 
 TWO_CORES = HostTopology(cores=(frozenset({0}), frozenset({1})), nodes=(0, 0))
 OWN = Answer(python="3.11.7", dtrain="1.0", topology=TWO_CORES, ports=[], shared=True, time=0.0, mpi="Open MPI 5.0.11")
@@ -101,6 +101,11 @@ def test_hosts_that_cannot_reach_this_one_are_told(reached: list[str], ipv6: boo
     (check,) = report.checks
     assert (check.name, check.level) == ("network", level)
     assert re.search(said, check.said)
+
+
+def test_names_that_mean_ipv6_alone_are_known() -> None:
+    names = ("::1", "127.0.0.1", "no-such-host.invalid")
+    assert [is_ipv6_alone(Host(name)) for name in names] == [True, False, False]
 
 
 def test_a_host_of_two_names_is_told() -> None:
