@@ -113,11 +113,11 @@ def compare_identities(asked: Sequence[tuple[Host, Report]]) -> None:
             report.checks.append(Check(name="name", level="problem", said=said))
 
 
-def compare_reach(reports: Sequence[Report], starter: str, *, ipv6: bool) -> None:
+def compare_reach(reports: Sequence[Report], mpi: str, *, ipv6: bool) -> None:
     """Note of each of these hosts, whose names, or this one's, mean IPv6 alone, whether its ranks can connect to this one.
 
-    ``starter`` starts them, and ``ipv6`` is whether it knows IPv6; its daemons connect to this host, and fail after a while, or
-    never, where they cannot.
+    ``mpi`` starts them (empty: Horovod over Gloo does), and ``ipv6`` is whether it knows IPv6; its daemons connect to this host,
+    and fail after a while, or never, where they cannot.
     """
     for report in reports:
         if report.answer is None:
@@ -128,8 +128,9 @@ def compare_reach(reports: Sequence[Report], starter: str, *, ipv6: bool) -> Non
             said = f"cannot connect to this host by IPv4 or IPv6 ({report.answer.back}); hosts must reach each other on all ports"
             check = Check(name="network", level="problem", said=f"{said}, at addresses that are not link-local")
         else:
-            said = f"cannot connect to this host by IPv4 ({report.answer.back}), and {starter} knows no IPv6"
-            advice = f"give the hosts IPv4 addresses in one network, or an Open MPI that was built with it ({install.MPI})"
+            said = f"cannot connect to this host by IPv4 ({report.answer.back}), and {mpi or 'Horovod over Gloo'} knows no IPv6"
+            other = f"an Open MPI that was built with it ({install.MPI})" if mpi else "start the ranks by MPI (--controller mpi)"
+            advice = f"give the hosts IPv4 addresses in one network, or {other}{'' if mpi else '; an elastic job has Gloo alone'}"
             check = Check(name="network", level="problem", said=f"{said}; {advice}")
         report.checks.append(check)
 

@@ -114,7 +114,7 @@ def ask_hosts(hosts: Mapping[Host, int], workspace: Workspace | None, wanted: Wa
     compare_identities([(host, report) for host, report in reports.items() if not local[host]])
     if token is not None:
         compare_sight([reports[host] for host in hosts if not local[host]], wanted.shared_fs)
-    compare_reach([reports[host] for host in named], own.mpi or "Horovod over Gloo", ipv6=ipv6)
+    compare_reach([reports[host] for host in named], own.mpi, ipv6=ipv6)
     compare_gpus([(report, hosts[host] if wanted.gpus else 0) for host, report in reports.items()])
     return reports
 

@@ -119,6 +119,16 @@ def test_hosts_with_ipv6_alone(mpi: MpiProject, without: Callable[[str], None]) 
     assert sorted(done.stdout.splitlines()) == ["[node1:0] one of 2", "[node2:1] one of 2"]
 
 
+def test_a_network_of_ipv6_wants_an_mpi_that_knows_it(mpi: MpiProject) -> None:
+    done = mpi.dtrain("run", "-H", "node1,node2", "--network", "fd77::/64", mpi.script(WORLD))
+    if mpi.python == sys.executable:
+        assert done.returncode == 0, done.stderr
+    else:
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "--network fd77::/64 is of IPv6, and MPICH " in done.stderr
+        assert not list((mpi.folder / "workspace").glob("runs/*"))
+
+
 def test_hosts_that_their_ranks_could_not_reach_are_told(mpi: MpiProject, without: Callable[[str], None]) -> None:
     other = f"{link_local(mpi.hosts, 'node2')}%eth0"
     without("10.77.0.0/24")

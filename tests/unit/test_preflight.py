@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -15,11 +16,12 @@ import orjson
 import pytest
 
 from dtrain.binding import HostTopology
+from dtrain.errors import UsageError
 from dtrain.hosts import Host
 from dtrain.launch import checks
 from dtrain.launch.checks import Answer, Report
 from dtrain.launch.interfaces import addresses_of
-from dtrain.launch.mpi_families import FAMILIES, MpiInstallation, has_ipv6
+from dtrain.launch.mpi_families import FAMILIES, MpiInstallation, check_network, has_ipv6
 from dtrain.launch.preflight import Question, answer_to
 from dtrain.launch.reach import is_ipv6_alone, listen
 
@@ -83,21 +85,29 @@ def test_a_host_that_is_named_by_ipv6_tries_all_addresses(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("reached", "ipv6", "level", "said"),
+    ("reached", "mpi", "ipv6", "level", "said"),
     [
-        (["10.0.0.1", "fd00::1"], False, "ok", r"connects to this host \(10\.0\.0\.1\)"),
-        ([], True, "problem", r"by IPv4 or IPv6 \(it has none\); .* addresses that are not link-local"),
+        (["10.0.0.1", "fd00::1"], "MPICH 5", False, "ok", r"connects to this host \(10\.0\.0\.1\)"),
+        ([], "Open MPI 5", True, "problem", r"by IPv4 or IPv6 \(it has none\); .* addresses that are not link-local"),
         (
             [],
+            "MPICH 5",
             False,
             "problem",
-            r"by IPv4 \(it has none\), and MPICH 5 knows no IPv6; give the hosts IPv4 addresses in one network",
+            r"by IPv4 \(it has none\), and MPICH 5 knows no IPv6; give the hosts IPv4 addresses in one network, or an Open MPI",
+        ),
+        (
+            [],
+            "",
+            False,
+            "problem",
+            r"Horovod over Gloo knows no IPv6; .* network, or start the ranks by MPI \(--controller mpi\); an elastic job",
         ),
     ],
 )
-def test_hosts_that_cannot_reach_this_one_are_told(reached: list[str], ipv6: bool, level: str, said: str) -> None:
+def test_hosts_that_cannot_reach_this_one_are_told(reached: list[str], mpi: str, ipv6: bool, level: str, said: str) -> None:
     report = Report(host="fd00::2", answer=dataclasses.replace(OWN, reached=reached, back="" if reached else "it has none"))
-    checks.compare_reach([report, Report(host="silent")], "MPICH 5", ipv6=ipv6)
+    checks.compare_reach([report, Report(host="silent")], mpi, ipv6=ipv6)
     (check,) = report.checks
     assert (check.name, check.level) == ("network", level)
     assert re.search(said, check.said)
@@ -138,6 +148,12 @@ def test_an_mpi_tells_whether_it_has_ipv6(tmp_path: Path, title: str, prints: st
     program.chmod(0o755)
     mpi = MpiInstallation(mpirun=str(tmp_path / "mpirun"), family=family, version="5")
     assert has_ipv6(mpi) == found
+    check_network("10.0.0.0/24", mpi)
+    refused = (
+        contextlib.nullcontext() if found else pytest.raises(UsageError, match=f"{title} 5 knows none; name a network of IPv4")
+    )
+    with refused:
+        check_network("fd00::/64", mpi)
     program.unlink()
     assert has_ipv6(mpi) == (title == "Open MPI")
 
