@@ -171,6 +171,7 @@ def answer_to(question: Question) -> Answer:
     return Answer(
         python=platform.python_version(),
         dtrain=__version__,
+        identity=_identity(),
         topology=HostTopology.read(),
         ports=free_ports(question.ports),
         shared=question.token is None or Path(question.token).exists(),
@@ -183,7 +184,6 @@ def answer_to(question: Question) -> Answer:
         interface=interface,
         network_problem=network_problem,
         scratch=why_not_made(ON_HOSTS) if question.scratch else None,
-        identity=_identity(),
         time=time.time(),
     )
 
