@@ -26,7 +26,8 @@ _CALLS_AT = _COUNT.size + _COLLECTIVE.size - _CALLS.size
 _OVER = struct.Struct("<d")  # Unix seconds, 0 while the script goes on
 _OVER_AT = _COUNT.size + _COLLECTIVE.size
 
-SCRIPT_OVER = "MPI_Finalize (script is over)"
+FINALIZE = "MPI_Finalize"
+SCRIPT_OVER = f"{FINALIZE} (script is over)"
 """In place of a collective's name."""
 
 FINALIZES = (SCRIPT_OVER, "Finalize")

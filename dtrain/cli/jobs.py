@@ -192,22 +192,31 @@ def _follow(run: RunLayout, console: Console, rank: int | None = None) -> int:
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run ends.")
 @click.argument("reference", metavar="RUN")
 def logs(workspace: Workspace, reference: str, rank: int | None, attempt: int | None, follow: bool) -> None:
-    """Print what the ranks of a run wrote to their output.
+    """Print what the ranks of a run wrote to their output; with -f go on until it has ended, and say how it did.
+
+    The exit code is 0 also of a run that failed (`dtrain show RUN --json` has the run's).
 
     \b
     Example:
       dtrain logs latest --rank 0 --follow
     """
     from dtrain.launch.console import Console
+    from dtrain.launch.job import report_end
     from dtrain.launch.logs import print_logs
     from dtrain.launch.queue import status_reader
     from dtrain.launch.sbatch import SlurmJob
 
     found = workspace.find_run(reference)
-    if follow and attempt is None and SlurmJob.of(found) is not None and not status_reader([found])(found).is_over:
-        _follow(found, Console(), rank)
-    else:
-        print_logs(found, rank=rank, attempt=attempt, follow=follow)
+    console = Console()
+    if not follow or attempt is not None:
+        print_logs(found, rank=rank, attempt=attempt, follow=follow, console=console)
+        return
+    status = status_reader([found])(found)
+    if not status.is_over and SlurmJob.of(found) is not None:
+        _follow(found, console, rank)
+        return
+    print_logs(found, rank=rank, attempt=None, follow=not status.is_over, console=console)
+    report_end(found, status if status.is_over else read_status(found), console)
 
 
 @main.command()

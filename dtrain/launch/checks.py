@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,7 +25,8 @@ class Answer:
     ``back`` is why a connection to the host that asks failed, or empty; ``reached`` are its addresses at which one did not.
     ``ranks`` is the version of the ranks' Python, where that is another one, and ``ranks_problem`` why they cannot run by it.
     ``interface`` is the one in the network that was asked for, and ``network_problem`` says why there is none. ``scratch`` is why
-    mpirun could keep no files there: empty where it can, None where that was not asked."""
+    mpirun could keep no files there: empty where it can, None where that was not asked. ``identity`` is the same of one host by
+    whatever name it was asked, and of no two hosts; empty where that is not known."""
 
     python: str
     dtrain: str
@@ -41,6 +43,7 @@ class Answer:
     interface: str = ""
     network_problem: str = ""
     scratch: str | None = None
+    identity: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "topology": self.topology.to_json()}
@@ -95,9 +98,27 @@ def compare_sight(reports: list[Report], shared_fs: bool) -> None:
         report.checks.append(check)
 
 
-def compare_reach(reports: Sequence[Report], starter: str, *, ipv6: bool) -> None:
-    """Note of each host that is named by an IPv6 address whether its ranks can connect to this one. ``starter`` starts them, and
-    ``ipv6`` is whether it knows IPv6; its daemons connect to this host, and fail after a while, or never, where they cannot."""
+def compare_identities(asked: Sequence[tuple[Host, Report]]) -> None:
+    """Note of each other host that it was named before, by another name: Open MPI's ranks there crash, or compute wrong sums."""
+    first: dict[str, Host] = {}
+    slots: collections.Counter[str] = collections.Counter()
+    for host, report in asked:
+        if report.answer is None or not report.answer.identity:
+            continue
+        identity = report.answer.identity
+        earlier = first.setdefault(identity, host)
+        slots[identity] += host.slots
+        if earlier is not host:
+            said = f"is {earlier.name} again: name it once, as {Host(earlier.name).address(slots[identity])}"
+            report.checks.append(Check(name="name", level="problem", said=said))
+
+
+def compare_reach(reports: Sequence[Report], mpi: str, *, ipv6: bool) -> None:
+    """Note of each of these hosts, whose names, or this one's, mean IPv6 alone, whether its ranks can connect to this one.
+
+    ``mpi`` starts them (empty: Horovod over Gloo does), and ``ipv6`` is whether it knows IPv6; its daemons connect to this host,
+    and fail after a while, or never, where they cannot.
+    """
     for report in reports:
         if report.answer is None:
             continue
@@ -107,8 +128,9 @@ def compare_reach(reports: Sequence[Report], starter: str, *, ipv6: bool) -> Non
             said = f"cannot connect to this host by IPv4 or IPv6 ({report.answer.back}); hosts must reach each other on all ports"
             check = Check(name="network", level="problem", said=f"{said}, at addresses that are not link-local")
         else:
-            said = f"cannot connect to this host by IPv4 ({report.answer.back}), and {starter} knows no IPv6"
-            advice = f"give the hosts IPv4 addresses in one network, or an Open MPI that was built with it ({install.MPI})"
+            said = f"cannot connect to this host by IPv4 ({report.answer.back}), and {mpi or 'Horovod over Gloo'} knows no IPv6"
+            other = f"an Open MPI that was built with it ({install.MPI})" if mpi else "start the ranks by MPI (--controller mpi)"
+            advice = f"give the hosts IPv4 addresses in one network, or {other}{'' if mpi else '; an elastic job has Gloo alone'}"
             check = Check(name="network", level="problem", said=f"{said}; {advice}")
         report.checks.append(check)
 

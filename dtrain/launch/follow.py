@@ -159,7 +159,9 @@ class _Watch:
         if status != recorded:
             write_record(self._run.status, status)
         cause = queue.why_ended(self._job, self._last)
-        if not (recorded.is_over and recorded.ended is not None) or self._gave_up:  # else its dtrain has said it
+        told = queue.ended(self._run, dataclasses.replace(recorded, ended=None), self._job, self._last).cause
+        by_job = recorded.is_over and recorded.ended is not None and recorded.cause != told  # else who looked at it recorded it
+        if not by_job or self._gave_up:  # else its dtrain has said it
             report_end(self._run, status, self._console)
         elif cause and (status.state == "canceled" or (status.state == "failed" and not status.cause.startswith("Slurm "))):
             self._console.say(f"dtrain: {cause}", bad=True)

@@ -132,5 +132,5 @@ def _check_ipv4(interface: str) -> None:
     if not any(each.family == socket.AF_INET for each in psutil.net_if_addrs()[interface]):
         raise NotRunnable(
             f"this host has no IPv4 address at {interface}, by which Horovod's ranks over Gloo would talk; give it one, name "
-            "the network of another interface (--network), or start them by MPI (--controller mpi)"
+            "the network of another interface (--network), or start them by MPI (--controller mpi; not an elastic job)"
         )

@@ -12,8 +12,8 @@ from dtrain.launch.crew import Crew
 from dtrain.launch.plan import LaunchPlan
 from dtrain.launch.stacks import Beat, collect_stacks, collective, place, read_beat
 from dtrain.layout import RunLayout
-from dtrain.progress import FINALIZES
-from dtrain.status import listed
+from dtrain.progress import FINALIZE, FINALIZES, SCRIPT_OVER
+from dtrain.status import listed, read_process
 
 HANG = 123
 """The exit code of a job that was ended for it: beside 124, that of the time limit."""
@@ -121,7 +121,8 @@ class HangWatch:
         for rank, beat in beats.items():
             name = beat.collective or collective(stacks[rank])
             waits.setdefault(name, []).append(rank)
-            alike.setdefault((name, place(stacks[rank])), []).append(rank)
+            where = "" if name == SCRIPT_OVER else place(stacks[rank])
+            alike.setdefault((name, where), []).append(rank)
 
         def named(ranks: list[int]) -> str:
             return listed(tasks[rank] if tasks else f"rank {rank}" for rank in ranks)
@@ -129,20 +130,35 @@ class HangWatch:
         self._say(f"dtrain: no progress of {named(hung)} for {limit:g} s: no output, metric, collective or checkpoint")
         for (name, where), ranks_there in alike.items():
             one, since_s = len(ranks_there) == 1, max(beats[rank].since_s for rank in ranks_there)
-            waiting = f"{'waits' if one else 'wait'} in {name}" + (f" for {since_s:.0f} s" if since_s else "")
+            call = FINALIZE if name == SCRIPT_OVER else name
+            waiting = f"{'waits' if one else 'wait'} in {call}" + (f" for {since_s:.0f} s" if since_s else "")
             doing = waiting if name else f"{'is' if one else 'are'} in no collective that dtrain knows"
-            self._say(f"dtrain:   {named(ranks_there)} {doing}: {where}")
+            self._say(f"dtrain:   {named(ranks_there)} {doing}: {where or _scripts_are_over(ranks_there)}")
         self._say(f"dtrain: the stacks of all ranks are in {self._run.ranks}/*/stack.txt")
         gone = [rank for rank in self._ranks if self._run.rank(rank).done.is_file()]
         free = [rank for rank in waits.pop("", []) if rank in self._ranks and rank not in gone]
+        # Who is over while others exchange is why they wait.
+        over = [] if free or waits.keys() <= {*FINALIZES} else waits.pop(SCRIPT_OVER, [])
+        gone = [rank for rank in gone if rank not in over]
         waited = "; ".join(f"{named(ranks)} waited in {name}" for name, ranks in waits.items())
-        if free and waited:
+        if over:
+            blamed = f"{self._on_hosts(over)} had left ({_scripts_are_over(over)}) while {waited}"
+        elif free and waited:
             blamed = f"{named(free)} did not come ({place(stacks[free[0]])}), and {waited}"
         else:
             spots = [(named(there), len(there) == 1, spot) for (_, spot), there in alike.items() if set(there) & set(hung)]
             blamed = waited or "; ".join(_at(*each) for each in sorted(spots, key=lambda each: bool(_PLACE.search(each[2]))))
         blamed += f"; {named(gone)} had left before with exit code 0" if gone else ""
         return f"no progress for {limit:g} s (--hang-timeout): {blamed}"
+
+    def _on_hosts(self, ranks: list[int]) -> str:
+        """The ranks, each with its host."""
+        hosts = {rank: record.host for rank in ranks if (record := read_process(self._run, rank)) is not None}
+        return listed(f"rank {rank} on {hosts.get(rank, '?')}" for rank in ranks)
+
+
+def _scripts_are_over(ranks: list[int]) -> str:
+    return "its script is over" if len(ranks) == 1 else "their scripts are over"
 
 
 def _at(names: str, is_one: bool, where: str) -> str:

@@ -107,8 +107,11 @@ def _mpi_places(
     """Where each rank goes that mpirun starts; none where the job has no hosts."""
     if not spec.hosts:
         return []
+    from dtrain.launch.mpi_families import check_network
     from dtrain.launch.places import find_places
 
+    if spec.network is not None:
+        check_network(spec.network, mpi)
     if mpi.family.only_allocated and (allocation := Allocation.read()) is not None:
         from dtrain.launch import slurm
 

@@ -94,7 +94,7 @@ def _remote_flags(
     spec: JobSpec, family: MpiFamily, places: Sequence[Place], environment: Mapping[str, str]
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """The flags of a job on several hosts, and the variables of mpirun's own."""
-    labelled = any(Host(place.name).is_ipv6 for place in places)
+    labelled = any(Host(place.name).is_ipv6 or place.reached for place in places)
     names = [_label(place) for place in places]
     client = [sys.executable, "-m", "dtrain.launch.remote_shell"] if labelled else ["ssh"]
     options = [*client[1:], *ssh.CONNECT_OPTIONS]

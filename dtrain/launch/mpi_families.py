@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dtrain import env, install
-from dtrain.errors import MissingDependency, NotRunnable
+from dtrain.errors import MissingDependency, NotRunnable, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class RemoteFlags:
     hosts: tuple[str, ...]
     network: tuple[str, ...]
     labels: tuple[str, ...]
-    """Where some hosts are named by IPv6 addresses, so that mpirun knows them by their labels alone."""
+    """Where some hosts are named by IPv6 addresses, so that mpirun knows them by their labels alone; or by names of such."""
     forward: tuple[str, ...]
     """Before each variable's name (``{name}``), or once before all of them (``{names}``). Values stay off the command line."""
     variables: Mapping[str, str]
@@ -124,6 +125,15 @@ def has_ipv6(mpi: MpiInstallation) -> bool:
     except (OSError, subprocess.SubprocessError):
         return True
     return without not in said.splitlines()
+
+
+def check_network(network: str, mpi: MpiInstallation) -> None:
+    """Raises UsageError for a network of IPv6 and an MPI that knows none: it would talk by IPv4. Blocks for a moment."""
+    if ipaddress.ip_network(network).version == 6 and not has_ipv6(mpi):
+        raise UsageError(
+            f"--network {network} is of IPv6, and {mpi.family.title} {mpi.version} knows none; name a network of IPv4 that all "
+            f"hosts have, or use an Open MPI that was built with it ({install.MPI})"
+        )
 
 
 def find_mpi(python: str = "") -> MpiInstallation:

@@ -26,11 +26,20 @@ from dtrain.binding import HostTopology
 from dtrain.errors import MissingDependency, NotRunnable, UsageError, WorkspaceError
 from dtrain.hosts import Host
 from dtrain.launch import ssh
-from dtrain.launch.checks import Answer, Check, Report, compare_gpus, compare_reach, compare_sight, compared
+from dtrain.launch.checks import (
+    Answer,
+    Check,
+    Report,
+    compare_gpus,
+    compare_identities,
+    compare_reach,
+    compare_sight,
+    compared,
+)
 from dtrain.launch.interfaces import addresses_of, interface_in
 from dtrain.launch.mpi_families import find_mpi
 from dtrain.launch.ports import free_ports
-from dtrain.launch.reach import connect_back, listen, mpi_talks_by_ipv6
+from dtrain.launch.reach import connect_back, is_ipv6_alone, listen, mpi_talks_by_ipv6
 from dtrain.launch.scratch import ON_HOSTS, why_not_made
 from dtrain.layout import Workspace
 
@@ -88,7 +97,8 @@ def ask_hosts(hosts: Mapping[Host, int], workspace: Workspace | None, wanted: Wa
         question = Question(mpi=wanted.mpi, scratch=wanted.mpi, python=wanted.python, network=wanted.network)
         own = answer_to(question)
         question = replace(question, token=token, back=port)
-        named = [host for host in hosts if host.is_ipv6 and not local[host]] if listens else []
+        all_named = is_ipv6_alone(Host(socket.gethostname()))  # by that name mpirun's daemons connect to this host
+        named = [host for host in hosts if not local[host] and (all_named or is_ipv6_alone(host))] if listens else []
         ipv6 = bool(named) and wanted.mpi and mpi_talks_by_ipv6(wanted.python)
         addresses = addresses_of(own.interface, ipv6=ipv6)
 
@@ -101,9 +111,10 @@ def ask_hosts(hosts: Mapping[Host, int], workspace: Workspace | None, wanted: Wa
 
         with concurrent.futures.ThreadPoolExecutor(max_workers=min(64, len(hosts))) as pool:
             reports = dict(zip(hosts, pool.map(ask, hosts), strict=True))
+    compare_identities([(host, report) for host, report in reports.items() if not local[host]])
     if token is not None:
         compare_sight([reports[host] for host in hosts if not local[host]], wanted.shared_fs)
-    compare_reach([reports[host] for host in named], own.mpi or "Horovod over Gloo", ipv6=ipv6)
+    compare_reach([reports[host] for host in named], own.mpi, ipv6=ipv6)
     compare_gpus([(report, hosts[host] if wanted.gpus else 0) for host, report in reports.items()])
     return reports
 
@@ -163,6 +174,7 @@ def answer_to(question: Question) -> Answer:
     return Answer(
         python=platform.python_version(),
         dtrain=__version__,
+        identity=_identity(),
         topology=HostTopology.read(),
         ports=free_ports(question.ports),
         shared=question.token is None or Path(question.token).exists(),
@@ -177,6 +189,14 @@ def answer_to(question: Question) -> Answer:
         scratch=scratch,
         time=time.time(),
     )
+
+
+def _identity() -> str:
+    """Tells this host from any other, also from a container of its machine that has a network of its own."""
+    with contextlib.suppress(OSError):  # without /proc
+        boot, network = Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.stat("/proc/self/ns/net").st_ino
+        return f"{os.uname().nodename} {boot} {network}"
+    return ""
 
 
 def check_python(python: str) -> None:

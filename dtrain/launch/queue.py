@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Iterable
 
 from dtrain.errors import WorkspaceError
+from dtrain.files import open_anew
 from dtrain.launch.sbatch import JobState, SlurmJob, look_at
 from dtrain.launch.supervise import TIME_LIMIT
 from dtrain.layout import RunLayout
-from dtrain.status import RunStatus, State, read_status
+from dtrain.status import RunStatus, State, read_status, write_record
 
 # Who lists runs does not wait for long for a Slurm that is down.
 _ANSWER_S = 5.0
@@ -49,6 +50,8 @@ _NEVER = {
 def status_reader(runs: Iterable[RunLayout]) -> Callable[[RunLayout], RunStatus]:
     """A :func:`dtrain.status.read_status` for these runs that also knows what Slurm says of their jobs, asked once, here.
 
+    The end of a job that nobody has recorded, it records.
+
     Blocks for a moment; for seconds where Slurm does not answer: then what is recorded is all that is known.
     """
     jobs: dict[RunLayout, SlurmJob] = {}
@@ -65,9 +68,21 @@ def status_reader(runs: Iterable[RunLayout]) -> Callable[[RunLayout], RunStatus]
         state = states[job]
         if state.is_waiting:
             return queued(status, state)
-        return ended(run, status, job, state) if state.is_over else status
+        return _settled(run, job, state) if state.is_over else status
 
     return read
+
+
+def _settled(run: RunLayout, job: SlurmJob, state: JobState) -> RunStatus:
+    """The status of a run whose job is over for good, which is recorded where it was not: nobody may follow the run."""
+    with contextlib.suppress(OSError):
+        open_anew(run.root)  # its nodes may have recorded more by now
+    recorded = read_status(run)
+    status = ended(run, recorded, job, state)
+    if status != recorded:
+        with contextlib.suppress(OSError):  # another user's, or the disk is full
+            write_record(run.status, status)
+    return status
 
 
 def queued(status: RunStatus, state: JobState) -> RunStatus:

@@ -24,6 +24,17 @@ def mpi_talks_by_ipv6(python: str) -> bool:
         return True
 
 
+def is_ipv6_alone(host: Host) -> bool:
+    """Whether a host is called by an IPv6 address, or by a name that this host knows to stand for such alone. May block for a
+    moment, as looking up a name does."""
+    if host.is_ipv6:
+        return True
+    try:
+        return {family for family, *_ in socket.getaddrinfo(host.name, 0, type=socket.SOCK_STREAM)} == {socket.AF_INET6}
+    except OSError:  # a name of ~/.ssh/config's alone
+        return False
+
+
 def listen() -> socket.socket:
     """A port of this host to which others can connect, by IPv4 and by IPv6 where it has both."""
     if socket.has_dualstack_ipv6():

@@ -27,7 +27,8 @@ def why_not_made(folder: Path) -> str:
             why = "no room for 256 KiB"
     except OSError as error:
         why = error.strerror or str(error)
-    return f"{folder} cannot hold mpirun's files: {why}; make room there, or let you write (df -h {folder}; ls -ld {folder})"
+    advice = f"make room there, or give yourself write permission (df -h {folder}; ls -ld {folder})"
+    return f"{folder} cannot hold mpirun's files: {why}; {advice}"
 
 
 class Scratch:

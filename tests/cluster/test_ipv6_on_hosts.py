@@ -67,6 +67,32 @@ def nameless(testbed: Testbed) -> Iterator[None]:
     file.write_text(names)
 
 
+@pytest.fixture
+def names_of_ipv6(testbed: Testbed) -> Iterator[None]:
+    """Hosts' names stand for their IPv6 addresses alone."""
+    file = testbed.state / "hosts"
+    names = file.read_text()
+    file.write_text("127.0.0.1 localhost\n" + "".join(f"fd77::{k} {node}\n" for k, node in enumerate(NODES, 1)))
+    yield
+    file.write_text(names)
+
+
+@pytest.mark.usefixtures("names_of_ipv6")
+def test_hosts_whose_names_mean_ipv6_alone(mpi: MpiProject, without: Callable[[str], None]) -> None:
+    """Daemons of MPICH's, which know IPv4 alone, cannot connect to this host's name."""
+    job = ("run", "-H", "node1,node2", mpi.script(WORLD))
+    done = mpi.dtrain(*job)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["[node1:0] one of 2", "[node2:1] one of 2"]
+    without("10.77.0.0/24")
+    done = mpi.dtrain(*job)
+    if mpi.python == sys.executable:
+        assert done.returncode == 0, done.stderr
+    else:
+        assert done.returncode == 127
+        assert "host node2: cannot connect to this host by IPv4 (it has no such address), and MPICH" in done.stderr
+
+
 @pytest.mark.usefixtures("nameless")
 def test_a_hostfile_of_addresses(mpi: MpiProject) -> None:
     hosts = ("[fd77::1]:1", "[fd77::2] slots=2  # by both", f"[{link_local(mpi.hosts, 'node3')}%eth0]")
@@ -78,11 +104,29 @@ def test_a_hostfile_of_addresses(mpi: MpiProject) -> None:
 
 
 @OPENMPI
+def test_another_host_that_is_named_twice_is_told(mpi: MpiProject) -> None:
+    """Open MPI's ranks on it would compute wrong sums, and crash."""
+    done = mpi.dtrain("run", "-H", "node1,node2,node3,[fd77::3]:1", mpi.script("print('ran')"))
+    assert (done.returncode, done.stdout) == (127, "")
+    assert done.stderr == "dtrain: host fd77::3: is node3 again: name it once, as node3:2\n"
+
+
+@OPENMPI
 def test_hosts_with_ipv6_alone(mpi: MpiProject, without: Callable[[str], None]) -> None:
     without("10.77.0.0/24")
     done = mpi.dtrain("run", "-H", "[fd77::1],[fd77::2]", "--network", "fd77::/64", mpi.script(WORLD))
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == ["[node1:0] one of 2", "[node2:1] one of 2"]
+
+
+def test_a_network_of_ipv6_wants_an_mpi_that_knows_it(mpi: MpiProject) -> None:
+    done = mpi.dtrain("run", "-H", "node1,node2", "--network", "fd77::/64", mpi.script(WORLD))
+    if mpi.python == sys.executable:
+        assert done.returncode == 0, done.stderr
+    else:
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "--network fd77::/64 is of IPv6, and MPICH " in done.stderr
+        assert not list((mpi.folder / "workspace").glob("runs/*"))
 
 
 def test_hosts_that_their_ranks_could_not_reach_are_told(mpi: MpiProject, without: Callable[[str], None]) -> None:

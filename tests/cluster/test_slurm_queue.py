@@ -62,6 +62,8 @@ def test_a_run_whose_job_was_killed_is_not_shown_as_running(slurm: SlurmProject,
     slurm.slurm("scancel", slurm.job)
     ended = f"{none}: it was canceled before its ranks began: Slurm ended job {slurm.job}: it was canceled (scancel)"
     assert ended in slurm.dtrain("logs", "latest").stderr
+    assert ended in slurm.dtrain("logs", "-f", "latest", timeout=20).stderr
+    assert read_status(slurm.latest).state == "canceled"
     assert slurm.json("runs")[-1]["state"] == "canceled"
     assert slurm.dtrain(*ONE_EACH, "--detach", slurm.script(SAVES)).returncode == 0
     wait_until(lambda: at_work(slurm))

@@ -105,8 +105,19 @@ def test_logs_follow_a_running_job_to_its_end(project: Project, wait_until: Call
     assert follower.stdout.readline().endswith("first\n")
     assert project.json("show", "latest")["state"] == "running"
     (project.latest.outputs / "go").touch()
-    assert follower.communicate(timeout=20)[0].endswith("last\n")
+    said = follower.communicate(timeout=20)
+    assert said[0].endswith("last\n")
+    assert f"dtrain: run {project.latest.id} completed in " in said[1]
     job.communicate(timeout=20)
+
+
+def test_logs_that_are_followed_of_a_run_that_has_ended_say_how(project: Project) -> None:
+    assert project.dtrain("run", project.script("print('first'); raise SystemExit(3)")).returncode == 3
+    followed = project.dtrain("logs", "-f", "latest", timeout=20)
+    assert (followed.returncode, followed.stdout[-6:]) == (0, "first\n")
+    assert f"dtrain: run {project.latest.id} failed after " in followed.stderr
+    assert "with exit code 3\ndtrain: first to fail was rank 0" in followed.stderr
+    assert project.dtrain("logs", "latest").stderr == ""
 
 
 def test_logs_follow_what_another_host_writes(project: Project) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 import time
 from typing import Any
 
@@ -89,3 +90,28 @@ def test_only_the_cluster_that_took_a_job_can_have_forgotten_it(
         assert "on a host of the cluster here that it was submitted to" in stopped.stderr
     else:
         assert "has ended before (failed)" in stopped.stderr
+
+
+def test_the_end_of_a_job_that_was_canceled_in_the_queue_is_recorded(project: Project, submitted: RunLayout) -> None:
+    record(submitted, "queued")
+    project.env["JOB"] = f"7|CANCELLED|p|n/a|None|{submitted.code}"
+    shown = project.json("show", submitted.id)
+    assert (shown["state"], shown["exit_code"]) == ("canceled", 143)
+    assert shown["duration_s"] == project.json("show", submitted.id)["duration_s"]
+    followed, plain = (project.dtrain("logs", *more, submitted.id, timeout=20) for more in (["-f"], []))
+    assert (followed.returncode, followed.stderr) == (plain.returncode, plain.stderr)
+    assert "it was canceled before its ranks began: Slurm ended job 7: it was canceled (scancel)" in plain.stderr
+
+
+def test_who_follows_a_run_is_told_of_an_end_that_another_look_has_recorded(project: Project, submitted: RunLayout) -> None:
+    record(submitted, "queued")
+    project.env["JOB"] = f"7|NODE_FAIL|p|n/a|None|{submitted.code}"
+    assert project.json("runs")[0]["state"] == "failed"
+    code = (
+        "import sys; from pathlib import Path; from dtrain.layout import RunLayout; from dtrain.launch.sbatch import SlurmJob\n"
+        "from dtrain.launch.console import Console; from dtrain.launch.follow import follow_job\n"
+        "run = RunLayout(Path(sys.argv[1])); follow_job(run, SlurmJob.of(run), Console())"
+    )
+    followed = project.run([sys.executable, "-c", code, str(submitted.root)], timeout=20)
+    assert followed.stderr.endswith("dtrain: Slurm ended job 7: one of its nodes failed\n")
+    assert f"dtrain: run {submitted.id} failed after " in followed.stderr

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
+
+import pytest
 
 from dtrain.job_options import Hangs
 from dtrain.launch.agents import Agents
@@ -77,6 +80,40 @@ def test_ranks_that_wait_for_each_other_are_told_when_it_is_known_of_all(tmp_pat
     assert look() == "no progress for 2 s (--hang-timeout): rank 0 waited in Barrier; rank 1 waited in recv"
     assert said[0].startswith("dtrain: no progress of rank 0, rank 1 for 2 s")
     assert not any("the job goes on" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("over", "words"),
+    [
+        ({0, 3}, "rank 0 on HOST, rank 3 on HOST had left (their scripts are over) while rank 1, rank 2 waited in Allreduce"),
+        ({0, 1, 2, 3}, "rank 0, rank 1, rank 2, rank 3 waited in MPI_Finalize (script is over)"),
+    ],
+)
+def test_who_is_over_is_why_others_wait(tmp_path: Path, over: set[int], words: str) -> None:
+    run = RunLayout(tmp_path / "run").begin_attempt(0, 4)
+    plan = LaunchPlan(launcher="mpi", size=4, processes=())
+    said: list[str] = []
+    crew = Crew(plan, run, Agents(plan, run, 1.0, said.append), output=1, start_timeout_s=1.0, say=said.append)
+    beats = Beats(plan, run)
+    hangs = HangWatch(plan, run, Hangs(hang_timeout_s=0.01, on_hang="end"), said.append, crew, beats)
+
+    def look() -> str | None:
+        for rank, progress in enumerate(waits):
+            progress.write(run.rank(rank).heartbeat)
+        beats.read()
+        hangs.look()
+        time.sleep(0.1)
+        return hangs.look()
+
+    waits = [Progress() for _ in range(4)]
+    for rank, progress in enumerate(waits):
+        progress.end(finalizes=True) if rank in over else progress.enter(b"Allreduce")
+        write_record(run.rank(rank).process, ProcessRecord.of(os.getpid()))
+    found = look()
+    assert found is not None
+    assert found.removeprefix("no progress for 0.01 s (--hang-timeout): ") == words.replace("HOST", os.uname().nodename)
+    told = next(line for line in said if line.startswith(f"dtrain:   rank 0, {'rank 3' if over == {0, 3} else 'rank 1'}"))
+    assert re.fullmatch(r".* wait in MPI_Finalize( for \d+ s)?: their scripts are over", told)
 
 
 def test_an_operation_of_horovods_is_known_by_its_frame() -> None:

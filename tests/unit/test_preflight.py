@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import re
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +16,14 @@ import orjson
 import pytest
 
 from dtrain.binding import HostTopology
+from dtrain.errors import UsageError
+from dtrain.hosts import Host
 from dtrain.launch import checks
 from dtrain.launch.checks import Answer, Report
 from dtrain.launch.interfaces import addresses_of
-from dtrain.launch.mpi_families import FAMILIES, MpiInstallation, has_ipv6
+from dtrain.launch.mpi_families import FAMILIES, MpiInstallation, check_network, has_ipv6
 from dtrain.launch.preflight import Question, answer_to
-from dtrain.launch.reach import listen
+from dtrain.launch.reach import is_ipv6_alone, listen
 
 TWO_CORES = HostTopology(cores=(frozenset({0}), frozenset({1})), nodes=(0, 0))
 OWN = Answer(python="3.11.7", dtrain="1.0", topology=TWO_CORES, ports=[], shared=True, time=0.0, mpi="Open MPI 5.0.11")
@@ -79,24 +85,57 @@ def test_a_host_that_is_named_by_ipv6_tries_all_addresses(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("reached", "ipv6", "level", "said"),
+    ("reached", "mpi", "ipv6", "level", "said"),
     [
-        (["10.0.0.1", "fd00::1"], False, "ok", r"connects to this host \(10\.0\.0\.1\)"),
-        ([], True, "problem", r"by IPv4 or IPv6 \(it has none\); .* addresses that are not link-local"),
+        (["10.0.0.1", "fd00::1"], "MPICH 5", False, "ok", r"connects to this host \(10\.0\.0\.1\)"),
+        ([], "Open MPI 5", True, "problem", r"by IPv4 or IPv6 \(it has none\); .* addresses that are not link-local"),
         (
             [],
+            "MPICH 5",
             False,
             "problem",
-            r"by IPv4 \(it has none\), and MPICH 5 knows no IPv6; give the hosts IPv4 addresses in one network",
+            r"by IPv4 \(it has none\), and MPICH 5 knows no IPv6; give the hosts IPv4 addresses in one network, or an Open MPI",
+        ),
+        (
+            [],
+            "",
+            False,
+            "problem",
+            r"Horovod over Gloo knows no IPv6; .* network, or start the ranks by MPI \(--controller mpi\); an elastic job",
         ),
     ],
 )
-def test_hosts_that_cannot_reach_this_one_are_told(reached: list[str], ipv6: bool, level: str, said: str) -> None:
+def test_hosts_that_cannot_reach_this_one_are_told(reached: list[str], mpi: str, ipv6: bool, level: str, said: str) -> None:
     report = Report(host="fd00::2", answer=dataclasses.replace(OWN, reached=reached, back="" if reached else "it has none"))
-    checks.compare_reach([report, Report(host="silent")], "MPICH 5", ipv6=ipv6)
+    checks.compare_reach([report, Report(host="silent")], mpi, ipv6=ipv6)
     (check,) = report.checks
     assert (check.name, check.level) == ("network", level)
     assert re.search(said, check.said)
+
+
+def test_names_that_mean_ipv6_alone_are_known() -> None:
+    names = ("::1", "127.0.0.1", "no-such-host.invalid")
+    assert [is_ipv6_alone(Host(name)) for name in names] == [True, False, False]
+
+
+def test_a_host_of_two_names_is_told() -> None:
+    """An old dtrain's answer, and that of a host without /proc, tell none's identity; a silent host tells nothing."""
+    identities = {"node3": "three", "node2": "two", "fd77::3": "three", "old": "", "older": ""}
+    asked = [
+        (Host(name, slots), Report(host=name, answer=dataclasses.replace(OWN, identity=identity)))
+        for slots, (name, identity) in enumerate(identities.items(), 1)
+    ]
+    checks.compare_identities([*asked, (Host("silent"), Report(host="silent"))])
+    problems = [said for _, report in asked for said in report.of("problem")]
+    assert problems == ["host fd77::3: is node3 again: name it once, as node3:4"]
+
+
+def test_a_host_tells_who_it_is() -> None:
+    """Another process of this host tells the same."""
+    code = "from dtrain.launch.preflight import *; print(answer_to(Question()).identity)"
+    here, again = (subprocess.check_output([sys.executable, "-c", code], text=True).strip() for _ in range(2))
+    assert here == again == answer_to(Question()).identity
+    assert os.uname().nodename in here
 
 
 @pytest.mark.parametrize(
@@ -109,6 +148,12 @@ def test_an_mpi_tells_whether_it_has_ipv6(tmp_path: Path, title: str, prints: st
     program.chmod(0o755)
     mpi = MpiInstallation(mpirun=str(tmp_path / "mpirun"), family=family, version="5")
     assert has_ipv6(mpi) == found
+    check_network("10.0.0.0/24", mpi)
+    refused = (
+        contextlib.nullcontext() if found else pytest.raises(UsageError, match=f"{title} 5 knows none; name a network of IPv4")
+    )
+    with refused:
+        check_network("fd00::/64", mpi)
     program.unlink()
     assert has_ipv6(mpi) == (title == "Open MPI")
 
