@@ -414,7 +414,7 @@ except Exception as error:
 
 
 SBATCH = """#!/bin/sh
-test -e "${0%/*}/answer" || while kill -0 $PPID; do sleep 0.1; done
+test -e "${0%/*}/answer" || timeout 60 sh -c 'while kill -0 "$0"; do sleep 0.1; done' $PPID  # 1, where that was killed at once
 pwd >"${0%/*}/folder"
 echo 7
 """
