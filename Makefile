@@ -33,9 +33,9 @@ endif
 # What is not to be skipped either, as CI asks for where it can: DTRAIN_REQUIRE=netcluster
 DTRAIN_REQUIRE ?=
 COMMA := ,
-# How many processes run tests, for two cores: one of them begins with tests/cluster, and many others wait, too. ARGS='-n 0' is
+# How many processes run tests, for two cores: one of them begins with tests/cluster, which waits more than it computes. ARGS='-n 0' is
 # for one, with a debugger say.
-PROCESSES ?= 3
+PROCESSES ?= 2
 
 BIN := $(LANE_VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet
