@@ -30,7 +30,10 @@ def test_example(azure: AzureProject, name: str) -> None:
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert [model["id"] for model in azure.json("models")] == [f"{EXAMPLES[name][1]}:1"]
     runs = azure.json("runs")
-    assert {run["state"] for run in runs} == {"completed"}
+    ended = {run["state"] for run in runs}
+    # Whether the sweep's policy ends one of its runs is chance: of two that go on at once one is ahead for a moment.
+    assert "completed" in ended
+    assert ended <= {"completed", "canceled"} if name == "hyperdrive" else ended == {"completed"}
     metrics = {rank["rank"]: rank["metrics"] for run in runs for rank in azure.json("show", run["id"])["ranks"]}
     if name == "tensorflow_single":
         assert metrics[0]["first epoch"] == 3  # the second run went on from the first one's checkpoint
